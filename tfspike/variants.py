@@ -65,7 +65,9 @@ class Variant:
         size = 1
         for stage in reversed(self.stages):
             if isinstance(stage, Pool):
-                size *= 2
+                size = 2 * size
+            elif isinstance(stage, Block):
+                size = (size - 1) * stage.strides[0] * stage.strides[1] + 1
         return size
 
 
