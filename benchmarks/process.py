@@ -1,0 +1,76 @@
+"""One worker process under a cap on memory and time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS = 0.1
+
+
+def run_worker(python: str, module: str, order: dict[str, Any], cap_gb: float, timeout: float) -> dict[str, Any]:
+    """Runs `python -m module` with the order and returns its record.
+
+    A limit on the address space is of no use (TensorFlow reserves far more than it touches), so the resident size is
+    watched and the process ended beyond the cap.
+
+    Args:
+      python: interpreter of the environment that has what the worker imports.
+      module: the worker.
+      order: what to measure, JSON.
+      cap_gb: resident memory at which the process is ended, GB (2^30 bytes).
+      timeout: seconds until it is ended.
+
+    Returns:
+      What the worker reported, with "status" "ok" and "load", processes that ran or waited in the minute before; or "status" "out of memory", "timeout" or "error", the peak seen from
+      outside and the last lines of its error output.
+    """
+    load = os.getloadavg()[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
+                   "OMP_NUM_THREADS": str(order["threads"])}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([python, "-m", module, json.dumps(order)], cwd=ROOT, env=environment, stdout=out,
+                                   stderr=errors)
+        status, peak_mb = _watch(process, cap_gb * 1024, timeout)
+        out.seek(0)
+        errors.seek(0)
+        lines = [line for line in out.read().splitlines() if line.startswith("{")]
+        if status == "ended" and process.returncode == 0 and lines:
+            return {**json.loads(lines[-1]), "load": load}
+        if process.returncode == -9 and status == "ended":
+            status = "out of memory"  # ended by the kernel before we saw it
+        return {"status": "error" if status == "ended" else status, "peak_mb": peak_mb,
+                "error": errors.read().strip().splitlines()[-3:]}
+
+
+def _watch(process: subprocess.Popen, cap_mb: float, timeout: float) -> tuple[str, float]:
+    """Waits for the end; returns "ended", "out of memory" or "timeout", and the largest resident size seen, MB."""
+    deadline = time.monotonic() + timeout
+    peak = 0.0
+    try:
+        while process.poll() is None:
+            peak = max(peak, _resident_mb(process.pid))
+            if peak > cap_mb:
+                return "out of memory", peak
+            if time.monotonic() > deadline:
+                return "timeout", peak
+            time.sleep(POLL_SECONDS)
+        return "ended", peak
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _resident_mb(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0.0

@@ -1,0 +1,173 @@
+"""The networks of `tfspike.variants` in PyTorch, one structure for all peers.
+
+A `Kit` supplies the neurons of one library; `Net` puts convolutions, poolings and dense layers around them. A
+network runs over a step [B, C, H, W] or, where the library is at its fastest layer by layer, over the
+whole window [T, B, C, H, W].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import POOL_THRESHOLD
+from tfspike.variants import Block, Conv, Pool, Variant
+
+Neuron = Callable[[Tensor], Tensor]
+
+
+class Kit(Protocol):
+    """The neurons of one library. Every neuron keeps its own state from step to step until `reset`."""
+
+    multi_step: bool
+    """True where a neuron takes the whole window [T, B, ...] at once."""
+    weight_scale: float
+    """1 / (what the library's neuron multiplies its input by): folded into the initial weights, free of cost."""
+
+    def lif(self) -> Neuron: ...
+
+    def pooling(self, threshold: float) -> Neuron: ...
+
+    def readout(self) -> Callable[[Tensor], Tensor]:
+        """Takes currents, returns the membrane after the latest step, [B, classes], in units of the threshold."""
+        ...
+
+    def over_time(self, synapse: Callable[[Tensor], Tensor], spikes: Tensor) -> Tensor:
+        """A layer without state, applied to a step or to every step of a window."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets all states: called before every window."""
+        ...
+
+    def finish(self, timesteps: int) -> None:
+        """Called between the forward and the backward pass of a window."""
+        ...
+
+
+class Net(nn.Module):
+    """One variant with the neurons of one library.
+
+    Args:
+      variant: the structure.
+      channels, size: of the input images (square).
+      classes: outputs.
+      kit: the library's neurons.
+    """
+
+    def __init__(self, variant: Variant, channels: int, size: int, classes: int, kit: Kit):
+        super().__init__()
+        self.kit, self.kappa = kit, variant.kappa
+        self.neurons: list[Neuron] = []
+        self.synapses = nn.ModuleList()
+        self.stages = []
+        for stage in variant.stages:
+            if isinstance(stage, Pool):
+                self.stages.append(self._pool())
+                size //= 2
+            elif isinstance(stage, Conv):
+                self.stages.append(self._conv(channels, stage))
+                channels = stage.filters
+            else:
+                self.stages.append(self._block(channels, stage))
+                channels = stage.filters
+                for stride in stage.strides:
+                    size = -(-size // stride)
+        features = channels * size * size
+        self.hidden = self._dense(features, variant.hidden) if variant.hidden else None
+        self.hidden_neuron = self._neuron(kit.lif()) if variant.hidden else None
+        self.last = self._dense(variant.hidden or features, classes)
+        self.readout = kit.readout()
+        self.watched: list[list[Tensor]] | None = None
+
+    def _add(self, synapse: nn.Module, fan_in: int) -> nn.Module:
+        nn.init.normal_(synapse.weight, std=math.sqrt(self.kappa / fan_in) * self.kit.weight_scale)
+        self.synapses.append(synapse)
+        return synapse
+
+    def _neuron(self, neuron: Neuron) -> Neuron:
+        number = len(self.neurons)
+        self.neurons.append(neuron)
+
+        def fire(current: Tensor) -> Tensor:
+            spikes = neuron(current)
+            if self.watched is not None:
+                self.watched[number].append(spikes.detach().float().mean())
+            return spikes
+
+        return fire
+
+    def _synapse(self, channels: int, filters: int, kernel: int, stride: int = 1) -> nn.Module:
+        conv = nn.Conv2d(channels, filters, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+        return self._add(conv, channels * kernel * kernel)
+
+    def _dense(self, features: int, units: int) -> nn.Module:
+        return self._add(nn.Linear(features, units, bias=False), features)
+
+    def _conv(self, channels: int, stage: Conv) -> Neuron:
+        conv, lif = self._synapse(channels, stage.filters, stage.kernel), self._neuron(self.kit.lif())
+        return lambda spikes: lif(self.kit.over_time(conv, spikes))
+
+    def _pool(self) -> Neuron:
+        neuron = self._neuron(self.kit.pooling(POOL_THRESHOLD))
+        pool = nn.AvgPool2d(2)
+        return lambda spikes: neuron(self.kit.over_time(pool, spikes))
+
+    def _block(self, channels: int, stage: Block) -> Neuron:
+        stride = stage.strides[0] * stage.strides[1]
+        first = self._synapse(channels, stage.filters, 3, stage.strides[0])
+        middle = self._neuron(self.kit.lif())
+        second = self._synapse(stage.filters, stage.filters, 3, stage.strides[1])
+        last = self._neuron(self.kit.lif())
+        convolved = channels != stage.filters
+        shortcut = self._synapse(channels, stage.filters, 1, stride) if convolved else self._subsampled(stride)
+
+        def block(spikes: Tensor) -> Tensor:
+            current = self.kit.over_time(second, middle(self.kit.over_time(first, spikes)))
+            return last(current + self.kit.over_time(shortcut, spikes))
+
+        return block
+
+    def _subsampled(self, stride: int) -> Neuron:
+        scale = self.kit.weight_scale
+
+        def subsample(spikes: Tensor) -> Tensor:
+            spikes = spikes[..., ::stride, ::stride]
+            return spikes if scale == 1 else scale * spikes
+
+        return subsample
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Input spikes of a step or of a window to the readout's membrane [B, classes]."""
+        for stage in self.stages:
+            spikes = stage(spikes)
+        spikes = spikes.flatten(-3)
+        if self.hidden is not None:
+            spikes = self.hidden_neuron(self.kit.over_time(self.hidden, spikes))
+        return self.readout(self.kit.over_time(self.last, spikes))
+
+
+def signed_poisson(x: Tensor, *window: int) -> Tensor:
+    """Spikes of value sign(x) with probability |x|, drawn afresh: x [B, ...] to [*window, B, ...]."""
+    return (torch.rand(*window, *x.shape) < x.abs()) * x.sign()
+
+
+def output(net: Net, x: Tensor, timesteps: int) -> Tensor:
+    """Encodes and runs one window: images [B, C, H, W] to outputs V_T / T [B, classes]."""
+    net.kit.reset()
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if net.kit.multi_step:
+        spikes = signed_poisson(x, timesteps)
+        if channels_last:
+            spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (timesteps, -1))
+        membrane = net(spikes)
+    else:
+        for _ in range(timesteps):
+            spikes = signed_poisson(x)
+            membrane = net(spikes.contiguous(memory_format=torch.channels_last) if channels_last else spikes)
+    net.kit.finish(timesteps)
+    return membrane.float() / timesteps

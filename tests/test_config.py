@@ -1,0 +1,308 @@
+"""Configurations: validation, precedence, the JSON form, what may differ on resume, and the default workdir."""
+
+import dataclasses
+import json
+import math
+import os
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tfspike import config, recipes
+from tfspike.config import FIELDS, Config, RunOptions, resolve
+from tfspike.errors import UserError
+from tfspike.variants import VARIANTS
+
+QUICKLY = hypothesis_settings(max_examples=100, deadline=None,
+                              suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+LEGAL = st.fixed_dictionaries({}, optional={
+    "model": st.sampled_from(sorted(VARIANTS)),
+    "dataset": st.sampled_from(["mnist", "svhn", "cifar10", "kmnist:3.0.1"]),
+    "workdir": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    "timesteps": st.integers(1, 500),
+    "leak": st.floats(0, 1, exclude_min=True), "learning_rate": st.floats(1e-9, 1e9), "seed": st.integers(0, 2**31 - 1),
+    "dropout": st.none() | st.floats(0, 0.99),
+    "lr_milestones": st.sets(st.integers(1, 99)).map(lambda s: tuple(sorted(s))),
+    "optimizer": st.sampled_from(["sgd", "adam", "adamw"]), "augment": st.none() | st.booleans(),
+    "export": st.sampled_from([(), ("nir",), ("keras", "litert")]), "deterministic": st.booleans()})
+
+
+def refused(**values):
+    with pytest.raises(UserError) as caught:
+        Config(**values)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def write(folder, content):
+    path = folder / "settings.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("values", [
+    {"timesteps": 0}, {"leak": 0.0}, {"leak": 1.01}, {"leak": math.nan}, {"threshold": 0.0}, {"threshold": math.inf},
+    {"batch_size": 0}, {"val_fraction": 1.0}, {"val_fraction": -0.1}, {"learning_rate": 0.0},
+    {"learning_rate": 10**400},
+    {"epochs": 2.0}, {"epochs": True}, {"epochs": "3"}, {"epochs": 2**31}, {"seed": -1}, {"dropout": 1.0}, {"kappa": 0},
+    {"target_rate": 1.0}, {"tensorboard": 1}, {"lr_milestones": 3}, {"lr_milestones": (0,)}, {"workdir": ""},
+    {"workdir": "a\0b"}, {"workdir": "\ud800"}, {"dataset": "../up"}, {"dataset": "MNIST"}, {"gradient": "spike"},
+    {"encoder": None}, {"export": "nir"}, {"export": ("nir", 3)}, {"clip_norm": -1.0}, {"weight_decay": -1e-9}])
+def test_an_illegal_value_is_refused_in_a_sentence_that_names_the_flag_and_what_came(values):
+    (name, value), = values.items()
+    text = refused(**values)
+    assert text.startswith(f"--{name} takes ")
+    assert config.shown(value) in text
+
+
+def test_an_unknown_model_is_answered_with_all_names_and_the_nearest():
+    text = refused(model="resnet2O")
+    assert all(name in text for name in VARIANTS)
+    assert "Did you mean 'resnet20'?" in text
+
+
+@pytest.mark.parametrize("values, part", [
+    ({"lr_milestones": (5, 3)}, "--lr_milestones must increase"), ({"lr_milestones": (3, 3)}, "must increase"),
+    ({"export": ("nir", "nir")}, "once"), ({"export": ("none", "nir")}, "none only alone"),
+    ({"dataset": "nmnist"}, "--encoder=none"), ({"encoder": "none"}, "--encoder=poisson")])
+def test_settings_that_contradict_each_other_are_refused(values, part):
+    assert part in refused(**values)
+
+
+def test_values_are_brought_into_one_form():
+    made = Config(learning_rate=1, weight_decay=-0.0, lr_milestones=[1, 2], dataset="svhn", export=("none",),
+                  workdir="~/run")
+    assert type(made.learning_rate) is float and math.copysign(1, made.weight_decay) == 1
+    assert (made.lr_milestones, made.dataset, made.export) == ((1, 2), "svhn_cropped", ())
+    assert made.workdir == os.path.expanduser("~/run")
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3
+
+
+def test_a_leak_below_one_over_e_warns_and_does_not_raise():
+    assert "--leak=0.36 " in Config(leak=0.36).warnings()[0]
+    assert Config(leak=0.37).warnings() == []
+
+
+def test_an_unknown_data_set_passes_with_a_hint():
+    assert "Did you mean 'mnist'?" in Config(dataset="minst").warnings()[0]
+
+
+@pytest.mark.parametrize("model", sorted(VARIANTS))
+def test_what_nobody_set_comes_from_the_variant_table(model):
+    made, row = resolve({"model": model, "dataset": "cifar10"}), VARIANTS[model]
+    recipe = recipes.recipe(model, "cifar10")
+    for name in ("hidden", "kappa", "dropout", "init"):
+        assert getattr(made, name) == recipe.get(name, getattr(row, name))
+    assert resolve({"model": model, "dropout": 0.5}).dropout == 0.5
+
+
+def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe_which_beats_the_default(tmp_path):
+    path = write(tmp_path, {"timesteps": 77, "batch_size": 7})
+    names = ("timesteps", "batch_size", "epochs", "lr_factor", "leak")
+
+    def values(**how):
+        made = resolve(how.pop("given", {}), **how)
+        return tuple(getattr(made, name) for name in names)
+
+    recipe, quick = recipes.recipe("lenet", "mnist_subset"), recipes.PRESETS["quick"]
+    from_recipe = (recipe["timesteps"], recipe["batch_size"], recipe["epochs"], 0.2, FIELDS["leak"].default)
+    assert values() == from_recipe
+    assert values(preset="quick") == (quick["timesteps"], recipe["batch_size"], quick["epochs"], *from_recipe[3:])
+    assert values(preset="quick", config_file=path) == (77, 7, quick["epochs"], *from_recipe[3:])
+    assert values(preset="quick", config_file=path, given={"timesteps": 5, "leak": 0.5}) == (5, 7, 1, 0.2, 0.5)
+    assert recipe["timesteps"] != FIELDS["timesteps"].default and quick["timesteps"] != recipe["timesteps"]
+
+
+def test_model_and_data_set_of_the_highest_source_choose_the_recipe(tmp_path):
+    path = write(tmp_path, {"model": "resnet20"})
+    assert resolve(preset="paper_vgg9", config_file=path).model == "resnet20"
+    made = resolve({"dataset": "svhn"}, config_file=path)
+    assert (made.optimizer, made.clip_norm, made.init, made.kappa) == ("adam", 1.5, "rate", 2.0)
+
+
+def test_another_optimiser_than_the_recipes_brings_its_own_learning_rate():
+    assert resolve({"optimizer": "adam"}).learning_rate == recipes.OPTIMIZERS["adam"]["learning_rate"]
+    assert resolve({"optimizer": "sgd"}) == resolve()
+    assert resolve({"optimizer": "adam", "learning_rate": 0.5}).learning_rate == 0.5
+    swapped = resolve({"optimizer": "adamw"}, preset="paper_vgg9")
+    assert {name: getattr(swapped, name) for name in recipes.OPTIMIZERS["adamw"]} == recipes.OPTIMIZERS["adamw"]
+
+
+@pytest.mark.parametrize("preset", sorted(recipes.PRESETS))
+def test_every_preset_resolves_and_holds(preset):
+    made = resolve(preset=preset)
+    for name, value in recipes.PRESETS[preset].items():
+        assert getattr(made, name) == value
+
+
+def test_the_paper_presets_are_the_papers_table():
+    rows = {"lenet": (50, 64, 0.0085, 125, (75,)), "vgg9": (100, 16, 0.0033, 150, (70, 100, 125)),
+            "resnet9": (100, 16, 0.0025, 150, (70, 100, 125)), "resnet11": (100, 16, 0.0025, 150, (70, 100, 125))}
+    for model, (steps, batch, rate, epochs, milestones) in rows.items():
+        made = resolve(preset=f"paper_{model}")
+        assert (made.timesteps, made.batch_size, made.epochs, made.lr_milestones) == (steps, batch, epochs, milestones)
+        assert made.learning_rate / made.batch_size == pytest.approx(rate)
+        assert made.weight_decay * made.batch_size == pytest.approx(5e-4)
+        assert (made.gradient, made.optimizer, made.clip_norm, made.lr_factor) == ("event", "sgd", 0.0, 0.2)
+
+
+def test_every_network_has_a_family_and_every_recipe_is_legal():
+    assert set(recipes.FAMILY_OF) == set(VARIANTS)
+    for model in VARIANTS:
+        for dataset in config.DATASETS:
+            for optimizer in (None, "sgd", "adam", "adamw"):
+                settings = recipes.with_optimizer(recipes.recipe(model, dataset), optimizer)
+                Config(**{"model": model, "dataset": dataset, **settings})
+
+
+@QUICKLY
+@given(LEGAL)
+def test_json_gives_back_the_configuration(values):
+    made = resolve(values)
+    assert config.from_json(config.to_json(made, {"commit": "abc"})) == made
+
+
+@QUICKLY
+@given(LEGAL)
+def test_what_was_asked_for_is_what_the_configuration_has(values):
+    made = resolve(values)
+    for name, value in values.items():
+        if value is not None:
+            assert getattr(made, name) == config.normalise(FIELDS[name], value)
+
+
+@QUICKLY
+@given(st.one_of(JSON, st.dictionaries(st.sampled_from(sorted(FIELDS) + ["format", "config", "resume"]), JSON)))
+def test_any_json_gives_a_configuration_or_one_sentence(tmp_path, content):
+    path = write(tmp_path, content)
+    try:
+        assert isinstance(resolve(config_file=path), Config)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@QUICKLY
+@given(st.binary(max_size=40))
+def test_any_bytes_give_a_configuration_or_one_sentence(tmp_path, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    try:
+        resolve(config_file=str(tmp_path / "settings.json"))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("content, part", [
+    ({"epoch": 3}, "Did you mean 'epochs'?"), ({"epochs": "3"}, "--epochs takes a whole number"),
+    ({"preset": "quick"}, "--preset"),
+    ("{\"seed\": 1, \"seed\": 2}", "twice"), ("{\"leak\": NaN}", "--leak takes"), ("[1]", "JSON object"),
+    ("{", "valid JSON (line 1)"),
+    ("[" * 100_000, "valid JSON"), ({"format": 2, "seed": 1}, "reads format 1"), ({"format": True}, "format True"),
+    ({"config": {"seed": 1}, "code": "x"}, "'code'"), ({"config": 3}, "as config 3"), ("1" * 5000, "JSON")])
+def test_a_config_file_with_a_fault_is_refused_by_what_is_wrong(tmp_path, content, part):
+    with pytest.raises(UserError) as caught:
+        resolve(config_file=write(tmp_path, content))
+    assert part in str(caught.value) and "settings.json" in str(caught.value)
+
+
+def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
+    for path in (str(tmp_path / "absent.json"), str(tmp_path)):
+        with pytest.raises(UserError, match=os.path.basename(path)):
+            resolve(config_file=path)
+
+
+def test_a_pipe_as_config_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is not a file"):
+        resolve(config_file=str(tmp_path / "pipe"))
+
+
+def test_a_runs_own_config_starts_the_same_run_and_a_changed_one_goes_elsewhere(tmp_path):
+    first = resolve({"seed": 1})
+    path = write(tmp_path, config.to_json(first))
+    assert resolve(config_file=path) == first
+    assert resolve({"seed": 2}, config_file=path).workdir == resolve({"seed": 2}).workdir != first.workdir
+    path = write(tmp_path, config.to_json(resolve({"seed": 1, "workdir": "mine"})))
+    assert resolve({"seed": 2}, config_file=path).workdir == "mine"
+
+
+def test_a_saved_run_is_read_whole_or_not_at_all(tmp_path):
+    with pytest.raises(UserError, match="has none"):
+        config.read_run(str(tmp_path))
+    made = resolve({"workdir": str(tmp_path)})
+    (tmp_path / "config.json").write_text(config.to_json(made))
+    assert config.read_run(str(tmp_path)) == made
+    content = json.loads(config.to_json(made))
+    del content["config"]["timesteps"]
+    with pytest.raises(UserError, match="lacks timesteps"):
+        config.from_json(json.dumps(content))
+    content["format"] = 99
+    with pytest.raises(UserError, match="format 99"):
+        config.from_json(json.dumps(content))
+
+
+FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9,
+        "tensorboard": False,
+        "export": (), "profile": True, "stop_on_collapse": True, "epochs": 99}
+CHANGED = {"model": "vgg5", "dataset": "mnist", "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
+           "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
+           "steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
+           "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
+           "precision": "mixed_bfloat16", "strategy": "mirrored", "deterministic": True}
+
+
+def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
+    assert set(FREE) | set(CHANGED) == set(FIELDS) and not set(FREE) & set(CHANGED)
+
+
+@pytest.mark.parametrize("name", sorted(CHANGED))
+def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
+    saved = resolve()
+    wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
+    assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}
+    with pytest.raises(UserError, match=name):
+        config.check_resumable(saved, wanted)
+    assert config.default_workdir(wanted) != config.default_workdir(saved)
+
+
+@pytest.mark.parametrize("name", sorted(FREE))
+def test_what_is_free_to_change_keeps_the_run_and_its_folder(name):
+    saved = resolve()
+    wanted = dataclasses.replace(saved, **{name: FREE[name]})
+    assert saved != wanted and config.diff(saved, wanted) == {}
+    assert config.diff(saved, wanted, experiment_only=False) == {name: (getattr(saved, name), FREE[name])}
+    config.check_resumable(saved, wanted)
+    assert config.default_workdir(wanted) == config.default_workdir(saved)
+
+
+def test_epochs_may_be_raised_but_not_lowered():
+    saved = resolve({"epochs": 5})
+    config.check_resumable(saved, dataclasses.replace(saved, epochs=6))
+    with pytest.raises(UserError, match=r"epochs \(was 5, now 4\)"):
+        config.check_resumable(saved, dataclasses.replace(saved, epochs=4))
+
+
+def test_the_default_workdir_names_the_experiment_and_nothing_else():
+    folder = resolve({"model": "vgg5", "dataset": "kmnist:3.0.1"}).workdir
+    assert os.path.dirname(folder) == "runs"
+    start, digest = os.path.basename(folder).rsplit("-", 1)
+    assert start == "vgg5-kmnist-3.0.1-rate" and len(digest) == 8 and int(digest, 16) >= 0
+
+
+def test_run_options_are_checked_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'never'"):
+        RunOptions(resume="nevr")
+    with pytest.raises(UserError, match="--init_from"):
+        RunOptions(init_from=str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="only one"):
+        RunOptions(init_from=str(tmp_path), resume="must")
+    assert RunOptions(resume=str(tmp_path)).resume == str(tmp_path)

@@ -1,0 +1,474 @@
+"""Data sets: what is read, how it is split, normalised and batched, and the sentence every kind of bad data ends in.
+
+Real data: set TFSPIKE_DATA_DIR to a TFDS folder with mnist and cifar10 (and an nmnist*.npz in it or in nmnist/ beside it).
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tfspike import datasets
+from tfspike.errors import UserError
+
+REAL = os.environ.get("TFSPIKE_DATA_DIR")
+PINNED_VAL = [3, 4, 6, 12, 15]  # of 20 records, seed 0, "mnist"
+needs_real = pytest.mark.skipif(not REAL, reason="TFSPIKE_DATA_DIR is not set to a TFDS folder with mnist and cifar10")
+
+
+@pytest.fixture(scope="module")
+def subset():
+    return datasets.load("mnist_subset", "train")
+
+
+@pytest.fixture(scope="module")
+def colour():
+    """Made-up colour set of 50 natural images in which no two records are equal."""
+    rng = np.random.default_rng(1)
+    return datasets.from_arrays(rng.integers(1, 256, (50, 12, 10, 3)), np.arange(50) % 5)
+
+
+def write_tfds(folder, images, labels, features=None, name="tiny"):
+    """Write a real TFDS set of PNG records to `folder`, as another program would."""
+    import tensorflow_datasets as tfds
+
+    size = (None, None, 3) if len({i.shape for i in images}) > 1 else images[0].shape
+    classes = max(labels, default=1) + 1
+    features = features or tfds.features.FeaturesDict({
+        "image": tfds.features.Image(shape=size), "label": tfds.features.ClassLabel(num_classes=max(classes, 2))})
+    place = pathlib.Path(folder) / name / "1.0.0"
+    place.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(name=name, version=tfds.core.Version("1.0.0"), data_dir=str(place),
+                                         module_name="tests")
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=10_000)
+    writer.initialize_splits(["train", "test"], fail_if_exists=False)
+    for split in ("train", "test"):
+        for image, label in zip(images, labels):
+            writer.add_examples({split: [dict(zip(features, (image, label)))]})
+    writer.close_all()
+    return next(place.glob("*train*tfrecord*"), None)
+
+
+def noise(count, shape=(8, 8, 3), seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8))
+
+
+def stream(arrays, **kwargs):
+    kwargs = {"batch_size": 8, "seed": 3, "info": datasets.describe(arrays), "indices": None} | kwargs
+    return datasets.TrainStream(arrays.images, arrays.labels, **kwargs)
+
+
+class TestEmbeddedSet:
+    def test_is_class_balanced_and_small(self, subset):
+        test = datasets.load("mnist_subset", "test")
+        assert subset.images.shape == (6000, 28, 28, 1) and test.images.shape == (1000, 28, 28, 1)
+        assert subset.images.dtype == np.uint8 and subset.labels.dtype == np.int32
+        assert np.bincount(subset.labels).tolist() == [600] * 10
+        assert np.bincount(test.labels).tolist() == [100] * 10
+        folder = pathlib.Path(datasets.__file__).parent / "data"
+        assert sum(f.stat().st_size for f in folder.iterdir()) < 2e6
+        assert "CC BY-SA 3.0" in (folder / "LICENSE").read_text()
+
+    def test_digits_are_distinct_and_look_like_their_label(self, subset):
+        assert len(np.unique(subset.images.reshape(6000, -1), axis=0)) == 6000
+        test = datasets.load("mnist_subset", "test")
+        means = np.stack([subset.images[subset.labels == c].mean(axis=0).ravel() for c in range(10)])
+        distance = ((test.images.reshape(1000, 1, -1) - means) ** 2).sum(-1)
+        assert (distance.argmin(1) == test.labels).mean() > 0.75  # nearest class mean reaches about 82 % on MNIST
+
+    def test_needs_neither_tensorflow_nor_a_download(self):
+        code = ("import sys; from tfspike import datasets as d; d.load('mnist_subset', 'test'); d.canonical_name('svhn');"
+                "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)")
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
+
+
+class TestNormalisation:
+    def test_digits_are_pixels_over_510(self, subset):
+        info = datasets.describe(subset)
+        x = info.normalise(subset.images[:50])
+        assert x.dtype == np.float32 and x.max() == 0.5 and x.min() == 0
+        np.testing.assert_allclose(x, subset.images[:50] / 510, rtol=1e-6)
+        assert not info.augment
+
+    def test_cifar10_uses_the_constants_of_the_paper(self, colour):
+        import dataclasses
+
+        info = datasets.describe(dataclasses.replace(colour, name="cifar10"))
+        mean, std = np.array([.4914, .4822, .4465]), np.array([.557, .549, .5534])
+        np.testing.assert_allclose(info.normalise(colour.images), (colour.images / 255 - mean) / std, atol=1e-6)
+        assert info.augment
+
+    def test_other_sets_use_the_mean_of_the_training_part_only(self, colour):
+        part = np.arange(5, 30)
+        info = datasets.describe(colour, part)
+        mean = colour.images[part].astype(float).mean((0, 1, 2)) / 255
+        x = info.normalise(colour.images)
+        np.testing.assert_allclose(x, (colour.images / 255 - mean) / np.maximum(mean, 1 - mean), atol=1e-6)
+        assert np.abs(x).max() <= 1 + 1e-6 and not info.augment
+        assert info.scale != datasets.describe(colour).scale
+
+    def test_info_survives_json_bit_for_bit(self, colour):
+        info = datasets.describe(colour)
+        assert datasets.DatasetInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+
+    @pytest.mark.parametrize("change", [{"scale": [1.0]}, {"offset": [float("nan")] * 3}, {"image_shape": 4}, {"more": 1},
+                                        {"num_classes": 1}, {"augment": "yes"}, {"class_names": None}])
+    def test_a_damaged_record_is_refused(self, colour, change):
+        with pytest.raises(UserError, match="damaged"):
+            datasets.DatasetInfo.from_dict({**datasets.describe(colour).to_dict(), **change})
+
+    def test_images_of_another_shape_are_refused(self, colour, subset):
+        with pytest.raises(UserError, match="12, 10, 3"):
+            datasets.describe(colour).normalise(subset.images[:2])
+
+
+class TestValidationSplit:
+    def test_is_disjoint_complete_and_of_the_asked_size(self):
+        train, val = datasets.split_indices(6000, 0.1, 0, "mnist_subset")
+        assert len(val) == 600 and sorted([*train, *val]) == list(range(6000))
+
+    def test_depends_on_seed_and_name_and_nothing_else(self):
+        train, val = datasets.split_indices(1000, 0.2, 5, "a")
+        for seed, name, same in ((5, "a", True), (6, "a", False), (5, "b", False)):
+            assert np.array_equal(datasets.split_indices(1000, 0.2, seed, name)[1], val) is same
+        record = datasets.split_record("a", 0.2, 5, train, val)
+        assert record["num_val"] == 200 and record["val_crc32"] != record["train_crc32"]
+        json.dumps(record)
+
+    def test_is_the_same_in_every_release(self):
+        assert datasets.split_indices(20, 0.25, 0, "mnist")[1].tolist() == PINNED_VAL
+
+    @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2, float("nan"), 0.001, 0.99])
+    def test_an_illegal_fraction_or_an_empty_part_is_refused(self, fraction):
+        with pytest.raises(UserError, match="val_fraction"):
+            datasets.split_indices(20, fraction, 0, "mnist")
+
+    def test_zero_holds_nothing_out(self):
+        train, val = datasets.split_indices(20, 0, 0, "mnist")
+        assert len(train) == 20 and len(val) == 0
+
+
+class TestTrainStream:
+    def test_an_epoch_shows_every_record_at_most_once_and_only_training_records(self, subset):
+        train, val = datasets.split_indices(len(subset), 0.1, 0, subset.name)
+        s = stream(subset, indices=train, batch_size=64)
+        assert s.steps_per_epoch == 5400 // 64
+        epochs = [np.concatenate([s.records(e * s.steps_per_epoch + k) for k in range(s.steps_per_epoch)]) for e in (0, 1)]
+        for seen in epochs:
+            assert len(np.unique(seen)) == len(seen) == 84 * 64 and not np.isin(seen, val).any()
+        assert not np.array_equal(*epochs)
+
+    def test_images_keep_their_labels(self, subset):
+        s = stream(subset)
+        x, y = s.batch(7)
+        np.testing.assert_array_equal(x, subset.images[s.records(7)].astype(np.float32) * np.float32(1 / 510))
+        np.testing.assert_array_equal(y, subset.labels[s.records(7)])
+
+    def test_resumes_bit_for_bit_at_any_step(self, colour):
+        def first(start, count):
+            ds = datasets.train_stream(colour.images, colour.labels, None, 8, 3, datasets.describe(colour), start, True)
+            return [(x.numpy(), y.numpy()) for x, y in ds.take(count)]
+
+        whole = first(0, 15)  # 6 steps an epoch: crosses two boundaries
+        for (x, y), (a, b) in zip(whole[4:], first(4, 11), strict=True):
+            assert np.array_equal(x, a) and np.array_equal(y, b)
+        assert not np.array_equal(whole[0][0], whole[1][0])
+
+    def test_shapes_are_static_for_the_network(self, colour):
+        x, y = stream(colour).dataset().element_spec
+        assert x.shape == (8, 12, 10, 3) and y.shape == (8,) and (x.dtype.name, y.dtype.name) == ("float32", "int32")
+
+    def test_workers_see_exactly_the_slices_of_the_global_batch(self, colour):
+        whole = stream(colour, augment=True).batch(9)
+        parts = [stream(colour, augment=True, shard=(w, 4)).batch(9) for w in range(4)]
+        for field in (0, 1):
+            np.testing.assert_array_equal(whole[field], np.concatenate([p[field] for p in parts]))
+
+    def test_augmentation_crops_over_dark_padding_and_flips_half(self, colour):
+        s = stream(colour, batch_size=50, augment=True)
+        dark, shifted, flipped, plain = s.info.normalise(np.zeros((1, 12, 10, 3), np.uint8))[0, 0, 0], 0, 0, 0
+        assert (dark < -0.5).all()
+        for step in range(10):
+            raw = np.pad(colour.images[s.records(step)], ((0, 0), (4, 4), (4, 4), (0, 0)))
+            for padded, x in zip(_norm(s.info, raw), s.batch(step)[0]):
+                hits = [(t, le, f) for t in range(9) for le in range(9) for f in (0, 1)
+                        if np.array_equal(padded[t:t + 12, le:le + 10][:, ::-1 if f else 1], x)]
+                assert len(hits) == 1
+                shifted += hits[0][:2] != (4, 4)
+                flipped += hits[0][2]
+                plain += 1
+        assert 0.42 < flipped / plain < 0.58 and shifted / plain > 0.95
+
+    def test_digits_are_never_augmented_unless_asked(self, subset):
+        assert not stream(subset).augment
+
+    @pytest.mark.parametrize("kwargs, message", [
+        ({"batch_size": 51}, "larger than the 50"), ({"batch_size": 0}, "at least 1"), ({"shard": (0, 3)}, "divide"),
+        ({"seed": -1}, "seed"), ({"indices": np.arange(0)}, "at least 1")])
+    def test_an_impossible_batch_is_refused(self, colour, kwargs, message):
+        with pytest.raises(UserError, match=message):
+            stream(colour, **kwargs)
+
+    def test_labels_out_of_range_are_refused(self, colour):
+        with pytest.raises(UserError, match="0..4"):
+            datasets.TrainStream(colour.images, colour.labels + 1, None, 8, 0, datasets.describe(colour))
+
+    def test_two_replicas_get_the_global_batch_in_order(self):
+        code = """if 1:
+            import numpy as np, tensorflow as tf
+            from tfspike import datasets as d
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+            a = d.load("mnist_subset", "test"); s = d.TrainStream(a.images, a.labels, None, 8, 0, d.describe(a))
+            strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+            it = iter(strategy.experimental_distribute_dataset(s.dataset(3)))
+            for k in (3, 4):
+                x, _ = next(it)
+                got = np.concatenate([p.numpy() for p in strategy.experimental_local_results(x)])
+                assert np.array_equal(got, s.batch(k)[0])
+        """
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
+
+
+def _norm(info, raw):
+    return raw.astype(np.float32) * np.float32(info.scale) + np.float32(info.offset)
+
+
+class TestEvalStream:
+    def test_shows_every_record_once_in_order(self, colour):
+        info = datasets.describe(colour)
+        batches = list(datasets.eval_stream(colour.images, colour.labels, 16, info).as_numpy_iterator())
+        assert [len(y) for _, y in batches] == [16, 16, 16, 2]
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), info.normalise(colour.images))
+        np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), colour.labels)
+
+    def test_padding_has_weight_zero_and_full_batches_on_every_worker(self, colour):
+        info, index = datasets.describe(colour), np.arange(3, 24)
+        real = []
+        for worker in (0, 1):
+            ds = datasets.eval_stream(colour.images, colour.labels, 16, info, index, pad=True, shard=(worker, 2))
+            assert [tuple(s.shape) for s in ds.element_spec] == [(8, 12, 10, 3), (8,), (8,)]
+            for x, y, weight in ds.as_numpy_iterator():
+                real += y[weight == 1].tolist()
+                assert set(weight) <= {0.0, 1.0} and len(x) == 8
+        assert sorted(real) == sorted(colour.labels[index].tolist())
+
+
+class TestOwnArrays:
+    IMAGES, LABELS = np.full((4, 5, 5, 1), 200.0), np.array([0, 1, 0, 1])
+
+    @pytest.mark.parametrize("images, labels, message", [
+        (np.where(np.arange(4)[:, None, None, None] == 2, np.nan, IMAGES), LABELS, "NaN"),
+        (IMAGES[..., 0], LABELS, "shape"), (IMAGES[:0], LABELS[:0], "empty"), (IMAGES.astype(str), LABELS, "floats"),
+        (IMAGES * 2, LABELS, "0 to 255"), (IMAGES - 201, LABELS, "0 to 255"), (IMAGES / 255, LABELS, "0 to 255"),
+        (IMAGES, LABELS[:3], "as many labels"), (IMAGES, LABELS - 1, "0..1"), (IMAGES, LABELS + 0.5, "whole numbers"),
+        (IMAGES, LABELS * 0, "class"), (IMAGES, LABELS[:, None], "shape")])
+    def test_bad_arrays_end_in_one_sentence(self, images, labels, message):
+        with pytest.raises(UserError, match=message):
+            datasets.from_arrays(images, labels, num_classes=2)
+
+
+class TestTfdsFolders:
+    def test_an_unknown_set_in_the_folder_is_read_as_it_is(self, tmp_path):
+        images, labels = noise(20), [i % 3 for i in range(20)]
+        write_tfds(tmp_path, images, labels)
+        got = datasets.load("tiny", "train", str(tmp_path))
+        np.testing.assert_array_equal(got.images, images)
+        assert got.labels.tolist() == labels and (got.num_train, got.num_test) == (20, 20)
+
+    def test_a_truncated_file_is_named(self, tmp_path):
+        file = write_tfds(tmp_path, noise(20), [i % 3 for i in range(20)])
+        file.write_bytes(file.read_bytes()[:-50])
+        with pytest.raises(UserError, match="train files of 'tiny'.*damaged"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_a_flipped_byte_is_noticed(self, tmp_path):
+        file = write_tfds(tmp_path, noise(20), [i % 3 for i in range(20)])
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_an_empty_and_a_missing_file_are_noticed(self, tmp_path):
+        file = write_tfds(tmp_path, noise(20), [i % 3 for i in range(20)])
+        file.write_bytes(b"")
+        with pytest.raises(UserError, match="damaged.*0 of 20|damaged"):
+            datasets.load("tiny", "train", str(tmp_path))
+        file.unlink()
+        with pytest.raises(UserError, match="damaged"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_damaged_training_files_do_not_matter_to_the_test_split(self, tmp_path):
+        write_tfds(tmp_path, noise(6), [0, 1] * 3).write_bytes(b"")
+        assert len(datasets.load("tiny", "test", str(tmp_path))) == 6
+
+    def test_a_corrupt_description_is_named(self, tmp_path):
+        file = write_tfds(tmp_path, noise(6), [0, 1] * 3)
+        (file.parent / "dataset_info.json").write_text("{broken")
+        with pytest.raises(UserError, match="cannot be read"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_one_class_is_refused(self, tmp_path):
+        write_tfds(tmp_path, noise(6), [1] * 6)
+        with pytest.raises(UserError, match="1 class"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_different_sizes_are_refused(self, tmp_path):
+        write_tfds(tmp_path, noise(3) + noise(3, (9, 8, 3)), [0, 1] * 3)
+        with pytest.raises(UserError, match="different sizes"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_a_set_without_images_is_refused(self, tmp_path):
+        import tensorflow_datasets as tfds
+
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)})
+        write_tfds(tmp_path, [_Text("a"), _Text("b")], [0, 1], features)
+        with pytest.raises(UserError, match="not an image classification set"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_a_set_beyond_the_memory_limit_is_refused_by_name(self, tmp_path, monkeypatch):
+        write_tfds(tmp_path, noise(6), [0, 1] * 3)
+        monkeypatch.setattr(datasets, "MAX_BYTES", 6 * 8 * 8 * 3 - 1)
+        with pytest.raises(UserError, match="'tiny'.*limit"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_missing_data_say_where_was_looked_and_nothing_is_written(self, tmp_path):
+        with pytest.raises(UserError, match=f"{tmp_path}.*--data_dir"):
+            datasets.load("cifar10", "train", str(tmp_path))
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(UserError, match="does not exist"):
+            datasets.load("cifar10", "train", str(tmp_path / "nowhere"))
+
+    def test_no_network_is_said_at_once(self, tmp_path, monkeypatch):
+        def unreachable(*_):
+            raise OSError("no network")
+
+        monkeypatch.setattr(datasets.socket, "getaddrinfo", unreachable)
+        for variable in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.delenv(variable, raising=False)
+        import tensorflow_datasets as tfds
+
+        real = tfds.builder
+        monkeypatch.setattr(tfds, "builder", lambda name, data_dir: real(name, data_dir=str(tmp_path)))
+        with pytest.raises(UserError, match=f"{tmp_path}.*no network"):
+            datasets.load("cifar100", "train")
+
+    @pytest.mark.parametrize("name, close", [("cifr10", "cifar10"), ("MNIST", "mnist"), ("fashion-mnist", "fashion_mnist"),
+                                             ("shvn", "svhn"), ("", "Known"), ("../mnist", "Known")])
+    def test_unknown_names_list_the_known_and_the_closest(self, name, close):
+        with pytest.raises(UserError, match=close) as caught:
+            datasets.load(name, "train")
+        assert "mnist_subset" in str(caught.value)
+
+    def test_svhn_is_an_alias_and_other_tfds_sets_pass(self):
+        assert datasets.canonical_name("svhn") == "svhn_cropped"
+        assert datasets.canonical_name("kmnist") == "kmnist"
+
+
+class _Text(str):
+    shape = ()
+
+
+class TestEvents:
+    @staticmethod
+    def write(folder, **change):
+        fields = {"x": [0, 33, 5, 5, 1], "y": [0, 33, 6, 6, 2], "t": [0, 299_999, 150_000, 150_001, 300_000],
+                  "p": [1, 0, 1, 1, 1], "offsets": [0, 2, 4, 5], "label": [0, 1, 7], "index": [1, 60_000, 60_001]}
+        fields |= change
+        np.savez(pathlib.Path(folder) / "nmnist.npz", **{k: np.array(v) for k, v in fields.items()})
+
+    def test_are_binned_over_300_ms_into_binary_spikes(self, tmp_path):
+        self.write(tmp_path)
+        got = datasets.load("nmnist", "train", str(tmp_path), timesteps=10)
+        assert got.images.shape == (2, 10, 34, 34, 2) and got.labels.tolist() == [0, 1]
+        expected = np.zeros((2, 10, 34, 34, 2), np.uint8)
+        expected[0, 0, 0, 0, 1] = expected[0, 9, 33, 33, 0] = expected[1, 5, 6, 5, 1] = 1
+        np.testing.assert_array_equal(got.images[np.arange(2)], expected)
+        test = datasets.load("nmnist", "test", str(tmp_path), timesteps=10)
+        assert len(test) == 1 and test.images[0].sum() == 0  # its one event lies behind the window
+
+    def test_batches_are_spike_trains(self, tmp_path):
+        self.write(tmp_path)
+        got = datasets.load("nmnist", "train", str(tmp_path), timesteps=4)
+        info = datasets.describe(got)
+        assert info.event_based and info.image_shape == (34, 34, 2) and not info.augment
+        x, _ = next(iter(datasets.train_stream(got.images, got.labels, None, 2, 0, info)))
+        assert x.shape == (2, 4, 34, 34, 2) and set(np.unique(x)) == {0.0, 1.0}
+        with pytest.raises(UserError, match="event data"):
+            datasets.describe(got, augment=True)
+
+    @pytest.mark.parametrize("change", [{"x": [0, 34, 5, 5, 1]}, {"offsets": [0, 2, 4, 6]}, {"p": [2] * 5}, {"label": [0]},
+                                        {"t": [0.5] * 5}, {"index": [1, 2, 3]}])
+    def test_damaged_files_are_refused(self, tmp_path, change):
+        self.write(tmp_path, **change)
+        with pytest.raises(UserError, match="nmnist.npz"):
+            datasets.load("nmnist", "test", str(tmp_path), timesteps=10)
+
+    def test_a_truncated_file_a_pickle_and_no_file_are_refused(self, tmp_path):
+        for prepare in (lambda: None, lambda: (tmp_path / "nmnist.npz").write_bytes(b"PK\3\4broken"),
+                        lambda: np.savez(tmp_path / "nmnist.npz", x=np.array([{}], object))):
+            prepare()
+            with pytest.raises(UserError, match="fields x, y, t, p"):
+                datasets.load("nmnist", "train", str(tmp_path), timesteps=10)
+        with pytest.raises(UserError, match="timesteps"):
+            datasets.load("nmnist", "train", str(tmp_path))
+
+
+class TestImageFiles:
+    @staticmethod
+    def write(path, image):
+        import tensorflow as tf
+
+        encode = tf.io.encode_png if path.suffix == ".png" else tf.io.encode_jpeg
+        path.write_bytes(encode(image).numpy())
+
+    def test_folders_and_files_are_read_in_order_and_converted(self, tmp_path):
+        grey, rgb = noise(1, (8, 8, 1))[0], noise(1)[0]
+        self.write(tmp_path / "b.png", grey)
+        self.write(tmp_path / "a.jpg", rgb)
+        images, files = datasets.load_images([str(tmp_path)], (8, 8, 3))
+        assert images.shape == (2, 8, 8, 3) and [pathlib.Path(f).name for f in files] == ["a.jpg", "b.png"]
+        np.testing.assert_array_equal(images[1], np.repeat(grey, 3, axis=2))
+        assert datasets.load_images(str(tmp_path / "a.jpg"), (8, 8, 1))[0].shape == (1, 8, 8, 1)
+
+    def test_another_size_is_refused_or_resized(self, tmp_path):
+        self.write(tmp_path / "a.png", np.full((16, 12, 1), 77, np.uint8))
+        with pytest.raises(UserError, match="16x12.*8x8"):
+            datasets.load_images([tmp_path], (8, 8, 1))
+        assert (datasets.load_images([tmp_path], (8, 8, 1), resize=True)[0] == 77).all()
+
+    def test_unreadable_and_missing_files_are_named(self, tmp_path):
+        with pytest.raises(UserError, match="no PNG or JPEG"):
+            datasets.load_images([tmp_path / "none.png"], (8, 8, 1))
+        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+        with pytest.raises(UserError, match="x.png is not a readable"):
+            datasets.load_images([tmp_path], (8, 8, 1))
+
+
+@needs_real
+class TestRealData:
+    def test_mnist_is_complete_and_holds_the_embedded_subset(self, subset):
+        got = datasets.load("mnist", "train", REAL)
+        assert got.images.shape == (60000, 28, 28, 1) and got.num_test == 10000
+        whole = {image.tobytes(): label for image, label in zip(got.images, got.labels)}
+        assert all(whole.get(i.tobytes()) == label for i, label in zip(subset.images, subset.labels))
+
+    def test_cifar10_is_normalised_to_the_unit_interval(self):
+        got = datasets.load("cifar10", "test", REAL)
+        assert got.images.shape == (10000, 32, 32, 3) and np.bincount(got.labels).tolist() == [1000] * 10
+        assert got.class_names[0] == "airplane"
+        assert 0.9 < np.abs(datasets.describe(got).normalise(got.images)).max() <= 1.001
+
+    def test_nmnist_labels_are_those_of_mnist(self):
+        folder = next((f for f in (REAL, os.path.join(REAL, os.pardir)) if list(pathlib.Path(f).glob("**/nmnist*.npz"))), None)
+        if folder is None:
+            pytest.skip("no nmnist*.npz beside TFSPIKE_DATA_DIR")
+        got = datasets.load("nmnist", "train", folder, timesteps=20)
+        assert got.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+        assert 0.01 < got.images[np.arange(8)].mean() < 0.3

@@ -1,0 +1,128 @@
+"""One time step: spiking cells on the Keras RNN cell protocol.
+
+`keras.layers.RNN(LIFCell(n), return_sequences=True)` followed by `tfspike.layers.LeakAware` is the readable second
+road to the gradient "event"; the whole-window layers of `tfspike.layers` are tested against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspike import gradients
+from tfspike.checks import check_leak, check_threshold
+
+
+class _Cell(keras.layers.Layer):
+    """State and shapes that the three cells share: one membrane potential `[B, *shape]`, float32."""
+
+    def __init__(self, units: int | tuple[int, ...], **kwargs: Any):
+        super().__init__(**kwargs)
+        shape = (units,) if isinstance(units, int) else tuple(units)
+        if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
+            raise ValueError(f"`units` must be a positive integer or a tuple of them. Received: units={units!r}.")
+        self.units = units if isinstance(units, int) else shape
+        self.state_size = self.units
+        self.output_size = self.units
+        self._shape = shape
+
+    def get_initial_state(self, batch_size: int | tf.Tensor | None = None) -> list[tf.Tensor]:
+        """The membrane potential before the first step: zeros, `[batch_size, *shape]` float32."""
+        return [tf.zeros((batch_size, *self._shape), tf.float32)]
+
+    def compute_output_shape(self, input_shape: Any, states_shape: Any = None) -> Any:
+        return input_shape, [input_shape]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class LIFCell(_Cell):
+    """Leaky integrate-and-fire neurons, one step (Lee et al. 2020, Eqs. 1-4).
+
+        u_t = v_(t-1) + I_t        s_t = 1[u_t > threshold]        v_t = 0 if s_t else leak u_t
+
+    Its gradient is the authors' per-step one (`tfspike.gradients.spike_step`).
+
+    Args:
+      units: neurons, an integer or the shape of a feature map.
+      leak: share of the membrane potential kept per step, in (0, 1].
+      threshold: firing threshold, above 0.
+
+    Raises:
+      ValueError: a constant out of range.
+    """
+
+    def __init__(self, units: int | tuple[int, ...], leak: float = 0.99, threshold: float = 1.0, **kwargs: Any):
+        super().__init__(units, **kwargs)
+        self.leak = check_leak(leak)
+        self.threshold = check_threshold(threshold)
+
+    @property
+    def neuron(self) -> gradients.Neuron:
+        return gradients.Neuron.lif(self.leak, self.threshold)
+
+    def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
+        spikes, membrane = gradients.spike_step(inputs_at_t, tf.cast(states[0], tf.float32), self.neuron)
+        return spikes, [membrane]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "leak": self.leak, "threshold": self.threshold}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class PoolingIFCell(_Cell):
+    """The neuron behind an average pooling, one step: no leak, threshold .75, gradient without 1/threshold.
+
+    Args:
+      units: neurons, an integer or the shape of a feature map.
+      threshold: firing threshold, above 0.
+
+    Raises:
+      ValueError: a constant out of range.
+    """
+
+    def __init__(self, units: int | tuple[int, ...], threshold: float = 0.75, **kwargs: Any):
+        super().__init__(units, **kwargs)
+        self.threshold = check_threshold(threshold)
+
+    @property
+    def neuron(self) -> gradients.Neuron:
+        return gradients.Neuron.pooling(self.threshold)
+
+    def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
+        spikes, membrane = gradients.spike_step(inputs_at_t, tf.cast(states[0], tf.float32), self.neuron)
+        return spikes, [membrane]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "threshold": self.threshold}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class LeakyIntegratorCell(_Cell):
+    """Output neurons that never fire, one step: V_t = leak (V_(t-1) + I_t); the leak is ignored in the gradient.
+
+    Args:
+      units: neurons.
+      leak: share of the membrane potential kept per step, in (0, 1].
+
+    Raises:
+      ValueError: a constant out of range.
+    """
+
+    def __init__(self, units: int | tuple[int, ...], leak: float = 0.99, **kwargs: Any):
+        super().__init__(units, **kwargs)
+        self.leak = check_leak(leak)
+
+    def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """`(current [B, ...], [V])` to `(V [B, ...], [V])`, float32."""
+        membrane = gradients.readout_window(inputs_at_t[tf.newaxis], tf.cast(states[0], tf.float32), self.leak)[0]
+        return membrane, [membrane]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "leak": self.leak}

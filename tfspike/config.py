@@ -1,0 +1,500 @@
+"""The configuration of a run: every setting defined once, checked early, and the same for flags, files and resume.
+
+`Config` holds what makes the experiment, `RunOptions` how this one command runs it. `resolve` puts a `Config`
+together: dataclass defaults < recipe < preset < config file < flags, and what is still None after that comes from
+the network's row in the variant table. Nothing here imports TensorFlow, so a wrong setting is refused at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tfspike import recipes
+from tfspike.errors import UserError
+from tfspike.variants import VARIANTS
+
+FORMAT = 1
+DATASETS = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
+DATASET_ALIASES = {"svhn": "svhn_cropped"}
+EVENT_DATASETS = ("nmnist",)
+RESUME_WORDS = ("auto", "never", "must")
+_TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
+_LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
+
+# Annotation -> (what a single value is, is it a list, may it be None).
+_KINDS = {"str": (str, False), "int": (int, False), "float": (float, False), "bool": (bool, False),
+          "tuple[int, ...]": (int, True), "tuple[str, ...]": (str, True)}
+_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def setting(default: Any, help: str, *, group: str = "", choices: Iterable[str] = (), legal: str = "",
+            check: Callable[[Any], bool] | None = None, path: bool = False, experiment: bool = True) -> Any:
+    """Declares a field: its help sentence, what is legal (in words and as a check), and its part in the experiment.
+
+    Args:
+      default: the value where nothing else is said.
+      help: one sentence for `--help`.
+      group: heading under which `--help` lists the field.
+      choices: the legal values of a string, or of each item of a list.
+      legal: the legal values in words, e.g. "a number above 0".
+      check: returns whether a value (or an item of a list) of the right type is legal.
+      path: the value is a file or folder; `~` is expanded.
+      experiment: runs that differ in it are different experiments, and one cannot continue the other.
+    """
+    return dataclasses.field(default=default, metadata={
+        "help": help, "group": group, "choices": tuple(choices), "legal": legal, "check": check, "path": path,
+        "experiment": experiment})
+
+
+def _at_least(bound: int) -> dict[str, Any]:
+    return {"legal": f"a whole number from {bound} to {_LARGEST_INT}", "check": lambda v: bound <= v <= _LARGEST_INT}
+
+
+_POSITIVE: dict[str, Any] = {"legal": "a number above 0", "check": lambda v: v > 0}
+_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0", "check": lambda v: v >= 0}
+_SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
+
+
+def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
+    """Returns a field's item type, whether it is a list, and whether it may be None."""
+    annotation = str(field.type)
+    plain = annotation.removesuffix(" | None")
+    return (*_KINDS[plain], plain != annotation)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the nearest known name, or nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it goes into an error message: quoted, on one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def legal_values(field: dataclasses.Field) -> str:
+    """Returns in words what a field takes, e.g. "one of sgd, adam, adamw"."""
+    item, several, optional = kind_of(field)
+    choices, legal = field.metadata["choices"], field.metadata["legal"]
+    text = "one of " + ", ".join(choices) if choices else legal or _WORDS[item]
+    if several:
+        text = f"a list of {text.removeprefix('one of ')}" if choices else f"a list of {text}"
+    return f"{text}, or none" if optional else text
+
+
+def _item(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """Returns one value with its type settled (int -> float, alias, ~), or raises ValueError."""
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = float(value) + 0.0  # -0.0 becomes 0.0
+        if not math.isfinite(value):
+            raise ValueError
+    if type(value) is not kind:
+        raise ValueError
+    if field.metadata["path"] and isinstance(value, str):
+        if not value or "\0" in value:
+            raise ValueError
+        os.fsencode(value)  # raises ValueError for what no file system can hold
+        value = os.path.expanduser(value)
+    if field.name == "dataset":
+        value = DATASET_ALIASES.get(value, value)
+    choices, check = field.metadata["choices"], field.metadata["check"]
+    if (choices and value not in choices) or (check is not None and not check(value)):
+        raise ValueError
+    return value
+
+
+def normalise(field: dataclasses.Field, value: Any) -> Any:
+    """Returns a value checked and in its one form: floats are float, lists are tuples, aliases are resolved.
+
+    Raises:
+      UserError: the value has the wrong type or lies outside what is legal.
+    """
+    kind, several, optional = kind_of(field)
+    if value is None and optional:
+        return None
+    try:
+        if not several:
+            return _item(field, kind, value)
+        if isinstance(value, (list, tuple)):
+            return tuple(_item(field, kind, item) for item in value)
+        raise ValueError
+    except (ValueError, OverflowError):
+        names = field.metadata["choices"]
+        wrong = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if v not in names]
+        hint = closest(wrong[0], names) if wrong and isinstance(wrong[0], str) else ""
+        raise UserError(f"--{field.name} takes {legal_values(field)}; received {shown(value)}.{hint}") from None
+
+
+def parse_text(field: dataclasses.Field, text: str) -> Any:
+    """Returns the value that a flag's text stands for; "none" is None for optional fields and () for lists.
+
+    Raises:
+      UserError: the text is not a legal value of the field.
+    """
+    kind, several, optional = kind_of(field)
+    if text == "none" and (optional or several):
+        return () if several else None
+
+    def item(word: str) -> Any:
+        if kind is bool and word.lower() in ("true", "false", "1", "0", "yes", "no"):
+            return word.lower() in ("true", "1", "yes")
+        try:
+            # Only plain digits: int() would also take "1_000" and other scripts' digits.
+            return kind(word) if kind is float or (kind is int and re.fullmatch(r"[+-]?[0-9]+", word)) else word
+        except ValueError:
+            return word  # refused by normalise, which says what is legal
+
+    if several:
+        return normalise(field, [item(word.strip()) for word in text.split(",") if word.strip()])
+    return normalise(field, item(text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What makes an experiment. Frozen, checked on construction; see `--help` for every field.
+
+    Raises:
+      UserError: a value is illegal or contradicts another one.
+    """
+
+    model: str = setting("lenet", "The network.", group="What to train", choices=VARIANTS)
+    dataset: str = setting(
+        "mnist_subset", f"The data: {', '.join(DATASETS[:-2])}, svhn, nmnist, or any TFDS image-classification set.",
+        group="What to train", legal="the name of a data set: small letters, digits and _ / : .",
+        check=lambda v: len(v) <= 200 and _TFDS_NAME.fullmatch(v) is not None)
+    data_dir: str | None = setting(None,
+                                   "Folder of the prepared data sets; none means TFDS' own folder, with download.",
+                                   group="What to train", legal="a folder", path=True, experiment=False)
+    workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
+                                  group="What to train", legal="a folder", path=True, experiment=False)
+
+    timesteps: int = setting(50, "Length of the window, in steps.", group="Network", **_at_least(1))
+    gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
+                            group="Network", choices=("event", "rate"))
+    encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
+                           group="Network", choices=("poisson", "direct", "latency", "none"))
+    leak: float = setting(0.99, "What is kept of the membrane potential per step.", group="Network",
+                          legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
+    threshold: float = setting(1.0, "Threshold of the LIF neurons; pooling neurons keep 0.75.", group="Network",
+                               **_POSITIVE)
+    hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
+                                 "network's own.", group="Network", **_at_least(0))
+    dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
+                                    group="Network", **_SHARE)
+    init: str | None = setting(None,
+                               "First weights: normal, or scaled until every layer fires at --target_rate (rate); "
+                               "none means the network's own.", group="Network", choices=("normal", "rate"))
+    kappa: float | None = setting(None, "Weights start with standard deviation sqrt(kappa / fan_in); none means the "
+                                  "network's own.", group="Network", **_POSITIVE)
+    target_rate: float = setting(0.1, "Mean firing rate that --init=rate aims at, in spikes per step.", group="Network",
+                                 legal="a number above 0 and below 1", check=lambda v: 0 < v < 1)
+
+    epochs: int = setting(10, "Passes over the training data; a run can be continued with more.", group="Training",
+                          experiment=False, **_at_least(1))
+    steps_per_epoch: int | None = setting(None, "Steps that count as an epoch; none means all of the training data.",
+                                          group="Training", **_at_least(1))
+    batch_size: int = setting(32, "Images per step, over all devices.", group="Training", **_at_least(1))
+    learning_rate: float = setting(0.1, "For the loss summed over classes and averaged over the batch.",
+                                   group="Training", **_POSITIVE)
+    lr_milestones: tuple[int, ...] = setting((), "Finished epochs after which the learning rate is multiplied by "
+                                             "--lr_factor.", group="Training", **_at_least(1))
+    lr_factor: float = setting(0.2, "What a milestone multiplies the learning rate by.", group="Training", **_POSITIVE)
+    optimizer: str = setting("sgd", "The optimiser; sgd has no momentum.", group="Training",
+                             choices=("sgd", "adam", "adamw"))
+    weight_decay: float = setting(0.0, "L2 in the gradient (sgd, adam) or decoupled (adamw).", group="Training",
+                                  **_NOT_NEGATIVE)
+    clip_norm: float = setting(0.0, "Largest global norm of the gradient; 0 turns clipping off.", group="Training",
+                               **_NOT_NEGATIVE)
+    val_fraction: float = setting(0.1, "Share of the training data held out for validation.", group="Training",
+                                  **_SHARE)
+    augment: bool | None = setting(None, "Random crops and flips; none means on for natural images only.",
+                                   group="Training")
+    stop_on_collapse: bool = setting(False, "Stop when the network has fallen silent.", group="Training",
+                                     experiment=False)
+
+    seed: int = setting(0, "Seed of weights, order, noise and dropout.", group="Machine", **_at_least(0))
+    precision: str = setting("float32", "Arithmetic of the synapses; membrane potentials are always float32.",
+                             group="Machine", choices=("float32", "mixed_bfloat16"))
+    strategy: str = setting("auto", "Devices: all of this host (auto), one, mirrored or multi_worker.", group="Machine",
+                            choices=("auto", "one", "mirrored", "multi_worker"))
+    deterministic: bool = setting(False, "Bit-identical runs also where that costs speed.", group="Machine")
+
+    checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means the end of each epoch.", group="Output",
+                                    experiment=False, **_at_least(0))
+    keep_checkpoints: int = setting(3, "Newest checkpoints that are kept.", group="Output", experiment=False,
+                                    **_at_least(1))
+    log_every: int = setting(50, "Steps between lines of progress.", group="Output", experiment=False, **_at_least(1))
+    tensorboard: bool = setting(True, "Write TensorBoard logs.", group="Output", experiment=False)
+    export: tuple[str, ...] = setting(("saved_model",), "Formats written at the end.", group="Output", experiment=False,
+                                      choices=("saved_model", "litert", "nir", "keras", "none"))
+    profile: bool = setting(False, "Profile a few steps for TensorBoard.", group="Output", experiment=False)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks every field and brings it into its one form; runs on construction.
+
+        Raises:
+          UserError: naming the flag, what is legal, what was received and what to do.
+        """
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
+        if any(a >= b for a, b in zip(self.lr_milestones, self.lr_milestones[1:])):
+            raise UserError(f"--lr_milestones must increase; received {shown(self.lr_milestones)}. "
+                            "Give each epoch once, the earliest first.")
+        if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
+            raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
+        if self.export == ("none",):
+            object.__setattr__(self, "export", ())
+        if self.dataset in EVENT_DATASETS and self.encoder != "none":
+            raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
+                            "use --encoder=none.")
+        if self.encoder == "none" and self.dataset in DATASETS and self.dataset not in EVENT_DATASETS:
+            raise UserError(f"--encoder=none takes spike trains, but {self.dataset} holds images; "
+                            "use --encoder=poisson, direct or latency.")
+
+    def warnings(self) -> list[str]:
+        """Returns sentences about legal settings that are probably not meant."""
+        found = []
+        if self.leak < 1 / math.e:
+            found.append(f"--leak={self.leak} is below 1/e = 0.368, where the leak-aware slope can turn negative; "
+                         "training may go uphill.")
+        if self.dataset not in DATASETS:
+            names = DATASETS + tuple(DATASET_ALIASES)
+            found.append(f"{self.dataset!r} is none of the sets known here, so TFDS is asked for it."
+                         + closest(self.dataset, names))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How this command runs the experiment; nothing here is part of it.
+
+    Raises:
+      UserError: a value is illegal, contradicts another one, or names a path that is not there.
+    """
+
+    preset: str | None = setting(None, "A named set of settings, below --config and flags.", group="This command",
+                                 choices=recipes.PRESETS)
+    config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
+                                 group="This command", legal="a JSON file", path=True)
+    resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
+                          "checkpoint or workdir at this path.", group="This command", path=True,
+                          legal="auto, never, must or a path")
+    init_from: str | None = setting(None, "Start from these weights: a .keras file, SavedModel, checkpoint or workdir.",
+                                    group="This command", legal="a file or folder of weights", path=True)
+    dry_run: bool = setting(False,
+                            "Build, show the layers, try two steps and every later stage, and leave nothing behind.",
+                            group="This command")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
+        if self.resume not in RESUME_WORDS and not _is_there(self.resume):
+            raise UserError(f"--resume takes auto, never, must or the path of a checkpoint or workdir; there is no "
+                            f"{shown(self.resume)}.{closest(self.resume, RESUME_WORDS)}")
+        if self.init_from is not None and not _is_there(self.init_from):
+            raise UserError(f"--init_from takes a file or folder of weights; there is no {shown(self.init_from)}.")
+        if self.init_from is not None and self.resume not in ("auto", "never"):
+            raise UserError("--init_from starts a new run and --resume continues one; give only one of them.")
+
+
+def _is_there(path: str) -> bool:
+    return "://" in path or os.path.exists(path)  # remote file systems are TensorFlow's to look into
+
+
+FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
+            config_file: str | None = None) -> Config:
+    """Puts a configuration together: defaults < recipe < preset < config file < `given`, then the variant table.
+
+    Args:
+      given: settings given on the command line (or by a caller), by field name.
+      preset: a key of `recipes.PRESETS`.
+      config_file: path of a JSON file of settings.
+
+    Returns:
+      A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
+
+    Raises:
+      UserError: a name or value is illegal, or the file cannot be used.
+    """
+    RunOptions(preset=preset)  # refuses an unknown name
+    bundle = _checked(recipes.PRESETS[preset] if preset is not None else {}, f"preset {preset}")
+    asked = read_settings(config_file) if config_file is not None else {}
+    asked.update(_checked(given or {}, "the settings"))
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    names = {**defaults, **bundle, **asked}
+    ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
+    config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
+    variant = VARIANTS[config.model]
+    missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
+               if getattr(config, name) is None}
+    config = dataclasses.replace(config, **missing)
+    return config if config.workdir is not None else dataclasses.replace(config, workdir=default_workdir(config))
+
+
+def default_workdir(config: Config) -> str:
+    """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
+    keys = {name: getattr(config, name) for name, field in FIELDS.items() if field.metadata["experiment"]}
+    digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
+    dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
+    return os.path.join("runs", f"{config.model}-{dataset}-{config.gradient}-{digest}")
+
+
+def diff(saved: Config, wanted: Config, experiment_only: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Returns {field: (saved value, wanted value)} of the fields that differ.
+
+    Args:
+      saved: the configuration of an earlier run.
+      wanted: the configuration of this one.
+      experiment_only: leave out what may change between the parts of one run (paths, logging, checkpoints, export).
+        `epochs` may be raised but not lowered.
+    """
+    return {name: (getattr(saved, name), getattr(wanted, name)) for name, field in FIELDS.items()
+            if getattr(saved, name) != getattr(wanted, name)
+            and (not experiment_only or field.metadata["experiment"]
+                 or (name == "epochs" and wanted.epochs < saved.epochs))}
+
+
+def check_resumable(saved: Config, wanted: Config) -> None:
+    """Returns if `wanted` can continue the run of `saved`.
+
+    Raises:
+      UserError: it cannot; names every differing key with both values.
+    """
+    changes = diff(saved, wanted)
+    if changes:
+        listed = ", ".join(f"{name} (was {_plain(old)}, now {_plain(new)})" for name, (old, new) in changes.items())
+        more = " Epochs may be raised, not lowered." if "epochs" in changes else ""
+        raise UserError(f"The run in {saved.workdir} has other settings: {listed}.{more} "
+                        "Give the old values to continue it, or another --workdir to start anew.")
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value is None else str(value)
+
+
+def to_json(config: Config, about: Mapping[str, Any] | None = None) -> str:
+    """Returns a configuration as versioned JSON; `about` (versions, commit, command) is kept beside it, unread."""
+    return json.dumps({"format": FORMAT, "config": dataclasses.asdict(config), "about": dict(about or {})},
+                      indent=2) + "\n"
+
+
+def from_json(text: str, source: str = "the configuration") -> Config:
+    """Returns the configuration that `to_json` wrote.
+
+    Raises:
+      UserError: the text is no such configuration, one of another format, or lacks a setting.
+    """
+    values = _settings(_parse_json(text, source), source)
+    missing = [name for name in FIELDS if name not in values]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}; "
+                        "it is damaged or was not written by a run.")
+    return Config(**values)
+
+
+def read_run(workdir: str) -> Config:
+    """Returns the configuration of the run in `workdir`, from its config.json.
+
+    Raises:
+      UserError: there is no run, or its configuration cannot be read.
+    """
+    path = os.path.join(workdir, "config.json")
+    if not os.path.isfile(path):
+        raise UserError(f"--workdir takes the folder of a run, with a config.json in it; {shown(workdir)} has none. "
+                        "Train first, or give the folder that training named.")
+    return from_json(_read_text(path), path)
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Returns the settings in a JSON file: a plain object of them, or a run's config.json. Executes nothing.
+
+    A workdir that followed from the file's other settings is left out, so that it follows from the new ones.
+
+    Raises:
+      UserError: the file cannot be read, is not JSON, or holds an unknown name or an illegal value.
+    """
+    source = f"config file {shown(path)}"
+    text = _read_text(path)
+    values = _settings(_parse_json(text, source), source)
+    if all(name in values for name in FIELDS) and values["workdir"] == default_workdir(Config(**values)):
+        del values["workdir"]
+    return values
+
+
+def _read_text(path: str) -> str:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
+        raise UserError(f"{shown(path)} is not a file; a JSON file of settings is needed.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(1_000_001)
+    except OSError as error:
+        raise UserError(f"Cannot read {shown(path)}: {error.strerror or error}.") from None
+    except ValueError:
+        raise UserError(f"{shown(path)} is not a text file in UTF-8; a JSON file of settings is needed.") from None
+
+
+def _parse_json(text: str, source: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise UserError(f"{source} has {shown(twice[0])} twice; leave one.")
+        return dict(pairs)
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{source} is not valid JSON{where}; write it like {{\"epochs\": 3, \"seed\": 1}}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{source} must be a JSON object of settings, like {{\"epochs\": 3}}; it is "
+                        f"a {type(content).__name__}.")
+    return content
+
+
+def _settings(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """Returns the checked settings of a parsed file in either layout."""
+    found = content.get("format", FORMAT)
+    if type(found) is not int or found != FORMAT:
+        raise UserError(f"{source} has format {shown(found)}, and this version of tfspike reads format {FORMAT}; "
+                        "use the version that wrote it.")
+    if "config" not in content:
+        return _checked({key: value for key, value in content.items() if key != "format"}, source)
+    extra = sorted(set(content) - {"format", "config", "about"})
+    if extra or not isinstance(content["config"], dict):
+        what = f"also {shown(extra[0])}" if extra else f"as config {shown(content['config'])}"
+        raise UserError(f"{source} should hold format, config (an object) and about; it has {what}.")
+    return _checked(content["config"], source)
+
+
+def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    checked = {}
+    for name, value in values.items():
+        if name in RunOptions.__dataclass_fields__:
+            raise UserError(f"{source} has {name!r}, which is no part of an experiment; give it as a flag, --{name}.")
+        if name not in FIELDS:
+            raise UserError(f"{source} names an unknown setting, {shown(name)}."
+                            f"{closest(str(name), FIELDS) or ' See --help for all settings.'}")
+        try:
+            checked[name] = normalise(FIELDS[name], value)
+        except UserError as error:
+            raise UserError(str(error) if source == "the settings" else f"In {source}: {error}") from None
+    return checked

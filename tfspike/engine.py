@@ -1,0 +1,252 @@
+"""The fast road: one loop over time around the whole net, in chunks of steps that fit the cache.
+
+Layer by layer, every layer's whole spike train exists at once and memory grows with T times the net. Here a chunk of a
+few steps runs through all layers, each neuron's state (membrane, count, trace) is carried to the next chunk, and the
+chunk is forgotten but for what the backward pass needs:
+
+* "rate" needs the counts and traces of the final state alone. It backpropagates once, through mean rates, as in an
+  ordinary net of the same shape: memory and time of the backward pass do not grow with T.
+* "event" needs the spikes, kept as one bit per neuron and step. A second loop goes over the chunks from the last to
+  the first, gives each layer its recorded spikes, and carries delta to the chunk before. The forward convolutions of
+  this pass are never used and never computed.
+
+The values are those of the layer-by-layer road (`tfspike.gradients`); tests compare the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence
+
+import keras
+import tensorflow as tf
+
+from tfspike import gradients, kernels
+from tfspike import plan as plans
+from tfspike.gradients import NeuronState
+from tfspike.layers import SpikingLayer, WindowDropout
+
+
+class Record(NamedTuple):
+    """What a forward pass leaves behind.
+
+    Attributes:
+      output: V_T / T, `[B, classes]` float32.
+      states: final state of every spiking layer, in the order of the forward pass.
+      input_rate: mean of the encoded input over the window, `[B, ...]`.
+      bits: recorded spikes of every spiking layer, `[chunks, bytes, B, ...]` uint8; empty unless asked for.
+    """
+
+    output: tf.Tensor
+    states: list[NeuronState]
+    input_rate: tf.Tensor
+    bits: list[tf.Tensor]
+
+
+class Engine:
+    """Runs the window of a plan in chunks of time.
+
+    Args:
+      plan: what to run.
+      gradient: "event" or "rate".
+      chunk: steps per chunk; None chooses by the size of the largest layer.
+      kernel: how a chunk of neurons is computed, see `tfspike.kernels`.
+    """
+
+    def __init__(self, plan: plans.Plan, gradient: str, chunk: int | None = None, kernel: str = "auto"):
+        self.plan = plan
+        self.gradient = gradient
+        self.timesteps: int = plan.encoder.layer.timesteps
+        self.chunk = chunk
+        self.kernel = kernel
+
+    # ---- public ------------------------------------------------------------------------------------------------
+
+    def run(self, inputs: tf.Tensor, training: bool, seed: Any = None, weights: Sequence[Any] = ()) -> Record:
+        """Runs the window; its output is differentiable with respect to the trainable variables in `weights`.
+
+        Args:
+          inputs: what the encoder takes, `[B, ...]`.
+          training: draw fresh noise and dropout masks and keep what the backward pass needs.
+          seed: keys the encoder's noise in inference.
+          weights: trainable Keras variables.
+        """
+        inputs = tf.stop_gradient(inputs)
+        key = self.plan.encoder.layer.key(training, seed)
+        masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
+        if not training:
+            return self._forward(inputs, key, masks, keep_bits=False)
+        final: list[Any] = []
+
+        @tf.custom_gradient
+        def window(*values: tf.Tensor):
+            with _substituted(weights, values):
+                record = self._forward(inputs, key, masks, keep_bits=self.gradient == "event")
+
+            def grad(upstream: tf.Tensor, *_: Any) -> list[tf.Tensor]:
+                backward = self._backward_event if self.gradient == "event" else self._backward_rate
+                return backward(record, inputs, key, masks, weights, values, upstream)
+
+            flat = [part for state in record.states for part in state]
+            return (record.output, record.input_rate, *flat), grad
+
+        output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
+        states = [NeuronState(*map(tf.stop_gradient, final[i:i + 3])) for i in range(0, len(final), 3)]
+        return Record(output, states, tf.stop_gradient(input_rate), [])
+
+    # ---- forward -----------------------------------------------------------------------------------------------
+
+    def _forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor], keep_bits: bool) -> Record:
+        chunk, rest = self.chunks(inputs.shape[0])
+        count = self.timesteps // chunk
+        batch = tf.shape(inputs)[0]
+        states = [gradients.zero_state((batch, *_feature_shape(call))) for call in self.plan.spiking]
+        membrane = tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32)
+        total = tf.zeros((batch, *self.plan.encoder.outputs[0].shape[2:]), tf.float32)
+        recorded = [tf.TensorArray(tf.uint8, size=count + (rest > 0)) for _ in states] if keep_bits else []
+
+        def body(i: tf.Tensor, steps: int, states: list[NeuronState], membrane: tf.Tensor, total: tf.Tensor,
+                 recorded: list[tf.TensorArray]) -> Any:
+            train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
+            states, current, bits = self._simulate(train, states, masks, keep_bits)
+            for t in range(steps):
+                membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
+            total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
+            recorded = [array.write(i, bit) for array, bit in zip(recorded, bits)]
+            return i + 1, states, membrane, total, recorded
+
+        loop = (tf.constant(0), states, membrane, total, recorded)
+        loop = tf.while_loop(lambda i, *_: i < count, lambda i, *carried: body(i, chunk, *carried), loop,
+                             maximum_iterations=count, parallel_iterations=1)
+        if rest:
+            loop = body(loop[0], rest, *loop[1:])
+        _, states, membrane, total, recorded = loop
+        return Record(membrane / self.timesteps, [NeuronState(*state) for state in states], total / self.timesteps,
+                      [array.stack() for array in recorded])
+
+    def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor],
+                  keep_bits: bool) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor]]:
+        """One chunk through all layers: `(new states, readout current, recorded bits)`."""
+        pending = iter(states)
+        after: list[NeuronState] = []
+        bits: list[tf.Tensor] = []
+
+        def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if isinstance(call.layer, SpikingLayer):
+                currents = tf.cast(args[0], call.layer.compute_dtype)
+                spikes, state, packed = kernels.fire(currents, next(pending), call.layer.neuron, keep_bits, self.kernel)
+                after.append(state)
+                bits.append(packed)
+                return spikes
+            if isinstance(call.layer, WindowDropout):
+                return args[0] * tf.cast(masks[id(call)], args[0].dtype) if id(call) in masks else args[0]
+            return plans.plain(call, args, kwargs)
+
+        values = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
+        return after, values[id(self.plan.readout.args[0])], bits if keep_bits else []
+
+    # ---- backward ----------------------------------------------------------------------------------------------
+
+    def _backward_rate(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
+                       weights: Sequence[Any], values: Sequence[tf.Tensor], upstream: tf.Tensor) -> list[tf.Tensor]:
+        """Once through means: a "window" of one step whose spikes are the rates."""
+        rates = {id(call): state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
+        slopes = self._slopes(record)
+
+        def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+            rate = tf.cast(rates[id(call)][tf.newaxis], currents.dtype)
+            return kernels.replay_rate(currents, rate, slopes[id(call)])
+
+        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, weights, values, upstream[tf.newaxis])
+
+    def _backward_event(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
+                        weights: Sequence[Any], values: Sequence[tf.Tensor], upstream: tf.Tensor) -> list[tf.Tensor]:
+        """Chunk by chunk from the last to the first, on the recorded spikes."""
+        chunk, rest = self.chunks(inputs.shape[0])
+        count = self.timesteps // chunk
+        slopes = self._slopes(record)
+        values = [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(weights))]
+        spiking = self.plan.spiking
+
+        def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor], sums: list[tf.Tensor]) -> Any:
+            train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
+            packed = {id(call): bits[i] for call, bits in zip(spiking, record.bits)}
+            carried = {id(call): carry for call, carry in zip(spiking, carries)}
+            first: dict[int, tf.Tensor] = {}
+
+            def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+                return kernels.replay_event(currents, packed[id(call)], slopes[id(call)], carried[id(call)],
+                                            lambda delta: first.__setitem__(id(call), delta), self.kernel)
+
+            delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
+            grads = self._gradient(train, masks, neurons, weights, values, delta)
+            carries = [first[id(call)] for call in spiking]
+            return i - 1, carries, [total + tf.cast(grad, tf.float32) for total, grad in zip(sums, grads)]
+
+        loop = (tf.constant(count), [tf.zeros_like(state.membrane) for state in record.states],
+                [tf.zeros(value.shape, tf.float32) for value in values])
+        loop = body(loop[0], rest, *loop[1:]) if rest else (loop[0] - 1, *loop[1:])
+        loop = tf.while_loop(lambda i, *_: i >= 0, lambda i, *carried: body(i, chunk, *carried), loop,
+                             maximum_iterations=count, parallel_iterations=1)
+        return loop[2]
+
+    def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, weights: Sequence[Any],
+                  values: Sequence[tf.Tensor], delta: tf.Tensor) -> list[tf.Tensor]:
+        """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, on recorded activity."""
+
+        def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if isinstance(call.layer, SpikingLayer):
+                return neurons(call, tf.cast(args[0], call.layer.compute_dtype))
+            if isinstance(call.layer, WindowDropout):
+                return args[0] * tf.cast(masks[id(call)], args[0].dtype) if id(call) in masks else args[0]
+            return plans.plain(call, args, kwargs)
+
+        train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            with _substituted(weights, values):
+                run = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
+            current = run[id(self.plan.readout.args[0])]
+        return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
+                             unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    # ---- helpers -----------------------------------------------------------------------------------------------
+
+    def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
+        return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron)
+                for call, state in zip(self.plan.spiking, record.states)}
+
+    def _compute_dtypes(self, weights: Sequence[Any]) -> list[str]:
+        """Weights are cast to their layer's compute dtype once, not once per chunk."""
+        dtypes = {id(variable): call.layer.compute_dtype for call in self.plan.window
+                  for variable in call.layer.trainable_variables}
+        return [dtypes.get(id(weight), weight.dtype) for weight in weights]
+
+    def _draw_masks(self, batch: tf.Tensor) -> dict[int, tf.Tensor]:
+        return {id(call): call.layer.draw_mask((batch, *_feature_shape(call)))
+                for call in self.plan.dropouts if call.layer.rate > 0.0}
+
+    def chunks(self, batch: int | None) -> tuple[int, int]:
+        """`(steps per chunk, steps in the last, shorter chunk)` for a batch of this size."""
+        if self.chunk is not None:
+            chunk = min(self.chunk, self.timesteps)
+        else:
+            largest = max(_size(_feature_shape(call)) for call in self.plan.spiking)
+            chunk = kernels.choose_chunk(self.timesteps, (batch or 32) * largest)
+        return chunk, self.timesteps % chunk
+
+
+def _feature_shape(call: plans.Call) -> tuple[int, ...]:
+    """Shape of one sample at one step of what a layer of the window takes, without T and B."""
+    return tuple(call.args[0].shape[2:])
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for axis in shape:
+        size *= axis
+    return size
+
+
+def _substituted(weights: Sequence[Any], values: Sequence[tf.Tensor]) -> Any:
+    """Within it layers read `values` where they would read the variables `weights`."""
+    return keras.StatelessScope(state_mapping=list(zip(weights, values)))

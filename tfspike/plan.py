@@ -1,0 +1,156 @@
+"""A functional Keras model as an ordered list of layer calls, split where the window of time begins and ends.
+
+Everything that runs a model in another way than layer by layer (the chunked engine, analysis, export) walks this list
+instead of the model's own `call`, with a handler that says what to do at each layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Iterable
+
+import keras
+
+from tfspike.encoders import Encoder
+from tfspike.layers import OverTime, Readout, SpikingLayer, WindowDropout
+
+# Layers that treat every step alone and need no help: they may be given any stretch of a window.
+_STEPWISE = (OverTime, keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
+             keras.layers.Identity, keras.layers.Activation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer; tensors are symbolic and stand for values by identity."""
+
+    layer: keras.layers.Layer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The calls of a model with one encoder and one readout.
+
+    Attributes:
+      inputs: the model's symbolic inputs.
+      outputs: its symbolic outputs.
+      before: calls in front of the encoder.
+      encoder: the encoder's call.
+      window: calls on spike trains, in the order of the forward pass.
+      readout: the readout's call.
+      after: calls behind the readout.
+    """
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    before: tuple[Call, ...]
+    encoder: Call
+    window: tuple[Call, ...]
+    readout: Call
+    after: tuple[Call, ...]
+
+    @property
+    def spiking(self) -> list[Call]:
+        """Calls of spiking layers, in the order of the forward pass."""
+        return [call for call in self.window if isinstance(call.layer, SpikingLayer)]
+
+    @property
+    def dropouts(self) -> list[Call]:
+        """Calls of dropout layers, in the order of the forward pass."""
+        return [call for call in self.window if isinstance(call.layer, WindowDropout)]
+
+
+class _Stand(keras.layers.Layer):
+    """Stands for a layer while the graph is read: same output shapes, no weights, no trace left on the layer."""
+
+    def __init__(self, layer: keras.layers.Layer):
+        super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.stands_for = (layer,)
+        self.built = True
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stands_for[0].compute_output_spec(*args, **kwargs)
+
+
+def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
+    """`(inputs, calls, outputs)` of a functional model, calls in the order of the forward pass."""
+    calls: list[Call] = []
+
+    def record(stand: _Stand, *args: Any, **kwargs: Any) -> Any:
+        outputs = stand(*args, **kwargs)
+        calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs))))
+        return outputs
+
+    graph = keras.Model(model.inputs, model.outputs)
+    clone = keras.models.clone_model(graph, clone_function=_Stand, call_function=record)
+    return tuple(clone.inputs), tuple(calls), tuple(clone.outputs)
+
+
+def trace(model: keras.Model) -> Plan | None:
+    """The plan of `model`, or None where it is not one window between one encoder and one readout.
+
+    Layers that mix steps (anything but `OverTime`, merges, spiking layers and dropout) rule a plan out: such a model
+    is computed layer by layer.
+    """
+    inputs, calls, outputs = calls_of(model)
+    encoders = [call for call in calls if isinstance(call.layer, Encoder)]
+    readouts = [call for call in calls if isinstance(call.layer, Readout)]
+    if len(encoders) != 1 or len(readouts) != 1:
+        return None
+    encoder, readout = encoders[0], readouts[0]
+    in_window = {id(encoder.outputs[0])}
+    behind: set[int] = set()
+    before, window, after = [], [], []
+    for call in calls:
+        sources = {id(x) for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)}
+        if call is encoder:
+            continue
+        if call is readout:
+            behind.add(id(call.outputs[0]))
+        elif sources & behind:
+            after.append(call)
+            behind.update(map(id, call.outputs))
+        elif sources & in_window:
+            if not isinstance(call.layer, (*_STEPWISE, SpikingLayer, WindowDropout)):
+                return None
+            window.append(call)
+            in_window.update(map(id, call.outputs))
+        else:
+            before.append(call)
+    if any(id(output) not in behind for output in outputs) or not any(
+            isinstance(call.layer, SpikingLayer) for call in window):
+        return None
+    return Plan(inputs, outputs, tuple(before), encoder, tuple(window), readout, tuple(after))
+
+
+Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def plain(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The handler that just calls the layer."""
+    return call.layer(*args, **kwargs)
+
+
+def run(calls: Iterable[Call], values: dict[int, Any], handler: Handler = plain) -> dict[int, Any]:
+    """Runs calls in order.
+
+    Args:
+      calls: part of a plan.
+      values: the value of every symbolic tensor known so far, by its `id`; not changed.
+      handler: what to do at each call, `(call, args, kwargs) -> output`.
+
+    Returns:
+      `values` with the outputs of the calls added.
+    """
+    values = dict(values)
+
+    def value(x: Any) -> Any:
+        return values[id(x)] if isinstance(x, keras.KerasTensor) else x
+
+    for call in calls:
+        args, kwargs = keras.tree.map_structure(value, (call.args, call.kwargs))
+        outputs = handler(call, args, kwargs)
+        values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs)))
+    return values
