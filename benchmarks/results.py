@@ -34,11 +34,8 @@ class Results:
 
     def answer(self, cell: Cell, round_: int) -> dict[str, Any] | None:
         """The final record of a cell in a round, if there is one. Out of memory in one round stands for all."""
-        for record in self.records:
-            if record["key"] == cell.key and record["status"] in FINAL:
-                if record["round"] == round_ or record["status"] == "out of memory":
-                    return record
-        return None
+        return next((record for record in self.records if record["key"] == cell.key and record["status"] in FINAL
+                     and (record["round"] == round_ or record["status"] == "out of memory")), None)
 
     def put(self, cell: Cell, round_: int, record: dict[str, Any]) -> None:
         """Adds a record, in place of an earlier one of the same cell and round, and writes the file."""

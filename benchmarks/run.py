@@ -19,9 +19,6 @@ from benchmarks.process import run_worker
 from benchmarks.results import Results
 from benchmarks.table import markdown
 
-CHANNELS_LAST = ("authors", "snntorch", "spikingjelly", "norse")
-"""Peers that were measured to be faster, or not slower, with this memory format: see README.md."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
@@ -51,8 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _measure(cell: cases.Cell, args: argparse.Namespace) -> dict[str, Any]:
     peer = cell.library in cases.PEERS
     order = {**dataclasses.asdict(cell.case), "library": cell.library, "precision": cell.precision,
-             "steps": args.steps, "threads": args.threads, "dataset": args.dataset, "data_dir": args.data_dir,
-             "channels_last": cell.library in CHANNELS_LAST}
+             "steps": args.steps, "threads": args.threads, "dataset": args.dataset, "data_dir": args.data_dir}
     return run_worker(args.peers_python if peer else sys.executable,
                       "benchmarks.torch_worker" if peer else "benchmarks.tfspike_worker", order, args.cap_gb, args.timeout)
 

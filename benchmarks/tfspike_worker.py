@@ -10,11 +10,9 @@ import keras
 import tensorflow as tf
 
 from benchmarks import measure
+from benchmarks.cases import CLASSES, LEAK, THRESHOLD
 
-BARE_MB = measure.memory_mb("VmRSS")
-
-from benchmarks.cases import CLASSES, LEAK, THRESHOLD  # noqa: E402
-
+BARE_MB = measure.memory_mb("VmRSS")  # tfspike is imported later, so this is TensorFlow and Keras alone
 PIPELINE_BATCHES = 200
 """Batches per timed step: enough to empty any prefetched ones, so that their making is what is measured."""
 

@@ -78,8 +78,7 @@ class Net(nn.Module):
                 for stride in stage.strides:
                     size = -(-size // stride)
         features = channels * size * size
-        self.hidden = self._dense(features, variant.hidden) if variant.hidden else None
-        self.hidden_neuron = self._neuron(kit.lif()) if variant.hidden else None
+        self.hidden = self._hidden(features, variant.hidden) if variant.hidden else None
         self.last = self._dense(variant.hidden or features, classes)
         self.readout = kit.readout()
         self.watched: list[list[Tensor]] | None = None
@@ -107,6 +106,10 @@ class Net(nn.Module):
 
     def _dense(self, features: int, units: int) -> nn.Module:
         return self._add(nn.Linear(features, units, bias=False), features)
+
+    def _hidden(self, features: int, units: int) -> Neuron:
+        dense, lif = self._dense(features, units), self._neuron(self.kit.lif())
+        return lambda spikes: lif(self.kit.over_time(dense, spikes))
 
     def _conv(self, channels: int, stage: Conv) -> Neuron:
         conv, lif = self._synapse(channels, stage.filters, stage.kernel), self._neuron(self.kit.lif())
@@ -147,7 +150,7 @@ class Net(nn.Module):
             spikes = stage(spikes)
         spikes = spikes.flatten(-3)
         if self.hidden is not None:
-            spikes = self.hidden_neuron(self.kit.over_time(self.hidden, spikes))
+            spikes = self.hidden(spikes)
         return self.readout(self.kit.over_time(self.last, spikes))
 
 

@@ -1,2 +1,36 @@
-"""Train deep spiking neural networks from spikes, in TensorFlow/Keras (Lee et al. 2020)."""
+"""Train deep spiking neural networks from spikes, in TensorFlow/Keras (Lee et al. 2020).
+
+Importing this package is cheap: TensorFlow is loaded when the first of the names below is used, so that a command
+can check its flags before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "LIFCell": "cells", "PoolingIFCell": "cells", "LeakyIntegratorCell": "cells",
+    "LIF": "layers", "PoolingIF": "layers", "Readout": "layers", "LeakAware": "layers", "OverTime": "layers",
+    "WindowDropout": "layers",
+    "PoissonEncoder": "encoders", "DirectEncoder": "encoders", "LatencyEncoder": "encoders", "SpikeInput": "encoders",
+    "SpikingModel": "models", "UserError": "errors",
+}
+_MODULES = ("analysis", "cells", "checkpoints", "config", "datasets", "encoders", "engine", "errors", "export",
+            "gradients", "initialisation", "layers", "models", "plan", "report", "training", "variants")
+
+__all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tfspike.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tfspike.{name}")
+    raise AttributeError(f"module 'tfspike' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -119,6 +119,6 @@ _CLASSES: dict[str | None, type[Encoder]] = {
     "poisson": PoissonEncoder, "direct": DirectEncoder, "latency": LatencyEncoder, None: SpikeInput}
 
 
-def create(name: str | None, timesteps: int, seed: int = 0, **kwargs: Any) -> Encoder:
-    """The encoder called `name`, one of `NAMES`."""
-    return _CLASSES[name](timesteps, seed=seed, **kwargs)
+def create(kind: str | None, timesteps: int, seed: int = 0, **kwargs: Any) -> Encoder:
+    """The encoder called `kind`, one of `NAMES`."""
+    return _CLASSES[kind](timesteps, seed=seed, **kwargs)

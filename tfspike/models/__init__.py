@@ -1,0 +1,103 @@
+"""Networks: `create` builds any row of `tfspike.variants.VARIANTS` as a functional Keras model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+from tfspike import encoders
+from tfspike.checks import check_choice, check_count, check_leak, check_share, check_threshold
+from tfspike.errors import UserError
+from tfspike.gradients import GRADIENTS
+from tfspike.layers import OverTime, Readout
+from tfspike.models import blocks
+from tfspike.models.spiking_model import SpikingModel
+from tfspike.variants import VARIANTS, Block, Conv, Pool
+
+__all__ = ["SpikingModel", "available", "create"]
+
+
+def available() -> list[str]:
+    """Names that `create` takes."""
+    return list(VARIANTS)
+
+
+def create(name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int, *,
+           gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
+           dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
+           dtype: Any = None) -> SpikingModel:
+    """Builds a spiking network.
+
+    Args:
+      name: one of `available()`.
+      input_shape: `(H, W, C)`, also for event data.
+      num_classes: output neurons.
+      timesteps: T, steps in the window.
+      gradient: "event" (resolved in time, the authors' code) or "rate" (accumulated, the paper's equations; faster).
+      encoder: "poisson", "direct", "latency", or None where the input is a spike train `[B, T, H, W, C]`.
+      leak: of LIF neurons and readout, in (0, 1]; pooling neurons have none.
+      threshold: of LIF neurons; pooling neurons keep .75.
+      dropout: share of LIF neurons silenced per window; None takes the network's own.
+      hidden: neurons of the hidden dense layer, 0 for none; None takes the network's own.
+      kappa: weights start normal with standard deviation sqrt(kappa / fan_in); None takes the network's own.
+      seed: of weights, input noise and dropout.
+      dtype: a Keras dtype policy such as "mixed_bfloat16"; None takes the global one.
+
+    Returns:
+      A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`.
+
+    Raises:
+      UserError: an argument is out of range, or the images are too small for the network.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"`name` must be one of {', '.join(VARIANTS)}. Received: name={name!r}.")
+    variant = VARIANTS[name]
+    shape = tuple(input_shape)
+    if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+        raise UserError("`input_shape` must be (height, width, channels), three positive integers. "
+                        f"Received: input_shape={input_shape!r}.")
+    if min(shape[:2]) < variant.min_size:
+        raise UserError(f"{name} needs images of at least {variant.min_size}x{variant.min_size} pixels: smaller ones "
+                        f"leave an empty feature map. Received: input_shape={shape}.")
+    check_count("num_classes", num_classes)
+    check_count("timesteps", timesteps)
+    check_choice("encoder", encoder, encoders.NAMES)
+    hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
+    builder = blocks.Builder(
+        leak=check_leak(leak), threshold=check_threshold(threshold),
+        gradient=check_choice("gradient", gradient, GRADIENTS),
+        dropout=check_share("dropout", variant.dropout if dropout is None else dropout),
+        kappa=_check_kappa(variant.kappa if kappa is None else kappa), seed=check_count("seed", seed, least=0), dtype=dtype)
+
+    inputs = keras.Input(shape if encoder else (timesteps, *shape), dtype="float32", name="input")
+    x = encoders.create(encoder, timesteps, seed=builder.next_seed(), dtype=dtype, name="encoder")(inputs)
+    x = _stack(x, variant.stages, builder)
+    x = OverTime(keras.layers.Flatten(dtype=dtype), name="flatten")(x)
+    if hidden:
+        x = blocks.lif(blocks.dense(x, builder, hidden, "hidden"), builder, "hidden")
+    x = blocks.dense(x, builder, num_classes, "output")
+    return SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
+
+
+def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
+    """The stages in order. Names: conv2_1 is the first convolution behind the first pooling; block3 the third block."""
+    group, member, block = 1, 0, 0
+    for stage in stages:
+        if isinstance(stage, Conv):
+            member += 1
+            x = blocks.conv_lif(x, builder, stage.filters, stage.kernel, f"conv{group}_{member}")
+        elif isinstance(stage, Pool):
+            x = blocks.pool(x, builder, f"pool{group}")
+            group, member = group + 1, 0
+        elif isinstance(stage, Block):
+            block += 1
+            x = blocks.residual_block(x, builder, stage.filters, stage.strides, f"block{block}")
+    return x
+
+
+def _check_kappa(kappa: Any) -> float:
+    if isinstance(kappa, bool) or not isinstance(kappa, (int, float)) or not 0.0 < kappa < math.inf:
+        raise UserError(f"`kappa` must be a finite number above 0. Received: kappa={kappa!r}.")
+    return float(kappa)
