@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-PEERS = ("authors", "snntorch", "spikingjelly", "norse")
+PEERS = ("authors", "snntorch", "snntorch-compiled", "spikingjelly", "norse", "norse-compiled")
 TFSPIKE = ("tfspike-rate", "tfspike-event")
 LIBRARIES = TFSPIKE + PEERS
 PRECISIONS = ("float32", "bfloat16")

@@ -58,7 +58,7 @@ def largest_difference(leak: float, threshold: float, seed: int = 0) -> float:
 
 
 def _to_reference(weight: torch.Tensor) -> np.ndarray:
-    """[out, in, k, k] to [k, k, in, out]; [out, in] to [in, out], the first dense layer's input from C, H, W to H, W, C."""
+    """[out, in, k, k] to [k, k, in, out]; [out, in] to [in, out], the hidden layer's input from C, H, W to H, W, C."""
     array = weight.numpy()
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
@@ -75,7 +75,7 @@ def main() -> int:
         worst = max(worst, difference)
         print(f"leak {leak}, threshold {threshold}: largest relative difference {difference:.1e}")
     if worst > TOLERANCE:
-        print(f"The authors' algorithm in PyTorch differs from the reference by more than {TOLERANCE}.", file=sys.stderr)
+        print(f"The algorithm in PyTorch differs from the reference by more than {TOLERANCE}.", file=sys.stderr)
         return 1
     return 0
 

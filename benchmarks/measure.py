@@ -63,8 +63,9 @@ def report(given: dict[str, Any], bare_mb: float, build_seconds: float, step: Ca
         times.append((time.perf_counter() - begin) / repeats)
     peak = memory_mb("VmHWM")  # before `rates`, which may run something of its own
     layer_rates = [round(float(rate), 5) for rate in rates()]
+    alive = all(rate > 0 for rate in layer_rates) if layer_rates else None
     print(json.dumps({
         "status": "ok", "seconds": statistics.median(times), "times": times, "bare_mb": bare_mb, "peak_mb": peak,
         "peak_above_bare_mb": peak - bare_mb, "build_seconds": build_seconds,
-        "first_step_seconds": build_seconds + first, "rates": layer_rates, "alive": all(rate > 0 for rate in layer_rates) if layer_rates else None,
-        "versions": versions, "threads": given["threads"]}), flush=True)
+        "first_step_seconds": build_seconds + first, "rates": layer_rates, "alive": alive, "versions": versions,
+        "threads": given["threads"]}), flush=True)

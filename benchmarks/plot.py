@@ -14,9 +14,10 @@ from benchmarks.results import Results
 
 NAMES = {"tfspike-rate": "tfspike rate (a different gradient)", "tfspike-event": "tfspike event",
          "authors": "authors' algorithm, PyTorch", "snntorch": "snnTorch", "spikingjelly": "SpikingJelly",
-         "norse": "Norse"}
+         "norse": "Norse", "snntorch-compiled": "snnTorch, compiled", "norse-compiled": "Norse, compiled"}
 STYLES = {"tfspike-rate": ("#0072B2", "o"), "tfspike-event": ("#009E73", "s"), "authors": ("#D55E00", "^"),
-          "snntorch": ("#E69F00", "D"), "spikingjelly": ("#CC79A7", "v"), "norse": ("#555555", "P")}
+          "snntorch": ("#E69F00", "D"), "spikingjelly": ("#CC79A7", "v"), "norse": ("#555555", "P"),
+          "snntorch-compiled": ("#F0E442", "X"), "norse-compiled": ("#56B4E9", "*")}
 """Okabe and Ito's colours, told apart by all; markers differ too, for print."""
 DASHES = {"float32": "-", "bfloat16": "--"}
 

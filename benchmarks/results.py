@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -40,8 +41,8 @@ class Results:
     def put(self, cell: Cell, round_: int, record: dict[str, Any]) -> None:
         """Adds a record, in place of an earlier one of the same cell and round, and writes the file."""
         case = cell.case
-        entry = {"key": cell.key, "round": round_, "library": cell.library, "precision": cell.precision, "net": case.net,
-                 "timesteps": case.timesteps, "batch": case.batch, "mode": case.mode, **record}
+        entry = {"key": cell.key, "round": round_, "library": cell.library, "precision": cell.precision,
+                 **dataclasses.asdict(case), **record}
         kept = [old for old in self.records if (old["key"], old["round"]) != (cell.key, round_)]
         self.data["records"] = [*kept, entry]
         temporary = self.path.with_suffix(".partial")

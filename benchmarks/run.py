@@ -49,8 +49,8 @@ def _measure(cell: cases.Cell, args: argparse.Namespace) -> dict[str, Any]:
     peer = cell.library in cases.PEERS
     order = {**dataclasses.asdict(cell.case), "library": cell.library, "precision": cell.precision,
              "steps": args.steps, "threads": args.threads, "dataset": args.dataset, "data_dir": args.data_dir}
-    return run_worker(args.peers_python if peer else sys.executable,
-                      "benchmarks.torch_worker" if peer else "benchmarks.tfspike_worker", order, args.cap_gb, args.timeout)
+    python, worker = (args.peers_python, "torch_worker") if peer else (sys.executable, "tfspike_worker")
+    return run_worker(python, f"benchmarks.{worker}", order, args.cap_gb, args.timeout)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from benchmarks.cases import LIBRARIES, PEERS, PRECISIONS, TFSPIKE, Case, Cell
 from benchmarks.results import Results
 
 LABELS = {"tfspike-rate": "tfspike \"rate\" *", "tfspike-event": "tfspike \"event\"",
-          "authors": "authors' algorithm, PyTorch", "snntorch": "snnTorch", "spikingjelly": "SpikingJelly",
-          "norse": "Norse"}
+          "authors": "authors' algorithm, PyTorch", "snntorch": "snnTorch", "snntorch-compiled": "snnTorch, compiled",
+          "spikingjelly": "SpikingJelly", "norse": "Norse", "norse-compiled": "Norse, compiled"}
 NOTE = ("\\* \"rate\" is a different gradient: one backward pass through mean rates. \"event\" is the authors'. "
         "Times: median (smallest - largest) of the rounds' medians. Memory: peak above the bare framework.")
 
@@ -27,14 +27,15 @@ def markdown(results: Results) -> str:
     return "\n\n".join([*parts, NOTE])
 
 
-def best(results: Results, case: Case, libraries: tuple[str, ...], precisions: tuple[str, ...], field: str) -> float | None:
+def best(results: Results, case: Case, libraries: tuple[str, ...], precisions: tuple[str, ...],
+         field: str) -> float | None:
     """The smallest value of a field ("seconds" or "peak_above_bare_mb") among libraries and precisions."""
     found = [results.summary(Cell(case, library, precision)) for library in libraries for precision in precisions]
     return min((one[field] for one in found if one and one["status"] == "ok"), default=None)
 
 
 def _cells(results: Results, found: list[Case], unit: str) -> str:
-    rows = [f"| net, T, batch | library | precision | {unit} | memory, MB | first step, s |", "|---|---|---|---|---|---|"]
+    rows = [f"| net, T, batch | library | precision | {unit} | memory, MB | first step, s |", "|---" * 6 + "|"]
     for case in found:
         for library in LIBRARIES:
             for precision in PRECISIONS:

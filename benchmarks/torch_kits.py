@@ -5,6 +5,7 @@ Each kit uses its library the way the library's own documentation does for speed
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -154,18 +155,25 @@ class Authors(_StepKit):
                 window.finish()
 
 
+def _compiled(cell: Any) -> Any:
+    """A cell through `torch.compile`, one program per shape of neurons."""
+    torch._dynamo.config.recompile_limit = 64  # VGG9 has more shapes than the default of 8, beyond which it gives up
+    return torch.compile(cell, dynamic=False)
+
+
 class SnnTorch(_StepKit):
     """snnTorch's `Leaky`, arctangent surrogate (its default), reset to zero, states handed from step to step."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
         super().__init__()
         import snntorch
 
-        self.snn = snntorch
+        self.snn, self.compiled = snntorch, compiled
 
     def _leaky(self, beta: float, threshold: float, reset: str) -> Any:
-        return self.snn.Leaky(beta=beta, threshold=threshold, spike_grad=self.snn.surrogate.atan(),
-                              reset_mechanism=reset)
+        leaky = self.snn.Leaky(beta=beta, threshold=threshold, spike_grad=self.snn.surrogate.atan(),
+                               reset_mechanism=reset)
+        return _compiled(leaky) if self.compiled else leaky
 
     def _neuron(self, beta: float, threshold: float) -> _Stateful:
         leaky = self._leaky(beta, threshold, "zero")
@@ -195,14 +203,16 @@ class Norse(_StepKit):
 
     weight_scale = 1 / (1 - LEAK)
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
         super().__init__()
         import norse.torch
 
-        self.norse = norse.torch
+        self.norse, self.compiled = norse.torch, compiled
         self.rate = torch.as_tensor((1 - LEAK) / 1e-3)  # per second, at Norse's time step of 1 ms
 
     def _cell(self, cell: Any, state: Callable[..., Any]) -> _Stateful:
+        cell = _compiled(cell) if self.compiled else cell
+
         def step(current: Tensor, old: Any) -> tuple[Tensor, Any]:
             return cell(current, state(v=torch.zeros_like(current, dtype=torch.float32)) if old is None else old)
 
@@ -222,12 +232,12 @@ class Norse(_StepKit):
 
 
 _JUST_ABOVE = 1 / 64
-"""SpikingJelly fires at u >= threshold, the others at u > threshold. A pooling neuron sums quarters exactly, so a little
-more than .75 makes it wait like theirs, in bfloat16 too (its membrane is bfloat16 under autocast)."""
+"""SpikingJelly fires at u >= threshold, the others at u > threshold. A pooling neuron sums quarters exactly, so a
+little more than .75 makes it wait like theirs, in bfloat16 too (its membrane is bfloat16 under autocast)."""
 
 
 class SpikingJelly:
-    """SpikingJelly's multi-step nodes: layer by layer, stateless layers over the folded window (`seq_to_ann_forward`)."""
+    """SpikingJelly's multi-step nodes: layer by layer, the rest over the folded window (`seq_to_ann_forward`)."""
 
     multi_step = True
     weight_scale = 1.0
@@ -268,4 +278,7 @@ class SpikingJelly:
         """Nothing to do: plain backpropagation through time."""
 
 
-KITS: dict[str, type] = {"authors": Authors, "snntorch": SnnTorch, "spikingjelly": SpikingJelly, "norse": Norse}
+KITS: dict[str, Callable[[], Any]] = {
+    "authors": Authors, "spikingjelly": SpikingJelly,
+    "snntorch": SnnTorch, "snntorch-compiled": functools.partial(SnnTorch, compiled=True),
+    "norse": Norse, "norse-compiled": functools.partial(Norse, compiled=True)}

@@ -18,7 +18,7 @@ BARE_MB = measure.memory_mb("VmRSS")  # kits import their library when they are 
 
 
 def _versions(library: str) -> dict[str, str]:
-    packages = ("torch",) if library == "authors" else ("torch", library)
+    packages = ("torch",) if library == "authors" else ("torch", library.removesuffix("-compiled"))
     return {package: importlib.metadata.version(package) for package in packages}
 
 

@@ -1,6 +1,6 @@
 """Data sets: what is read, how it is split, normalised and batched, and the sentence every kind of bad data ends in.
 
-Real data: set TFSPIKE_DATA_DIR to a TFDS folder with mnist and cifar10 (and an nmnist*.npz in it or in nmnist/ beside it).
+Real data: set TFSPIKE_DATA_DIR to a TFDS folder with mnist and cifar10 (and an nmnist*.npz in it or beside it).
 """
 
 import json
@@ -82,7 +82,8 @@ class TestEmbeddedSet:
         assert (distance.argmin(1) == test.labels).mean() > 0.75  # nearest class mean reaches about 82 % on MNIST
 
     def test_needs_neither_tensorflow_nor_a_download(self):
-        code = ("import sys; from tfspike import datasets as d; d.load('mnist_subset', 'test'); d.canonical_name('svhn');"
+        code = ("import sys; from tfspike import datasets as d;"
+                "d.load('mnist_subset', 'test'); d.canonical_name('svhn');"
                 "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)")
         subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
 
@@ -116,8 +117,8 @@ class TestNormalisation:
         info = datasets.describe(colour)
         assert datasets.DatasetInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
 
-    @pytest.mark.parametrize("change", [{"scale": [1.0]}, {"offset": [float("nan")] * 3}, {"image_shape": 4}, {"more": 1},
-                                        {"num_classes": 1}, {"augment": "yes"}, {"class_names": None}])
+    @pytest.mark.parametrize("change", [{"scale": [1.0]}, {"offset": [float("nan")] * 3}, {"image_shape": 4},
+                                        {"more": 1}, {"num_classes": 1}, {"augment": "yes"}, {"class_names": None}])
     def test_a_damaged_record_is_refused(self, colour, change):
         with pytest.raises(UserError, match="damaged"):
             datasets.DatasetInfo.from_dict({**datasets.describe(colour).to_dict(), **change})
@@ -158,7 +159,8 @@ class TestTrainStream:
         train, val = datasets.split_indices(len(subset), 0.1, 0, subset.name)
         s = stream(subset, indices=train, batch_size=64)
         assert s.steps_per_epoch == 5400 // 64
-        epochs = [np.concatenate([s.records(e * s.steps_per_epoch + k) for k in range(s.steps_per_epoch)]) for e in (0, 1)]
+        epochs = [np.concatenate([s.records(e * s.steps_per_epoch + k) for k in range(s.steps_per_epoch)])
+                  for e in (0, 1)]
         for seen in epochs:
             assert len(np.unique(seen)) == len(seen) == 84 * 64 and not np.isin(seen, val).any()
         assert not np.array_equal(*epochs)
@@ -233,6 +235,20 @@ class TestTrainStream:
                 assert np.array_equal(got, s.batch(k)[0])
         """
         subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
+
+    @pytest.mark.parametrize("wrap", ["ds", "ds.prefetch(4)"])
+    def test_a_process_that_ends_amid_its_batches_does_not_hang(self, wrap):
+        code = f"""if 1:
+            import numpy as np
+            from tfspike import datasets as d
+            a = d.from_arrays(np.random.default_rng(0).integers(0, 256, (500, 96, 96, 3)), np.arange(500) % 5)
+            ds = d.train_stream(a.images, a.labels, None, 128, 0, d.describe(a), augment=True)
+            batches = iter({wrap})
+            next(batches)
+            raise SystemExit(3)
+        """
+        done = subprocess.run([sys.executable, "-c", code], timeout=60, cwd=pathlib.Path(__file__).parents[1])
+        assert done.returncode == 3
 
 
 def _norm(info, raw):
@@ -327,7 +343,8 @@ class TestTfdsFolders:
     def test_a_set_without_images_is_refused(self, tmp_path):
         import tensorflow_datasets as tfds
 
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)})
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text(),
+                                               "label": tfds.features.ClassLabel(num_classes=2)})
         write_tfds(tmp_path, [_Text("a"), _Text("b")], [0, 1], features)
         with pytest.raises(UserError, match="not an image classification set"):
             datasets.load("tiny", "train", str(tmp_path))
@@ -359,8 +376,9 @@ class TestTfdsFolders:
         with pytest.raises(UserError, match=f"{tmp_path}.*no network"):
             datasets.load("cifar100", "train")
 
-    @pytest.mark.parametrize("name, close", [("cifr10", "cifar10"), ("MNIST", "mnist"), ("fashion-mnist", "fashion_mnist"),
-                                             ("shvn", "svhn"), ("", "Known"), ("../mnist", "Known")])
+    @pytest.mark.parametrize("name, close", [("cifr10", "cifar10"), ("MNIST", "mnist"),
+                                             ("fashion-mnist", "fashion_mnist"), ("shvn", "svhn"),
+                                             ("", "Known"), ("../mnist", "Known")])
     def test_unknown_names_list_the_known_and_the_closest(self, name, close):
         with pytest.raises(UserError, match=close) as caught:
             datasets.load(name, "train")
@@ -403,8 +421,8 @@ class TestEvents:
         with pytest.raises(UserError, match="event data"):
             datasets.describe(got, augment=True)
 
-    @pytest.mark.parametrize("change", [{"x": [0, 34, 5, 5, 1]}, {"offsets": [0, 2, 4, 6]}, {"p": [2] * 5}, {"label": [0]},
-                                        {"t": [0.5] * 5}, {"index": [1, 2, 3]}])
+    @pytest.mark.parametrize("change", [{"x": [0, 34, 5, 5, 1]}, {"offsets": [0, 2, 4, 6]}, {"p": [2] * 5},
+                                        {"label": [0]}, {"t": [0.5] * 5}, {"index": [1, 2, 3]}])
     def test_damaged_files_are_refused(self, tmp_path, change):
         self.write(tmp_path, **change)
         with pytest.raises(UserError, match="nmnist.npz"):
@@ -466,9 +484,9 @@ class TestRealData:
         assert 0.9 < np.abs(datasets.describe(got).normalise(got.images)).max() <= 1.001
 
     def test_nmnist_labels_are_those_of_mnist(self):
-        folder = next((f for f in (REAL, os.path.join(REAL, os.pardir)) if list(pathlib.Path(f).glob("**/nmnist*.npz"))), None)
-        if folder is None:
+        places = [p for p in (REAL, f"{REAL}/nmnist", f"{REAL}/../nmnist") if list(pathlib.Path(p).glob("nmnist*.npz"))]
+        if not places:
             pytest.skip("no nmnist*.npz beside TFSPIKE_DATA_DIR")
-        got = datasets.load("nmnist", "train", folder, timesteps=20)
+        got = datasets.load("nmnist", "train", places[0], timesteps=20)
         assert got.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         assert 0.01 < got.images[np.arange(8)].mean() < 0.3

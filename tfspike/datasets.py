@@ -16,6 +16,7 @@ follow Lee et al. 2020, Front. Neurosci. 14:119; x is the signed value whose siz
 
 from __future__ import annotations
 
+import atexit
 import collections
 import dataclasses
 import difflib
@@ -24,6 +25,7 @@ import pathlib
 import re
 import socket
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -62,7 +64,7 @@ class DatasetInfo:
       num_classes, class_names: labels run from 0 to num_classes - 1.
       scale, offset: one number per channel; the network sees x = p * scale + offset with pixels p from 0 to 255.
       augment: random 4-pixel crop and flip in training (natural images only, never digits).
-      num_train, num_test: records in the files, validation records included in num_train; 0 where there is no such split.
+      num_train, num_test: records in the files, validation records included in num_train; 0 without such a split.
       event_based: samples are spike trains [T, H, W, 2] instead of images [H, W, C].
     """
 
@@ -223,7 +225,8 @@ def _load_nmnist(split: str, data_dir: str | None, timesteps: int | None) -> Arr
     folder = pathlib.Path(data_dir)
     found = sorted({*folder.glob("nmnist*.npz"), *folder.glob("nmnist/*.npz")})
     if len(found) != 1:
-        raise UserError(f"looked for one nmnist*.npz in {folder} and {folder / 'nmnist'}, found {len(found)}; {advice}.")
+        raise UserError(f"looked for one nmnist*.npz in {folder} and {folder / 'nmnist'}, found {len(found)}; "
+                        f"{advice}.")
     z = _read_npz(found[0], ("x", "y", "t", "p", "offsets", "label", "index"), advice)
     offsets = z["offsets"].astype(np.int64)
     events = {k: z[k] for k in "xytp"}
@@ -321,19 +324,23 @@ def _load_tfds(name: str, split: str, data_dir: str | None) -> Arrays:
     dictionary = isinstance(features, tfds.features.FeaturesDict)
     image, label = (features[k] if dictionary and k in features else None for k in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"{name!r} is not an image classification set: it needs the features 'image' (Image) and 'label' "
-                        f"(ClassLabel), it has {', '.join(features.keys()) if dictionary else features}; choose another set.")
+        raise UserError(f"{name!r} is not an image classification set: it needs the features 'image' (Image) and "
+                        "'label' "
+                        f"(ClassLabel), it has {', '.join(features.keys()) if dictionary else features}; choose "
+                        "another set.")
     if np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (1, 3):
-        raise UserError(f"{name!r} has {image.np_dtype} images of shape {image.shape}; legal are uint8 images with 1 or 3 "
+        raise UserError(f"{name!r} has {image.np_dtype} images of shape {image.shape}; legal are uint8 images with 1 "
+                        "or 3 "
                         "channels.")
     if label.num_classes is None or label.num_classes < 2:
         raise UserError(f"{name!r} has {label.num_classes} class; classification needs at least 2: choose another set.")
     test = "test" if "test" in splits else "validation"
-    counts = {part: splits[key].num_examples if key in splits else 0 for part, key in (("train", "train"), ("test", test))}
+    keys = {"train": "train", "test": test}
+    counts = {part: splits[key].num_examples if key in splits else 0 for part, key in keys.items()}
     if not counts[split]:
         raise UserError(f"{name!r} in {builder.data_dir} has no records in its {split} split; it has "
                         f"{ {k: v.num_examples for k, v in splits.items()} }: prepare it again or choose another set.")
-    images, labels = _read_split(builder, "train" if split == "train" else test, counts[split], tuple(image.shape), name)
+    images, labels = _read_split(builder, keys[split], counts[split], tuple(image.shape), name)
     names = tuple(label.names or map(str, range(label.num_classes)))
     return Arrays(images, _check_labels(labels, label.num_classes, name, split), name, names,
                   counts["train"], counts["test"])
@@ -345,7 +352,8 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
     import tensorflow as tf
 
     def damaged(why: str) -> UserError:
-        return UserError(f"the {key} files of {name!r} in {builder.data_dir} are damaged: {why}; delete that folder and "
+        return UserError(f"the {key} files of {name!r} in {builder.data_dir} are damaged: {why}; delete that folder "
+                         "and "
                          "prepare the data again.")
 
     images, labels, position = None, np.empty(count, np.int64), 0
@@ -357,7 +365,8 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
                 _require_memory(name, key, count, image.shape[1:])
                 images = np.empty((count, *image.shape[1:]), np.uint8)
             if image.shape[1:] != images.shape[1:]:
-                raise UserError(f"{name!r} has images of different sizes, {images.shape[1:]} and {image.shape[1:]} (record "
+                raise UserError(f"{name!r} has images of different sizes, {images.shape[1:]} and {image.shape[1:]} "
+                                "(record "
                                 f"{position}); resize them to one size first or choose another set.")
             if position + len(label) > count:
                 raise damaged(f"more than the {count} records that dataset_info.json states")
@@ -374,7 +383,8 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
 def _require_memory(name: str, key: str, count: int, shape: tuple[int, ...]) -> None:
     size = count * int(np.prod(shape))
     if size > MAX_BYTES:
-        raise UserError(f"the {key} split of {name!r} is {size / 2**30:.1f} GiB decoded ({count} images of {shape}) and the "
+        raise UserError(f"the {key} split of {name!r} is {size / 2**30:.1f} GiB decoded ({count} images of {shape}) "
+                        "and the "
                         f"limit is {MAX_BYTES / 2**30:.0f} GiB in memory; use a smaller set or a resized copy of it.")
 
 
@@ -387,9 +397,11 @@ def _check_labels(labels: Any, num_classes: int, name: str, split: str) -> np.nd
         raise UserError(f"labels of {name!r} must be whole numbers of shape [N], received {labels.dtype} of shape "
                         f"{labels.shape}.")
     if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
-        raise UserError(f"labels of {name!r} must lie in 0..{num_classes - 1}, received {labels.min()}..{labels.max()}.")
+        raise UserError(f"labels of {name!r} must lie in 0..{num_classes - 1}, received "
+                        f"{labels.min()}..{labels.max()}.")
     if split == "train" and len(np.unique(labels)) < 2:
-        raise UserError(f"the training records of {name!r} have {len(np.unique(labels))} class; classification needs at "
+        raise UserError(f"the training records of {name!r} have {len(np.unique(labels))} class; classification needs "
+                        "at "
                         "least 2.")
     return labels.astype(np.int32)
 
@@ -424,7 +436,8 @@ def from_arrays(images: Any, labels: Any, num_classes: int | None = None, name: 
         raise UserError(f"classification needs at least 2 classes, received {classes}.")
     labels = _check_labels(labels, classes, name, split)
     counts = (len(labels), 0) if split == "train" else (0, len(labels))
-    return Arrays(images.astype(np.uint8 if whole else np.float32), labels, name, tuple(map(str, range(classes))), *counts)
+    images = images.astype(np.uint8 if whole else np.float32)
+    return Arrays(images, labels, name, tuple(map(str, range(classes))), *counts)
 
 
 def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | None = None) -> DatasetInfo:
@@ -441,7 +454,8 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
     shape = tuple(arrays.images.shape[-3:])
     if arrays.event_based:
         if augment:
-            raise UserError(f"{arrays.name} is event data, which cannot be cropped and flipped: leave augmentation off.")
+            raise UserError(f"{arrays.name} is event data, which cannot be cropped and flipped: leave augmentation "
+                            "off.")
         scale, offset = np.ones(shape[2]), np.zeros(shape[2])
     elif arrays.name in _HALF_RANGE:
         scale, offset = np.full(shape[2], 1 / 510), np.zeros(shape[2])
@@ -489,7 +503,8 @@ def split_indices(num_records: int, val_fraction: float, seed: int, name: str) -
     _check_seed(seed)
     count = round(num_records * val_fraction)
     if num_records - count < 1 or (val_fraction > 0 and count < 1):
-        raise UserError(f"val_fraction {val_fraction} of {num_records} records leaves {num_records - count} for training and "
+        raise UserError(f"val_fraction {val_fraction} of {num_records} records leaves {num_records - count} for "
+                        "training and "
                         f"{count} for validation; both need one or more: choose another fraction.")
     order = _permutation(num_records, seed, _SPLIT, zlib.crc32(name.encode()))
     return np.sort(order[count:]), np.sort(order[:count])
@@ -499,7 +514,8 @@ def split_record(name: str, val_fraction: float, seed: int, train: np.ndarray, v
     """The rule and checksums of a validation split, for config.json."""
     return {"rule": "first round(N * val_fraction) of argsort(PCG64(SeedSequence([seed, 1, crc32(name)])) raw bits)",
             "name": name, "seed": seed, "val_fraction": val_fraction, "num_train": len(train), "num_val": len(val),
-            "train_crc32": zlib.crc32(train.astype("<i8").tobytes()), "val_crc32": zlib.crc32(val.astype("<i8").tobytes())}
+            "train_crc32": zlib.crc32(train.astype("<i8").tobytes()),
+            "val_crc32": zlib.crc32(val.astype("<i8").tobytes())}
 
 
 def _check_seed(seed: int) -> None:
@@ -510,8 +526,42 @@ def _check_seed(seed: int) -> None:
 # --- streams of batches -----------------------------------------------------------------------------------------------
 
 
+class _Calls:
+    """Calls from tf.data into Python, so that none is under way when the interpreter ends.
+
+    A thread of TensorFlow that waits for the interpreter while the interpreter waits for the iterator to die never
+    ends: every process that left with a batch in flight hung. So nothing here fetches ahead, and for what wraps the
+    data set (tf.distribute, `prefetch`), calls are refused from exit on and those under way are waited for.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._started, self._closed = threading.Lock(), 0, 0, False
+        atexit.register(self._close)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._started += 1
+            if self._closed:
+                raise StopIteration
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._running -= 1
+
+    def _close(self) -> None:
+        self._closed = True
+        deadline, before = time.monotonic() + 5, -1
+        while (self._running or self._started != before) and time.monotonic() < deadline:
+            before = self._started
+            time.sleep(0.05)  # lets the other threads have the interpreter
+
+
+_calls = _Calls()
+
+
 class _Stream:
-    """Batches gathered from arrays; `batch(k)` is pure, the tf.data.Dataset only calls it ahead of time."""
+    """Batches gathered from arrays; `batch(k)` is pure, the tf.data.Dataset only calls it."""
 
     def __init__(self, images: Any, labels: np.ndarray, indices: np.ndarray | None, batch_size: int, info: DatasetInfo,
                  shard: tuple[int, int]):
@@ -520,9 +570,11 @@ class _Stream:
         if len(images) != len(labels):
             raise UserError(f"{len(images)} images need as many labels, received {len(labels)}.")
         if batch_size < 1 or not len(indices):
-            raise UserError(f"a batch needs at least 1 record, received batch size {batch_size} of {len(indices)} records.")
+            raise UserError(f"a batch needs at least 1 record, received batch size {batch_size} of {len(indices)} "
+                            "records.")
         if not 0 <= worker < workers or batch_size % workers:
-            raise UserError(f"a batch of {batch_size} must divide among {workers} workers numbered from 0, received worker "
+            raise UserError(f"a batch of {batch_size} must divide among {workers} workers numbered from 0, received "
+                            "worker "
                             f"{worker}; choose a multiple of {workers}.")
         _check_labels(labels, info.num_classes, info.name, "any")
         self.images, self.labels, self.indices, self.info = images, np.asarray(labels, np.int32), indices, info
@@ -539,15 +591,20 @@ class _Stream:
         types = [tf.float32, tf.int32] + [tf.float32] * weights
         shapes = [(rows, *self._sample_shape), (rows,), (rows,)]
 
+        def call(step: np.int64) -> tuple[np.ndarray, ...]:
+            with _calls:
+                return self.batch(int(step))
+
         def gather(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            parts = tf.numpy_function(lambda k: self.batch(int(k)), [step], types)
+            parts = tf.numpy_function(call, [step], types)
             for part, shape in zip(parts, shapes):
                 part.set_shape(shape)
             return tuple(parts)
 
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        return tf.data.Dataset.range(start, stop).map(gather).prefetch(2).with_options(options)
+        options.experimental_optimization.inject_prefetch = False  # see _Calls
+        return tf.data.Dataset.range(start, stop).map(gather).with_options(options)
 
 
 class TrainStream(_Stream):
@@ -570,7 +627,8 @@ class TrainStream(_Stream):
         super().__init__(images, labels, indices, batch_size, info, shard)
         _check_seed(seed)
         if batch_size > len(self.indices):
-            raise UserError(f"a batch of {batch_size} is larger than the {len(self.indices)} training records; choose a batch "
+            raise UserError(f"a batch of {batch_size} is larger than the {len(self.indices)} training records; "
+                            "choose a batch "
                             f"size of at most {len(self.indices)}.")
         self.seed, self.augment = seed, info.augment if augment is None else augment
         if self.augment and info.event_based:
@@ -702,7 +760,8 @@ def load_images(paths: Sequence[str | os.PathLike[str]] | str, image_shape: tupl
             raise UserError(f"{file} is not a readable PNG or JPEG ({_first_line(error)}); leave it out.") from error
         if tuple(image.shape[:2]) != (height, width):
             if not resize:
-                raise UserError(f"{file} is {image.shape[0]}x{image.shape[1]} pixels, the network takes {height}x{width}; "
+                raise UserError(f"{file} is {image.shape[0]}x{image.shape[1]} pixels, the network takes "
+                                f"{height}x{width}; "
                                 "scale it or ask for resizing.")
             image = tf.cast(tf.round(tf.image.resize(image, (height, width), antialias=True)), tf.uint8)
         images[i] = image.numpy()

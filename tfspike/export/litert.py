@@ -1,0 +1,82 @@
+"""LiteRT (.tflite): the window as built-in operations only, for phones and microcontrollers.
+
+A loop over time whose state are tensors converts to a built-in WHILE; TensorArrays and TensorFlow's random numbers do
+not, so a Poisson model takes its spikes from outside and the other encoders are part of the graph.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import tensorflow as tf
+
+from tfspike.encoders import PoissonEncoder
+from tfspike.errors import UserError
+from tfspike.export.precision import in_float32
+from tfspike.export.saved_model import Served, step_of
+
+NAME = "model.tflite"
+WEIGHTS = ("float32", "float16", "dynamic_range")
+
+
+class _Fixed(Served):
+    """Endpoints of fixed shape: batch 1."""
+
+    def signatures(self, batch: int | None = 1) -> dict[str, Any]:
+        window, spec = self.window, tf.TensorSpec
+        spikes = spec((1, window.timesteps, *window.spike_shape), tf.float32, "spikes")
+        one = spec((1, 1, *window.spike_shape), tf.float32, "spikes")
+        found = {"from_spikes": tf.function(self._at_once, input_signature=[spikes]).get_concrete_function(),
+                 "stream": tf.function(self._one_step).get_concrete_function(spikes=one, **window.state_specs(1))}
+        if not self.from_events and not isinstance(window.plan.encoder.layer, PoissonEncoder):
+            images = spec((1, *window.plan.inputs[0].shape[1:]), tf.float32, "images")
+            found["serving_default"] = tf.function(self._image, input_signature=[images]).get_concrete_function()
+        return found
+
+    def _at_once(self, spikes: tf.Tensor) -> dict[str, tf.Tensor]:
+        state = self.window.run(lambda t, _: step_of(spikes, t), self.window.timesteps, 1, self.window.initial_state(1))
+        return self.window.outputs(state)
+
+    def _one_step(self, spikes: tf.Tensor, **state: tf.Tensor) -> dict[str, tf.Tensor]:
+        after, _ = self.window.advance(tf.transpose(spikes, (1, 0, *range(2, len(spikes.shape)))), state)
+        return {**{f"{name}_out": value for name, value in after.items()}, **self.window.outputs(after)}
+
+    def _image(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        encode = self.window.encoder_of(self.normalise(images), 0)
+        return self.window.outputs(self.window.run(encode, self.window.timesteps, 1, self.window.initial_state(1)))
+
+
+def write(model: Any, info: Any, path: str, weights: str = "float32") -> None:
+    """Writes the file `path`.
+
+    Args:
+      model, info: as for `tfspike.export.save`; another precision than float32 is converted to it.
+      path: file to write.
+      weights: how they are stored: "float32", "float16", or "dynamic_range" (int8 with float arithmetic).
+
+    Raises:
+      UserError: unknown `weights`, or a layer without a built-in counterpart.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"`weights` must be one of {', '.join(WEIGHTS)}. Received: weights={weights!r}.")
+    served = _Fixed(in_float32(model), info)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(served, folder, signatures=served.signatures())
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=sorted(served.signatures()))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if weights != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if weights == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter has no public class for "this operation needs Flex"
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise UserError(f"{model.name!r} has no form of built-in LiteRT operations ({first}); export it as "
+                            "saved_model.") from error
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,183 @@
+"""A NIR graph as a tfspike model: the inverse of `tfspike.export.nir_graph`, for feed-forward LIF and IF networks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfspike import encoders
+from tfspike.errors import UserError
+from tfspike.export.nir_graph import _nir
+from tfspike.export.standalone import simulate_nir
+from tfspike.layers import LIF, OverTime, PoolingIF, Readout
+from tfspike.models.spiking_model import SpikingModel
+
+
+def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = None, gradient: str = "event",
+             dt: float | None = None, seed: int = 0) -> SpikingModel:
+    """Builds a model that computes what the graph does, and can be trained on.
+
+    Where the graph ends in neurons that fire, a readout without leak is added: the scores are their rates.
+
+    Args:
+      graph: a `nir.NIRGraph` or the path of a file.
+      timesteps: T; None takes the graph's metadata.
+      encoder: what stands in front of Input, as for `tfspike.models.create`; None takes spike trains.
+      gradient: "event" or "rate".
+      dt: seconds per step; None takes the graph's metadata, and 1e-4 without it.
+      seed: of the encoder.
+
+    Raises:
+      UserError: the file cannot be read, or a node has no counterpart (another reset or resting potential than 0,
+        constants that differ within a layer, a cycle).
+    """
+    nir = _nir()
+    if isinstance(graph, (str, os.PathLike)):
+        try:
+            graph = nir.read(graph)
+        except Exception as error:  # HDF5 and nir raise what they raise
+            raise UserError(f"{graph} is not a readable NIR file ({type(error).__name__}: {error}); give one.") from error
+    metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
+    timesteps = timesteps or int(metadata.get("timesteps", 0))
+    if timesteps < 1:
+        raise UserError("The graph does not say how long its window is: give `timesteps`, 1 or more.")
+    return _Reader(graph, dt or float(metadata.get("dt", 1e-4))).model(timesteps, encoder, gradient, seed)
+
+
+class _Reader:
+    def __init__(self, graph: Any, dt: float):
+        self.graph, self.dt = graph, dt
+        kinds = [type(node).__name__ for node in graph.nodes.values()]
+        if kinds.count("Input") != 1 or kinds.count("Output") != 1:
+            raise UserError(f"A graph with one Input and one Output is needed; this one has {kinds.count('Input')} and "
+                            f"{kinds.count('Output')}.")
+        try:
+            self.order = simulate_nir.order(graph)
+        except ValueError as error:
+            raise UserError(f"{error} Only feed-forward graphs can be read.") from None
+        self.weights: list[tuple[Any, list[np.ndarray]]] = []
+        self.maps: dict[str, tuple[int, int, int]] = {}  # (H, W, C) of what was flattened, by node
+        self.kind = {name: type(node).__name__ for name, node in graph.nodes.items()}
+
+    def model(self, timesteps: int, encoder: str | None, gradient: str, seed: int) -> SpikingModel:
+        values: dict[str, Any] = {}
+        inputs = None
+        for name in self.order:
+            node, kind = self.graph.nodes[name], self.kind[name]
+            if kind == "Input":
+                shape = tuple(int(n) for n in node.input_type["input"])
+                shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+                inputs = keras.Input(shape if encoder else (timesteps, *shape), dtype="float32", name="input")
+                values[name] = encoders.create(encoder, timesteps, seed=seed, name="encoder")(inputs)
+                continue
+            sources = [before for before, after in self.graph.edges if after == name]
+            x = values[sources[0]] if len(sources) == 1 else keras.layers.Add(name=f"{_legal(name)}_current")(
+                [values[source] for source in sources])
+            values[name] = self._convert(name, node, kind, x, sources, gradient)
+        outputs = values[next(name for name in self.graph.nodes if self.kind[name] == "Output")]
+        if len(outputs.shape) > 2:  # still [T, B, ...]: the graph ends in spikes or currents
+            leak = float(self._metadata("readout_leak", 1.0))
+            outputs = Readout(leak, name="readout")(outputs)
+        model = SpikingModel(inputs, outputs, name="from_nir")
+        for layer, arrays in self.weights:
+            layer.set_weights(arrays)
+        return model
+
+    def _metadata(self, key: str, default: Any) -> Any:
+        return self.graph.metadata.get(key, default) if isinstance(self.graph.metadata, dict) else default
+
+    def _convert(self, name: str, node: Any, kind: str, x: Any, sources: list[str], gradient: str) -> Any:
+        flat = next((self.maps[source] for source in sources if source in self.maps), None)
+        if flat is not None and kind not in ("Linear", "Affine"):
+            self.maps[name] = flat
+        if kind == "Output":
+            return x
+        if kind in ("LIF", "IF"):
+            leak, gain = self._step(name, node)
+            threshold = self._uniform(name, "v_threshold", node.v_threshold) / gain
+            if any(np.any(value) for value in (node.v_reset, getattr(node, "v_leak", 0.0))):
+                raise UserError(f"{name!r} resets to or rests at another potential than 0, which tfspike has not.")
+            if kind == "IF" and all(self.kind[source] == "AvgPool2d" for source in sources):
+                return PoolingIF(threshold, gradient, name=_legal(name))(x)
+            return LIF(leak, threshold, gradient, name=_legal(name))(x)
+        if kind in ("LI", "I"):
+            return self._readout(name, node, x)
+        if kind in ("Linear", "Affine"):
+            weight = np.asarray(node.weight)
+            if flat is not None:
+                height, width, channels = flat
+                weight = np.moveaxis(weight.reshape(-1, channels, height, width), 1, -1).reshape(len(weight), -1)
+            layer = keras.layers.Dense(len(weight), use_bias=kind == "Affine", name="dense")
+            self.weights.append((layer, [weight.T, *([node.bias] if kind == "Affine" else [])]))
+            return OverTime(layer, name=_legal(name))(x)
+        if kind == "Conv2d":
+            return self._conv(name, node, x)
+        if kind == "AvgPool2d":
+            if np.any(node.padding):
+                raise UserError(f"{name!r} pads an average pooling with zeros, which tfspike does not.")
+            size, stride = (tuple(int(n) for n in np.broadcast_to(v, 2)) for v in (node.kernel_size, node.stride))
+            return OverTime(keras.layers.AveragePooling2D(size, stride), name=_legal(name))(x)
+        if kind == "Flatten":
+            if len(x.shape) == 5:
+                self.maps[name] = tuple(int(n) for n in x.shape[2:])
+            return OverTime(keras.layers.Flatten(), name=_legal(name))(x)
+        raise UserError(f"{name!r} is a {kind} node, which tfspike cannot read; it reads Conv2d, Linear, Affine, "
+                        "AvgPool2d, Flatten, LIF, IF, LI and I.")
+
+    def _conv(self, name: str, node: Any, x: Any) -> Any:
+        kernel = np.moveaxis(np.asarray(node.weight), (0, 1), (3, 2))
+        stride, dilation = (tuple(int(n) for n in np.broadcast_to(v, 2)) for v in (node.stride, node.dilation))
+        if isinstance(node.padding, str):
+            padding = tuple((k - 1) // 2 * d if node.padding == "same" else 0 for k, d in zip(kernel.shape, dilation))
+        else:
+            padding = tuple(int(n) for n in np.broadcast_to(node.padding, 2))
+        if any(padding):
+            x = OverTime(keras.layers.ZeroPadding2D(padding), name=f"{_legal(name)}_pad")(x)
+        biased = bool(np.any(node.bias))
+        layer = keras.layers.Conv2D(kernel.shape[-1], kernel.shape[:2], stride, "valid", dilation_rate=dilation,
+                                    groups=int(np.asarray(node.groups)), use_bias=biased, name="conv")
+        self.weights.append((layer, [kernel, *([np.asarray(node.bias)] if biased else [])]))
+        return OverTime(layer, name=_legal(name))(x)
+
+    def _readout(self, name: str, node: Any, x: Any) -> Any:
+        """V = lambda V + gain I; ours has gain = lambda, another one moves into the weights in front."""
+        leak, gain = self._step(name, node)
+        if not np.isclose(gain, leak, rtol=1e-5):
+            source = next((before for before, after in self.graph.edges if after == name), "")
+            if not self.weights or self.kind.get(source) not in ("Linear", "Affine"):
+                raise UserError(f"{name!r} weighs its input by {gain:.6g} where tfspike's readout has {leak:.6g}, and no "
+                                "Linear in front of it could take the difference.")
+            layer, arrays = self.weights[-1]
+            self.weights[-1] = (layer, [array * (gain / leak) for array in arrays])
+        return Readout(leak, name=_legal(name))(x)
+
+    def _step(self, name: str, node: Any) -> tuple[float, float]:
+        """`(leak, weight of the input)` of forward Euler with dt."""
+        r = self._uniform(name, "r", node.r)
+        if not hasattr(node, "tau"):
+            return 1.0, _tidy(self.dt * r)
+        share = self.dt / self._uniform(name, "tau", node.tau)
+        if not 0 <= share < 1 or r <= 0:
+            raise UserError(f"{name!r} has the time constant {self.dt / share if share else 0:g} s and R = {r:g}; with "
+                            f"dt = {self.dt:g} s its time constant must exceed dt, and R must be above 0.")
+        return _tidy(1 - share), _tidy(share * r)
+
+    def _uniform(self, name: str, what: str, values: Any) -> float:
+        found = np.unique(values)
+        if len(found) != 1:
+            raise UserError(f"{name!r} has {len(found)} values of {what}; tfspike has one per layer.")
+        return float(found[0])
+
+
+def _tidy(value: float) -> float:
+    """The decimal number that float32 rounding in the file hides, if there is one: 0.99, not 0.98999999."""
+    short = float(f"{value:.6g}")
+    return short if abs(short - value) < 2e-7 * max(1.0, abs(value)) else value
+
+
+def _legal(name: str) -> str:
+    """Keras forbids / in names."""
+    return name.replace("/", "_")
