@@ -94,7 +94,7 @@ def by_hand(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, thre
         if isinstance(stage, oracle.Conv):
             x = neurons(conv(x, channels, spec.kernel, stage.stride))
         elif isinstance(stage, oracle.Pool):
-            x = PoolingIF(gradient=gradient, **kwargs)(OverTime(keras.layers.AveragePooling2D(**kwargs))(x))
+            x = PoolingIF(gradient=gradient, **kwargs)(OverTime(keras.layers.AveragePooling2D(2, **kwargs))(x))
         elif isinstance(stage, oracle.Block):
             stride = stage.stride_a * stage.stride_b
             main = conv(neurons(conv(x, channels, 3, stage.stride_a)), channels, 3, stage.stride_b)

@@ -203,9 +203,9 @@ def _through(call: plans.Call, sources: list[Any], events: list[str],
     kind = next((kind for kind in ("current", "real", "mixed") if kind in events), "spikes")
     if isinstance(call.layer, WindowDropout):
         return [], kind, present[0]
-    ones = [tf.constant(there[np.newaxis]) for there in present]
-    passed = call.layer(ones) if len(ones) > 1 else layer(ones[0])
-    return [], kind, (passed.numpy()[0] != 0).astype(np.float32)
+    ones = [tf.constant(there[np.newaxis, np.newaxis]) for there in present]  # [T=1, B=1, *positions]
+    passed = call.layer(ones if len(ones) > 1 else ones[0])
+    return [], kind, (keras.ops.convert_to_numpy(passed)[0, 0] != 0).astype(np.float32)
 
 
 def _group(name: str, kind: str, source: Any, events: str, effective: np.ndarray, there: np.ndarray,
@@ -236,7 +236,7 @@ def fan_out(layer: keras.layers.Layer, shape: tuple[int, ...], zero_weights: boo
         counter = type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False,
                                            "dtype": "float32"})
         counter.build((None, *shape))
-        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        kernel = tf.convert_to_tensor(layer.kernel.value).numpy()
         counter.kernel.assign(np.ones_like(kernel) if zero_weights else (kernel != 0).astype(kernel.dtype))
     inputs = tf.ones((1, *shape))
     with tf.GradientTape() as tape:

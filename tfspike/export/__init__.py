@@ -1,0 +1,115 @@
+"""Trained networks as files that run without this library, each proven by running it: see docs/exports.md.
+
+    from tfspike import export
+    export.save(model, info, ["saved_model", "litert", "nir", "keras"], "runs/mine/export")
+
+`info` is the data set's `DatasetInfo`, or anything with `scale`, `offset` and `class_names`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfspike.errors import UserError
+
+__all__ = ["FORMATS", "from_nir", "save", "to_nir"]
+
+_NAMES = {"saved_model": "saved_model", "litert": "model.tflite", "nir": "model.nir", "keras": "model.keras"}
+FORMATS = tuple(_NAMES)
+_LAZY = {"to_nir": "nir_graph", "from_nir": "nir_import"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"tfspike.export.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'tfspike.export' has no attribute {name!r}")
+
+
+def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLike[str], example: Any = None, *,
+         weights: str = "float32", target: str = "nir") -> dict[str, dict[str, Any]]:
+    """Writes a model in every format asked for, and runs each file before it gets its name.
+
+    A file is written beside its place, run on `example` in a process that does not import tfspike, compared with the
+    model, and only then renamed: what lies in `folder` under its name is whole and proven, whenever the program dies.
+
+    Args:
+      model: a `tfspike.models.SpikingModel`.
+      info: has `scale`, `offset` (x = p * scale + offset for pixels p of 0 to 255) and `class_names`.
+      formats: some of `FORMATS`.
+      folder: where the files go: saved_model/, model.tflite, model.nir, model.keras.
+      example: raw images `[B, H, W, C]` of 0 to 255, or spike trains `[B, T, H, W, C]` for event data; None draws noise.
+      weights: of the LiteRT file: "float32", "float16" or "dynamic_range" (the last two are measured, not held to equality).
+      target: conventions of the NIR file, one of `tfspike.export.nir_graph.TARGETS`.
+
+    Returns:
+      By format: `path`, `bytes`, and what the check found: `endpoints`, `max_error` (of scores), `spikes` (of the example),
+      `spikes_differing`, `closest_to_threshold`, `silent_layers`.
+
+    Raises:
+      UserError: an unknown format, a folder that cannot be written, an `example` of another shape, a model or package
+        that the format cannot do, or a file that does not compute what the model does.
+    """
+    for form in formats:
+        if form not in FORMATS:
+            raise UserError(f"`formats` takes {', '.join(FORMATS)}. Received: {form!r}.")
+    from tfspike.export import verify  # TensorFlow, only now
+
+    sample = verify.Sample(model, info, example)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return {form: _place(os.path.join(os.fspath(folder), _NAMES[form]), _writer(form, model, info, weights, target),
+                             lambda path, form=form: verify.check(form, path, sample, weights, target))
+                for form in formats}
+    except OSError as error:
+        raise UserError(f"cannot write exports to {os.fspath(folder)} ({error.strerror or error}); "
+                        "give a folder that can be written.") from error
+
+
+def _writer(form: str, model: Any, info: Any, weights: str, target: str) -> Callable[[str], Any]:
+    if form == "keras":
+        return model.save
+    if form == "nir":
+        from tfspike.export import nir_graph
+        return lambda path: nir_graph.write(model, path, target)
+    if form == "litert":
+        from tfspike.export import litert
+        return lambda path: litert.write(model, info, path, weights)
+    from tfspike.export import saved_model
+    return lambda path: saved_model.write(model, info, path)
+
+
+def _place(path: str, write: Callable[[str], Any], check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Writes and checks beside `path`, then renames."""
+    folder, name = os.path.split(path)
+    partial, old = (os.path.join(folder, f".{kind}-{name}") for kind in ("partial", "old"))
+    if os.path.exists(old) and not os.path.exists(path):
+        os.rename(old, path)  # killed between the two renames below
+    _remove(old)
+    _remove(partial)
+    try:
+        write(partial)
+        report = check(partial)
+        if os.path.isdir(path):
+            os.rename(path, old)  # a folder cannot be renamed over another
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+    _remove(old)
+    return {"path": path, "bytes": _size(path), **report}
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
+
+
+def _size(path: str) -> int:
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(path) for name in names)

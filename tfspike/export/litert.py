@@ -63,8 +63,9 @@ def write(model: Any, info: Any, path: str, weights: str = "float32") -> None:
         raise UserError(f"`weights` must be one of {', '.join(WEIGHTS)}. Received: weights={weights!r}.")
     served = _Fixed(in_float32(model), info)
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(served, folder, signatures=served.signatures())
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=sorted(served.signatures()))
+        signatures = served.signatures()
+        tf.saved_model.save(served, folder, signatures=signatures)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=sorted(signatures))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if weights != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -1,0 +1,31 @@
+"""Tests a trained network from its workdir alone: `python eval.py --help`. The last line of stdout is JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tfspike import flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main() -> int:
+    with flags.user_errors():
+        options = flags.parse_eval()
+        say = (lambda line: None) if options.json else print
+        from tfspike import evaluation  # loads TensorFlow: only after the flags are known to be right
+
+        if options.predict:
+            for answer in evaluation.predict_files(options, say):
+                print(evaluation.json_line(answer))
+            return 0
+        record = evaluation.evaluate_run(options, say)
+        say(evaluation.describe(record))
+        print(evaluation.json_line(record))
+        return 0
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Encoders: what they draw, that they can draw it again, and that stretches joined are the window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspike import DirectEncoder, LatencyEncoder, PoissonEncoder, Readout, SpikeInput, UserError, encoders, noise
+from tfspike.layers import OverTime
+
+T, B = 12, 4
+
+
+def images(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1.0, 1.0, (B, *shape)).astype("f")
+
+
+# --- Poisson --------------------------------------------------------------------------------------------------------
+
+
+def test_poisson_rates_lie_within_five_sigma_and_keep_their_sign() -> None:
+    levels = np.array([-1.5, -1.0, -0.7, -0.1, 0.0, 0.02, 0.5, 0.99, 1.0, 3.0], "f")
+    n = 4000
+    train = PoissonEncoder(T, seed=1)(tf.constant(np.tile(levels, (n, 1))), training=True).numpy()
+    assert set(np.unique(train)) == {-1.0, 0.0, 1.0}
+    for level, spikes in zip(levels, np.moveaxis(train, -1, 0)):
+        p = min(abs(float(level)), 1.0)
+        assert set(np.unique(spikes)) <= {0.0, float(np.sign(level))}
+        assert abs(np.abs(spikes).mean() - p) <= 5 * np.sqrt(p * (1 - p) / spikes.size)
+
+
+def test_poisson_draws_are_independent_between_steps_and_samples() -> None:
+    train = PoissonEncoder(T, seed=1)(tf.fill((2000, 3), 0.5), training=True).numpy() - 0.5
+    sigma = 0.25 / np.sqrt(train[0].size)
+    for lag in (1, 2, 5):
+        assert abs((train[lag:] * train[:-lag]).mean(axis=(1, 2))).max() < 5 * sigma
+    assert abs((train[:, 1:] * train[:, :-1]).mean()) < 5 * 0.25 / np.sqrt(train[:, 1:].size)
+
+
+def test_poisson_training_draws_depend_on_seed_and_step_alone() -> None:
+    x = tf.constant(images(50))
+    a, b = PoissonEncoder(T, seed=1), PoissonEncoder(T, seed=1)
+    first, second = a(x, training=True), a(x, training=True)
+    assert int(a.step.value) == 2
+    np.testing.assert_array_equal(b(x, training=True), first)
+    np.testing.assert_array_equal(tf.function(b, jit_compile=False)(x, training=True), second)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(PoissonEncoder(T, seed=2)(x, training=True), first)
+    b.step.assign(0)
+    np.testing.assert_array_equal(b(x, training=True), first)
+
+
+def test_poisson_replicas_draw_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tf.constant(images(50))
+    trains = []
+    for replica in range(3):
+        monkeypatch.setattr(noise, "replica_id", lambda replica=replica: replica)
+        trains.append(PoissonEncoder(T, seed=1)(x, training=True).numpy())
+    monkeypatch.undo()
+    assert np.array_equal(PoissonEncoder(T, seed=1)(x, training=True), trains[0])
+    assert not any(np.array_equal(trains[i], trains[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_poisson_inference_repeats_and_takes_an_explicit_seed() -> None:
+    x, encoder = tf.constant(images(50)), PoissonEncoder(T, seed=1)
+    first = encoder(x)
+    np.testing.assert_array_equal(encoder(x), first)
+    np.testing.assert_array_equal(encoder(x, seed=0), first)
+    np.testing.assert_array_equal(encoder(x, training=False, seed=tf.constant(0)), first)
+    assert not np.array_equal(encoder(x, seed=1), first)
+    assert int(encoder.step.value) == 0
+    # the first training step does not see the numbers of inference seed 0
+    assert not np.array_equal(encoder(x, training=True), first)
+
+
+def test_poisson_probabilities_are_not_rounded_under_a_mixed_policy() -> None:
+    x = tf.constant(images(2000))
+    train = PoissonEncoder(T, seed=1, dtype="mixed_bfloat16")(x)
+    assert train.dtype == tf.bfloat16
+    np.testing.assert_array_equal(train.numpy().astype("f"), PoissonEncoder(T, seed=1)(x))
+
+
+def test_the_step_counter_is_saved_with_the_model(tmp_path: Path) -> None:
+    inputs = keras.Input((6,))
+    encoder = PoissonEncoder(T, seed=4, name="encoder")
+    model = keras.Model(inputs, Readout()(OverTime(keras.layers.Dense(2))(encoder(inputs))))
+    x = tf.constant(images(6))
+    for _ in range(3):
+        model(x, training=True)
+    assert not any(weight is encoder.step for weight in model.trainable_weights)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert int(loaded.get_layer("encoder").step.value) == 3
+    np.testing.assert_array_equal(loaded(x, training=True), model(x, training=True))
+
+
+# --- Any encoder ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", encoders.NAMES)
+def test_stretches_joined_are_the_window(kind: str | None) -> None:
+    encoder = encoders.create(kind, T, seed=3)
+    x = tf.constant(images(T, 5) if kind is None else images(5))
+    whole = encoder(x, seed=7)
+    assert whole.shape == (T, B, 5) and np.abs(whole.numpy()).sum() > 0
+    for cuts in ((0, 5, 10, T), (0, 1, 2, T), (0, T)):
+        parts = [encoder.encode(x, encoder.key(False, 7), start, end - start) for start, end in zip(cuts, cuts[1:])]
+        np.testing.assert_array_equal(tf.concat(parts, 0), whole)
+    # the engine's loop knows the start only at run time
+    part = tf.function(lambda start: encoder.encode(x, encoder.key(False, 7), start, 4))(tf.constant(5))
+    np.testing.assert_array_equal(part, whole[5:9])
+
+
+@pytest.mark.parametrize("kind", encoders.NAMES)
+def test_the_described_shape_is_the_real_one(kind: str | None) -> None:
+    shape = (T, 5, 3) if kind is None else (5, 3)
+    assert encoders.create(kind, T)(keras.Input(shape)).shape == (T, None, 5, 3)
+    assert encoders.create(kind, T)(tf.zeros((B, *shape))).shape == (T, B, 5, 3)
+
+
+def test_direct_repeats_the_image() -> None:
+    x = images(5, 3)
+    np.testing.assert_array_equal(DirectEncoder(T)(x), np.broadcast_to(x, (T, B, 5, 3)))
+
+
+def test_latency_by_hand() -> None:
+    # T = 4: |x| >= 1 at once; .75 -> step 2 (index 1); .5 -> index 2; .2 and fainter -> last; 0 never
+    train = LatencyEncoder(4)(tf.constant([[1.0, -2.0, 0.75, -0.5, 0.2, 1e-6, 0.0]])).numpy()[:, 0]
+    np.testing.assert_array_equal(train.argmax(0)[[0, 2, 4, 5]], [0, 1, 3, 3])
+    np.testing.assert_array_equal(np.abs(train).sum(0), [1, 1, 1, 1, 1, 1, 0])
+    assert train[0, 1] == -1 and train[2, 3] == -1
+
+
+def test_latency_is_earlier_the_stronger_the_input() -> None:
+    x = np.linspace(0.01, 1.0, 100, dtype="f")[None]
+    when = LatencyEncoder(T)(x).numpy()[:, 0].argmax(0)
+    assert (np.diff(when) <= 0).all() and when[0] == T - 1 and when[-1] == 0 and len(set(when)) == T
+
+
+def test_spike_input_exchanges_the_axes_and_refuses_another_window() -> None:
+    x = images(T, 5)
+    np.testing.assert_array_equal(SpikeInput(T)(x), x.swapaxes(0, 1))
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        SpikeInput(T)(images(T - 1, 5))
+
+
+def test_spike_input_that_is_longer_than_the_window_is_refused() -> None:
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        SpikeInput(T)(images(T + 1, 5))
+
+
+@pytest.mark.parametrize("timesteps", [0, -3, 2.5, "10", True, None])
+@pytest.mark.parametrize("kind", encoders.NAMES)
+def test_timesteps_that_are_no_positive_integer_are_refused(kind: str | None, timesteps: Any) -> None:
+    with pytest.raises(UserError, match="timesteps.*at least 1.*Received"):
+        encoders.create(kind, timesteps)
+
+
+def test_unknown_encoder_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UserError, match="'poisson', 'direct', 'latency', None.*Received"):
+        encoders.create("phase", T)

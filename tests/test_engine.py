@@ -1,0 +1,423 @@
+"""Whole nets: engine and layer-by-layer road against the oracle, and against each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import nets
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from nets import SPECS
+
+from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, UserError, gradients, kernels
+
+T, B, STEP = 11, 3, 5
+LEAKS = (0.5, 0.9, 0.99)
+GRADIENTS = ("event", "rate")
+BUILDERS = {"blocks": nets.from_blocks, "by_hand": nets.by_hand}
+ROUNDING = 2e-5
+
+
+def scene(name: str, gradient: str = "event", leak: float = 0.9, dropout: float = 0.2, build: str = "blocks",
+          batch: int = B, **kwargs: Any) -> tuple[SpikingModel, list[np.ndarray], np.ndarray, np.ndarray]:
+    """`(model, weights, inputs, dL/do)`."""
+    spec = SPECS[name]
+    model = BUILDERS[build](spec, T, gradient, leak, dropout=dropout, **kwargs)
+    weights = nets.set_grid_weights(model, spec.kappa)
+    return model, weights, nets.spike_inputs(T, batch, spec.image), nets.upstream(batch)
+
+
+def oracle_gradients(name: str, model: SpikingModel, weights: list[np.ndarray], inputs: np.ndarray, dL_do: np.ndarray,
+                     trains: list[np.ndarray], gradient: str, leak: float) -> tuple[oracle.Record, list[np.ndarray]]:
+    """What the oracle makes of the model's spikes and masks, its fixture checked."""
+    net = nets.oracle_net(SPECS[name], leak)
+    record = oracle.forward(net, weights, inputs.swapaxes(0, 1), nets.masks_of(model, len(inputs), STEP), given=trains)
+    nets.assert_alive(record)
+    return record, oracle.backward(net, weights, record, dL_do, gradient)
+
+
+def run(road: str, model: SpikingModel, inputs: np.ndarray, dL_do: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    nets.set_step(model, STEP)
+    return nets.gradients_of(model if road == "engine" else model.call_layers, model, inputs, dL_do)
+
+
+# --- Against the oracle ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(("name", "build"), itertools.product(SPECS, BUILDERS))
+def test_nets_equal_the_oracle_on_both_roads(
+    name: str, build: str, gradient: str, leak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights, inputs, dL_do = scene(name, gradient, leak, build=build)
+    model.configure_engine(chunk=4)
+    by_layers = nets.layer_spikes(model, inputs, STEP)
+    by_engine = nets.engine_spikes(model, inputs, monkeypatch, STEP)
+    for a, b in zip(by_layers, by_engine):
+        np.testing.assert_array_equal(a, b)
+    record, wanted = oracle_gradients(name, model, weights, inputs, dL_do, by_layers, gradient, leak)
+    for road in ("layers", "engine"):
+        output, got = run(road, model, inputs, dL_do)
+        np.testing.assert_allclose(output, record.output, rtol=1e-5, atol=1e-5)
+        assert nets.worst_error(got, wanted) < ROUNDING, road
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_real_valued_weights_flip_at_most_one_spike_in_1e5(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, inputs, dL_do = scene("residual", gradient)
+    rng = np.random.default_rng(9)
+    for variable in model.trainable_variables:
+        variable.assign(variable.value * rng.uniform(0.99, 1.01, variable.shape).astype("f"))
+    weights = [variable.numpy().astype("d") for variable in model.trainable_variables]
+    for road, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
+                         ("engine", nets.engine_spikes(model, inputs, monkeypatch, STEP))):
+        _, wanted = oracle_gradients("residual", model, weights, inputs, dL_do, trains, gradient, 0.9)
+        assert nets.worst_error(run(road, model, inputs, dL_do)[1], wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_inference_equals_the_oracle_without_masks(gradient: str) -> None:
+    model, weights, inputs, _ = scene("residual", gradient)
+    record = oracle.forward(nets.oracle_net(SPECS["residual"], 0.9), weights, inputs.swapaxes(0, 1))
+    assert min(record.firing_counts().values()) > 20
+    output, counts = model.observe(inputs)
+    np.testing.assert_allclose(output, record.output, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(model(inputs), output)
+    np.testing.assert_allclose(model.call_layers(inputs), output, rtol=1e-5, atol=1e-6)
+    assert list(counts) == model.spiking_layers and len(counts) == len(record.layers)
+    for count, layer in zip(counts.values(), record.layers):
+        np.testing.assert_array_equal(count, layer.window.N)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("encoder", ["poisson", "direct", "latency"])
+def test_encoded_images_equal_the_oracle(encoder: str, gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights, _, dL_do = scene("plain", gradient, encoder=encoder)
+    rng = np.random.default_rng(4)
+    images = (np.rint(rng.uniform(-0.6, 1.0, (B, *SPECS["plain"].image)) * 64) / 64).astype("f")
+    nets.set_step(model, STEP)
+    train = model.get_layer("encoder")(tf.constant(images), training=True).numpy()
+    trains = nets.engine_spikes(model, images, monkeypatch, STEP)
+    _, wanted = oracle_gradients("plain", model, weights, train.swapaxes(0, 1), dL_do, trains, gradient, 0.9)
+    for road in ("layers", "engine"):
+        assert nets.worst_error(run(road, model, images, dL_do)[1], wanted) < ROUNDING, road
+
+
+# --- Negative controls ----------------------------------------------------------------------------------------------
+
+
+def leak_in_the_carry(s: Any, slope: Any, g: Any, delta_next: Any = 0.0) -> np.ndarray:
+    delta, carried = np.zeros(s.shape), delta_next
+    for t in reversed(range(len(s))):
+        carried = delta[t] = s[t] * slope * g[t] + (1 - s[t]) * 0.9 * carried
+    return delta
+
+
+def across_resets(s: Any, slope: Any, g: Any, delta_next: Any = 0.0) -> np.ndarray:
+    delta, carried = np.zeros(s.shape), delta_next
+    for t in reversed(range(len(s))):
+        carried = delta[t] = s[t] * slope * g[t] + carried
+    return delta
+
+
+def no_leak_term(N: Any, F: Any, leak: float, threshold: float) -> np.ndarray:
+    return (N > 0) / threshold
+
+
+@pytest.mark.parametrize("road", ["layers", "engine"])
+@pytest.mark.parametrize(("gradient", "attribute", "wrong"), [
+    ("event", "event_backward", leak_in_the_carry), ("event", "event_backward", across_resets),
+    ("event", "slope", no_leak_term), ("rate", "slope", no_leak_term)])
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_the_comparison_rejects_a_wrong_gradient(name: str, road: str, gradient: str, attribute: str, wrong: Any,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights, inputs, dL_do = scene(name, gradient)
+    trains = nets.layer_spikes(model, inputs, STEP)
+    got = run(road, model, inputs, dL_do)[1]
+    monkeypatch.setattr(oracle, attribute, wrong)
+    _, refused = oracle_gradients(name, model, weights, inputs, dL_do, trains, gradient, 0.9)
+    assert nets.worst_error(got, refused) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("road", ["layers", "engine"])
+def test_a_library_without_the_leak_term_would_fail(road: str, gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights, inputs, dL_do = scene("plain", gradient)
+    trains = nets.layer_spikes(model, inputs, STEP)
+    _, wanted = oracle_gradients("plain", model, weights, inputs, dL_do, trains, gradient, 0.9)
+    monkeypatch.setattr(gradients, "slope", lambda count, trace, neuron: neuron.gain * tf.cast(count > 0, tf.float32))
+    assert nets.worst_error(run(road, model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
+
+
+def test_an_engine_that_forgets_the_carry_between_chunks_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights, inputs, dL_do = scene("plain")
+    trains = nets.layer_spikes(model, inputs, STEP)
+    _, wanted = oracle_gradients("plain", model, weights, inputs, dL_do, trains, "event", 0.9)
+    replay = kernels.replay_event
+    monkeypatch.setattr(kernels, "replay_event", lambda currents, bits, slope, carry, *rest: replay(
+        currents, bits, slope, tf.zeros_like(carry), *rest))
+    model.configure_engine(chunk=4)
+    assert nets.worst_error(run("engine", model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
+
+
+# --- The engine against the layer-by-layer road ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, T, 100])
+def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -> None:
+    model, _, inputs, dL_do = scene("residual", gradient)
+    output, wanted = run("layers", model, inputs, dL_do)
+    model.configure_engine(chunk=chunk)
+    got_output, got = run("engine", model, inputs, dL_do)
+    np.testing.assert_allclose(got_output, output, rtol=1e-5, atol=1e-6)
+    assert nets.worst_error(got, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("kernel", ["plain", "xla", "auto"])
+@pytest.mark.parametrize("chunk", [4, None])
+def test_kernels_in_a_graph_give_the_same_gradients(kernel: str, chunk: int | None, gradient: str) -> None:
+    model, _, inputs, dL_do = scene("plain", gradient)
+    output, wanted = run("layers", model, inputs, dL_do)
+    model.configure_engine(chunk=chunk, kernel=kernel)
+    assert_graph_equals(tf.function(lambda x, training: model(x, training=training)), model, inputs, dL_do, output, wanted)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_whole_model_compiles_with_xla(gradient: str) -> None:
+    model, _, inputs, dL_do = scene("five", gradient)
+    output, wanted = run("layers", model, inputs, dL_do)
+    variables = [variable.value for variable in model.trainable_variables]
+
+    @tf.function(jit_compile=True)
+    def compiled(x: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            output = model(x, training=True)
+        return output, tape.gradient(output, variables, output_gradients=tf.constant(dL_do))
+
+    nets.set_step(model, STEP)
+    got_output, got = compiled(tf.constant(inputs))
+    np.testing.assert_allclose(got_output, output, rtol=1e-5, atol=1e-6)
+    assert nets.worst_error([g.numpy() for g in got], wanted) < ROUNDING
+
+
+def assert_graph_equals(call: Callable[..., tf.Tensor], model: SpikingModel, inputs: Any, dL_do: Any, output: Any,
+                        wanted: list[np.ndarray]) -> None:
+    nets.set_step(model, STEP)
+    got_output, got = nets.gradients_of(call, model, tf.constant(inputs), dL_do)
+    np.testing.assert_allclose(got_output, output, rtol=1e-5, atol=1e-6)
+    assert nets.worst_error(got, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_batch_may_be_unknown_while_tracing_and_may_be_one(gradient: str) -> None:
+    model, _, _, _ = scene("residual", gradient)
+    image = SPECS["residual"].image
+    variables = [variable.value for variable in model.trainable_variables]
+
+    @tf.function(input_signature=[tf.TensorSpec([None, T, *image]), tf.TensorSpec([None, nets.CLASSES])])
+    def step(x: tf.Tensor, dL_do: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            output = model(x, training=True)
+        return output, tape.gradient(output, variables, output_gradients=dL_do)
+
+    for batch in (1, 4):
+        inputs, dL_do = nets.spike_inputs(T, batch, image, seed=batch), nets.upstream(batch)
+        output, wanted = run("layers", model, inputs, dL_do)
+        nets.set_step(model, STEP)
+        got_output, got = step(tf.constant(inputs), tf.constant(dL_do))
+        np.testing.assert_allclose(got_output, output, rtol=1e-5, atol=1e-6)
+        assert nets.worst_error([g.numpy() for g in got], wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, inputs, dL_do = scene(name, gradient, dtype="mixed_bfloat16")
+    weights = nets.set_grid_weights(model, SPECS[name].kappa, grid=128)
+    net = nets.oracle_net(SPECS[name], 0.9)
+    masks = nets.masks_of(model, B, STEP)
+    model.configure_engine(chunk=4)
+    for road, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
+                         ("engine", nets.engine_spikes(model, inputs, monkeypatch, STEP))):
+        record = oracle.forward(net, weights, inputs.swapaxes(0, 1), masks, given=trains)
+        assert min(layer.spikes.mean() for layer in record.layers) > 0.02
+        # currents are rounded to 2^-9 of their size: few spikes flip, each close to the threshold
+        assert record.flip_share() < 0.01 and record.worst_flip() < 0.1
+        output, got = run(road, model, inputs, dL_do)
+        assert output.dtype == np.float32 and all(g.dtype == np.float32 for g in got)
+        np.testing.assert_allclose(output, record.output, atol=0.02 * np.abs(record.output).max())
+        assert nets.worst_distance(got, oracle.backward(net, weights, record, dL_do, gradient)) < 0.02, road
+
+
+@pytest.mark.parametrize("kernel", ["plain", "xla"])
+def test_engine_keeps_membranes_counts_and_traces_in_float32_under_a_mixed_policy(kernel: str) -> None:
+    model, _, inputs, _ = scene("plain", dtype="mixed_bfloat16")
+    model.configure_engine(chunk=4, kernel=kernel)
+    for training in (True, False):
+        record = model.engine.run(tf.constant(inputs), training)
+        assert record.output.dtype == tf.float32 and record.input_rate.dtype == tf.float32
+        assert {part.dtype for state in record.states for part in state} == {tf.float32}
+        assert all(state.count.numpy().sum() > 10 for state in record.states)
+
+
+def test_two_gradients_share_the_forward_pass_and_differ_in_the_hidden_layers() -> None:
+    grads = {}
+    for gradient in GRADIENTS:
+        model, _, inputs, dL_do = scene("plain", gradient)
+        grads[gradient] = run("engine", model, inputs, dL_do)
+    np.testing.assert_array_equal(grads["event"][0], grads["rate"][0])
+    differences = [np.abs(a - b).max() / np.abs(a).max() for a, b in zip(grads["event"][1], grads["rate"][1])]
+    assert differences[-1] < ROUNDING and min(differences[:-1]) > 0.05
+
+
+# --- Which weights --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_frozen_layers_leave_the_other_gradients_as_they_are(gradient: str) -> None:
+    model, _, inputs, dL_do = scene("plain", gradient)
+    _, whole = run("engine", model, inputs, dL_do)
+    model.layers[[layer.name for layer in model.layers].index("conv2")].trainable = False
+    assert len(model.trainable_variables) == len(whole) - 1
+    for road in ("engine", "layers"):
+        _, got = run(road, model, inputs, dL_do)
+        assert nets.worst_error(got, [g for i, g in enumerate(whole) if i != 1]) < ROUNDING, road
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_wholly_frozen_model_still_runs_in_training(gradient: str) -> None:
+    model, _, inputs, _ = scene("five", gradient)
+    nets.set_step(model, STEP)
+    wanted = model.call_layers(inputs, training=True)
+    model.trainable = False
+    nets.set_step(model, STEP)
+    np.testing.assert_allclose(model(inputs, training=True), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_layers_in_front_of_the_encoder_and_behind_the_readout_train(gradient: str) -> None:
+    spec = SPECS["five"]
+    inputs = keras.Input((T, 6))
+    x = keras.layers.Dense(5, name="front")(inputs)
+    x = SpikeInput(T)(x)
+    x = LIF(0.9, gradient=gradient)(OverTime(keras.layers.Dense(12))(x))
+    x = Readout(0.9)(OverTime(keras.layers.Dense(4))(x))
+    model = SpikingModel(inputs, keras.layers.Dense(nets.CLASSES, name="behind")(x))
+    nets.set_grid_weights(model, spec.kappa)
+    data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
+    assert all(count.numpy().sum() > 10 for count in model.observe(data)[1].values())
+    # Computed one way or the other, a trainable weight must not be left with a silent zero.
+    got, wanted = run("engine", model, data, dL_do)[1], run("layers", model, data, dL_do)[1]
+    for variable, a, b in zip(model.trainable_variables, got, wanted):
+        assert np.abs(b).max() > 0
+        assert np.abs(a - b).max() < ROUNDING * np.abs(b).max(), variable.path
+
+
+# --- Own loops, fit, and bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_fit_equals_an_own_loop(gradient: str, jit_compile: bool) -> None:
+    models = []
+    for _ in range(2):
+        model, _, _, _ = scene("five", gradient, encoder="poisson")
+        models.append(model)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (8, *SPECS["five"].image)).astype("f")
+    y = np.eye(nets.CLASSES, dtype="f")[rng.integers(0, nets.CLASSES, 8)]
+    before = [variable.numpy() for variable in models[0].trainable_variables]
+
+    models[0].compile(keras.optimizers.SGD(0.05), "mse", jit_compile=jit_compile)
+    models[0].fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+
+    optimizer = keras.optimizers.SGD(0.05)
+    for _ in range(2):
+        for i in (0, 4):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((models[1](x[i:i + 4], training=True) - y[i:i + 4]) ** 2)
+            grads = tape.gradient(loss, [variable.value for variable in models[1].trainable_variables])
+            optimizer.apply(grads, models[1].trainable_variables)
+    assert int(models[0].get_layer("encoder").step.value) == int(models[1].get_layer("encoder").step.value) == 4
+    for start, a, b in zip(before, models[0].trainable_variables, models[1].trainable_variables):
+        assert np.abs(a.numpy() - start).max() > 1e-4
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_step_counters_advance_once_per_training_call_on_both_roads() -> None:
+    model, _, inputs, dL_do = scene("plain", encoder=None)
+    noisy = [layer for layer in model.layers if hasattr(layer, "step") and not isinstance(layer, SpikeInput)]
+    assert len(noisy) == 3
+    for road in ("engine", "layers"):
+        run(road, model, inputs, dL_do)
+        assert {int(layer.step.value) for layer in noisy} == {STEP + 1}
+    model(inputs)
+    model.predict(inputs, verbose=0)
+    assert {int(layer.step.value) for layer in noisy} == {STEP + 1}
+
+
+def test_training_calls_draw_afresh_and_inference_repeats() -> None:
+    model, _, _, _ = scene("five", encoder="poisson")
+    x = np.random.default_rng(0).uniform(-1, 1, (B, *SPECS["five"].image)).astype("f")
+    assert not np.array_equal(model(x, training=True), model(x, training=True))
+    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_allclose(model.predict(x, verbose=0), model(x), rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(model(x, seed=1), model(x))
+    np.testing.assert_allclose(model.call_layers(x, seed=1), model(x, seed=1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_without_a_window_is_computed_layer_by_layer() -> None:
+    inputs = keras.Input((T, 6))
+    spikes = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    model = SpikingModel(inputs, spikes)
+    assert model.engine is None and model.plan is None
+    x = nets.spike_inputs(T, B, (6,))
+    assert model(x).shape == (T, B, 8) and model(x, training=True).shape == (T, B, 8)
+    with pytest.raises(UserError, match="encoder.*Readout"):
+        model.spiking_layers  # noqa: B018
+
+
+def test_layers_with_different_gradients_are_computed_layer_by_layer() -> None:
+    inputs = keras.Input((T, 6))
+    x = LIF(0.9, gradient="event")(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    x = LIF(0.9, gradient="rate")(OverTime(keras.layers.Dense(8))(x))
+    model = SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(2))(x)))
+    assert model.engine is None
+    np.testing.assert_array_equal(model(nets.spike_inputs(T, B, (6,))), model.call_layers(nets.spike_inputs(T, B, (6,))))
+    with pytest.raises(UserError, match="same `gradient`"):
+        model.observe(nets.spike_inputs(T, B, (6,)))
+
+
+def test_a_synapse_that_is_not_linear_gives_the_same_gradients_or_no_engine() -> None:
+    # "rate" goes through means, which is exact for linear synapses only
+    inputs = keras.Input((T, 6))
+    x = OverTime(keras.layers.Dense(8, activation="relu"))(SpikeInput(T)(inputs))
+    x = LIF(0.9, gradient="rate")(x)
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(x)))
+    nets.set_grid_weights(model, 4.0)
+    data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
+    got, wanted = run("engine", model, data, dL_do)[1], run("layers", model, data, dL_do)[1]
+    assert nets.worst_error([got[0], got[2]], [wanted[0], wanted[2]]) < ROUNDING
+
+
+@pytest.mark.parametrize("options", [{"chunk": 0}, {"chunk": -2}, {"chunk": 2.5}, {"kernel": "fast"}, {"kernel": None}])
+def test_engine_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    model, _, _, _ = scene("five")
+    with pytest.raises(UserError, match="(chunk|kernel).*Received"):
+        model.configure_engine(**options)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_spike_trains_of_another_length_are_refused(gradient: str) -> None:
+    model, _, _, _ = scene("five", gradient)
+    for steps in (T - 1, T + 1):
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+            model(nets.spike_inputs(steps, B, SPECS["five"].image), training=True)

@@ -1,0 +1,265 @@
+"""Window layers: shapes, state, options and refusals; their mathematics is in test_gradients.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+from tfspike import LIF, LeakAware, OverTime, PoolingIF, Readout, UserError, WindowDropout
+
+T, B = 9, 3
+
+
+def currents(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.4, 0.6, (T, B, *shape)).astype("f")
+
+
+# --- LIF and PoolingIF ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+@pytest.mark.parametrize("leak", [0.5, 0.9, 0.99, 1.0])
+def test_lif_layer_equals_the_oracle_on_feature_maps(gradient: str, leak: float) -> None:
+    train, g = currents(3, 4, 2), np.random.default_rng(1).normal(size=(T, B, 3, 4, 2)).astype("f")
+    with tf.GradientTape() as tape:
+        i = tf.constant(train)
+        tape.watch(i)
+        spikes = LIF(leak, 0.8, gradient)(i)
+    window = oracle.lif_forward(train, leak, 0.8)
+    assert window.N.mean() > 1 and np.abs(window.u - 0.8).min() > 1e-6
+    np.testing.assert_array_equal(spikes, window.spikes)
+    slope = oracle.slope(window.N, window.F, leak, 0.8)
+    wanted = (oracle.event_backward(window.spikes, slope, g) if gradient == "event"
+              else np.broadcast_to(oracle.rate_backward(slope, g.astype("d").mean(axis=0)), g.shape))
+    delta = tape.gradient(spikes, i, output_gradients=tf.constant(g))
+    np.testing.assert_allclose(delta, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_pooling_layer_equals_the_oracle(gradient: str) -> None:
+    # spikes averaged over 2x2 are quarters: u meets .75 exactly, and must not fire there
+    rng = np.random.default_rng(2)
+    spikes_below = (rng.random((T, B, 5, 7, 2)) < 0.3).astype("f")
+    g = rng.normal(size=(T, B, 2, 3, 2)).astype("f")
+    with tf.GradientTape() as tape:
+        x = tf.constant(spikes_below)
+        tape.watch(x)
+        spikes = PoolingIF(gradient=gradient)(OverTime(keras.layers.AveragePooling2D(2))(x))
+    window = oracle.lif_forward(oracle.average_pool(spikes_below.astype("d")), 1.0, 0.75)
+    assert (window.u == 0.75).any() and window.N.mean() > 1
+    np.testing.assert_array_equal(spikes, window.spikes)
+    slope = oracle.pooling_slope(window.N)
+    delta = (oracle.event_backward(window.spikes, slope, g) if gradient == "event"
+             else np.broadcast_to(slope * g.astype("d").mean(axis=0), g.shape))
+    wanted = oracle.average_pool_gradient(delta, spikes_below.shape)
+    got = tape.gradient(spikes, x, output_gradients=tf.constant(g))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    assert not got[:, :, 4].numpy().any() and not got[:, :, :, 6].numpy().any()  # the odd row and column
+
+
+@pytest.mark.parametrize("layer", [LIF(0.9), LIF(0.5, 0.7, "rate"), PoolingIF()])
+def test_two_calls_with_carried_state_are_one(layer: Any) -> None:
+    train = tf.constant(currents(6))
+    whole, final = layer(train, return_state=True)
+    early, state = layer(train[:4], return_state=True)
+    late, end = layer(train[4:], initial_state=state, return_state=True)
+    assert whole.numpy().sum() > 10 and not np.array_equal(late, layer(train[4:]))
+    np.testing.assert_array_equal(tf.concat([early, late], 0), whole)
+    for a, b in zip(end, final):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_two_calls_do_not_remember_each_other() -> None:
+    layer, train = LIF(0.9), tf.constant(currents(6))
+    np.testing.assert_array_equal(layer(train), layer(train))
+    assert not layer.variables
+
+
+def test_state_is_float32_and_spikes_are_bfloat16_under_a_mixed_policy() -> None:
+    train = tf.constant(currents(6))
+    for layer in (LIF(0.9, dtype="mixed_bfloat16"), PoolingIF(dtype="mixed_bfloat16")):
+        spikes, state = layer(train, return_state=True)
+        assert spikes.dtype == tf.bfloat16 and {part.dtype for part in state} == {tf.float32}
+        assert spikes.numpy().astype("f").sum() > 10
+        # a state that is handed back is not rounded on its way in
+        odd = tuple(part + 2.0**-12 for part in state)
+        _, again = layer(tf.zeros_like(train), initial_state=odd, return_state=True)
+        np.testing.assert_array_equal(again.count - tf.floor(again.count), tf.fill((B, 6), 2.0**-12))
+
+
+def test_layers_describe_their_outputs_in_a_functional_model() -> None:
+    x = keras.Input((4, 6), batch_size=T)
+    spikes, state = LIF(0.9)(x, return_state=True)
+    assert spikes.shape == (T, 4, 6) and [part.shape for part in state] == [(4, 6)] * 3
+    output, (membrane, steps) = Readout(0.9)(spikes, return_state=True)
+    assert output.shape == (4, 6) and membrane.shape == (4, 6) and steps.shape == ()
+    model = keras.Model(x, [spikes, *state, output])
+    values = model(tf.constant(currents(6)[:, :1].repeat(4, 1)))
+    assert [tuple(value.shape) for value in values] == [(T, 4, 6), (4, 6), (4, 6), (4, 6), (4, 6)]
+
+
+@pytest.mark.parametrize("make", [lambda leak: LIF(leak), lambda leak: Readout(leak), lambda leak: LeakAware(leak)])
+@pytest.mark.parametrize("leak", [0.0, -0.5, 1.5, float("nan"), None, True])
+def test_leak_outside_its_range_is_refused(make: Any, leak: Any) -> None:
+    with pytest.raises(UserError, match=r"leak.*\(0, 1\].*Received"):
+        make(leak)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("inf"), "1"])
+def test_threshold_that_is_not_positive_is_refused(threshold: Any) -> None:
+    for layer in (LIF, PoolingIF, LeakAware):
+        with pytest.raises(UserError, match="threshold.*above 0.*Received"):
+            layer(threshold=threshold)
+
+
+def test_unknown_gradient_is_refused_with_the_legal_ones() -> None:
+    for layer in (LIF, PoolingIF):
+        with pytest.raises(UserError, match="gradient.*'event', 'rate'.*Received: gradient='spike'"):
+            layer(gradient="spike")
+
+
+# --- Readout --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leak", [0.5, 0.9, 0.99, 1.0])
+def test_readout_equals_the_oracle(leak: float) -> None:
+    train = currents(5)
+    output, membrane = oracle.readout_forward(train, leak)
+    layer = Readout(leak)
+    np.testing.assert_allclose(layer(train), output, rtol=1e-5, atol=1e-6)
+    steps = np.arange(1, T + 1).reshape(-1, 1, 1)
+    np.testing.assert_allclose(layer(train, every_step=True), membrane / steps, rtol=1e-5, atol=1e-6)
+
+
+def test_readout_carries_its_state() -> None:
+    train, layer = currents(5), Readout(0.9)
+    _, state = layer(train[:4], return_state=True)
+    joined, (_, steps) = layer(train[4:], initial_state=state, return_state=True)
+    assert float(steps) == T
+    np.testing.assert_allclose(joined, layer(train), rtol=1e-5, atol=1e-6)
+    every = layer(train[4:], initial_state=state, every_step=True)
+    np.testing.assert_allclose(every, layer(train, every_step=True)[4:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_readout_gives_every_step_the_same_gradient(sign: float) -> None:
+    i = tf.constant(currents(5))
+    with tf.GradientTape() as tape:
+        tape.watch(i)
+        output = Readout(0.5)(i)
+    delta = tape.gradient(output, i, output_gradients=tf.fill(output.shape, sign))
+    np.testing.assert_allclose(delta, np.full(i.shape, sign / T), rtol=1e-6)
+
+
+def test_readout_is_float32_under_a_mixed_policy() -> None:
+    small = tf.fill((T, 1, 1), tf.constant(2.0**-9, tf.bfloat16))
+    output, (membrane, _) = Readout(1.0, dtype="mixed_bfloat16")(
+        small, initial_state=(tf.constant([[0.5]]), tf.constant(0.0)), return_state=True)
+    assert output.dtype == tf.float32 and membrane.numpy().item() == 0.5 + T * 2.0**-9
+
+
+# --- LeakAware ------------------------------------------------------------------------------------------------------
+
+
+def test_leak_aware_is_the_identity_with_a_scaled_gradient_by_hand() -> None:
+    # s = 0 1 0 1: N = 2, F = .5^2 + 1 = 1.25, theta slope = 1 - .693147 * .625 = .566783; a silent neuron gets nothing
+    spikes = tf.constant([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]])  # [B=1, T=4, 2]
+    for axis, train in ((1, spikes), (0, tf.transpose(spikes, (1, 0, 2)))):
+        with tf.GradientTape() as tape:
+            tape.watch(train)
+            output = LeakAware(0.5, 0.8, time_axis=axis)(train)
+        np.testing.assert_array_equal(output, train)
+        delta = tape.gradient(output, train)
+        np.testing.assert_allclose(delta[..., 0], np.full(train.shape[:2], 0.566783), rtol=1e-5)
+        assert not delta[..., 1].numpy().any()
+    with pytest.raises(UserError, match="time_axis.*1.*Received"):
+        LeakAware(time_axis=2)
+
+
+# --- OverTime -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: keras.layers.Conv2D(4, 3, 2, use_bias=False), lambda: keras.layers.Flatten(),
+                                  lambda: keras.layers.ZeroPadding2D(1), lambda: keras.layers.Dense(5),
+                                  lambda: keras.layers.AveragePooling2D(2)])
+def test_over_time_applies_the_layer_at_every_step(make: Any) -> None:
+    layer, train = make(), currents(6, 7, 2)
+    whole = OverTime(layer)(tf.constant(train))
+    np.testing.assert_allclose(whole, np.stack([layer(step) for step in train]), rtol=1e-5, atol=1e-6)
+
+
+def test_over_time_knows_its_shapes_before_it_knows_t_or_b() -> None:
+    layer = OverTime(keras.layers.Conv2D(4, 3, padding="same"))
+    for batch_shape in ((None, 3, 6, 7, 2), (5, None, 6, 7, 2), (None, None, 6, 7, 2)):
+        assert layer(keras.Input(batch_shape=batch_shape)).shape == (*batch_shape[:2], 6, 7, 4)
+
+        @tf.function(input_signature=[tf.TensorSpec(batch_shape)])
+        def run(train: tf.Tensor) -> tf.Tensor:
+            return layer(train)
+
+        train = tf.constant(np.random.default_rng(0).normal(size=(5, 3, 6, 7, 2)).astype("f"))
+        np.testing.assert_allclose(run(train), layer(train), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [keras.layers.BatchNormalization, lambda: keras.layers.Dropout(0.5)])
+def test_over_time_refuses_layers_with_state(inner: Any) -> None:
+    with pytest.raises(ValueError, match="stateless.*WindowDropout"):
+        OverTime(inner())(tf.constant(currents(4)))
+
+
+def test_over_time_refuses_what_is_no_layer() -> None:
+    with pytest.raises(ValueError, match="must be a Keras layer. Received"):
+        OverTime(tf.nn.relu)  # type: ignore[arg-type]
+
+
+# --- WindowDropout --------------------------------------------------------------------------------------------------
+
+
+def test_dropout_holds_one_mask_for_the_window_and_another_for_every_sample() -> None:
+    layer = WindowDropout(0.2, seed=3)
+    masked = layer(tf.ones((T, 50, 200)), training=True).numpy()
+    assert (masked == masked[:1]).all()
+    assert set(np.unique(masked)) == {0.0, np.float32(1.25)}
+    assert not (masked[0] == masked[0, :1]).all()
+    dropped = (masked[0] == 0).mean()
+    assert abs(dropped - 0.2) < 5 * np.sqrt(0.2 * 0.8 / masked[0].size)
+
+
+def test_dropout_does_nothing_in_inference_and_at_rate_zero() -> None:
+    train = tf.constant(currents(6))
+    for layer, training in ((WindowDropout(0.5), False), (WindowDropout(0.5), None), (WindowDropout(0.0), True)):
+        np.testing.assert_array_equal(layer(train, training=training), train)
+        assert int(layer.step.value) == 0
+
+
+def test_dropout_draws_are_a_function_of_seed_and_step() -> None:
+    ones = tf.ones((2, 4, 100))
+    first, other = WindowDropout(0.5, seed=1), WindowDropout(0.5, seed=2)
+    a, b, c = first(ones, training=True), first(ones, training=True), other(ones, training=True)
+    assert int(first.step.value) == 2
+    assert not np.array_equal(a, b) and not np.array_equal(a, c)
+    first.step.assign(0)
+    np.testing.assert_array_equal(first(ones, training=True), a)
+    first.step.assign(0)
+    np.testing.assert_array_equal(first.draw_mask((4, 100)), a[0])
+
+
+def test_dropout_passes_the_masked_gradient_and_takes_a_given_mask() -> None:
+    mask = tf.constant([[0.0, 2.0]])
+    train = tf.ones((T, 1, 2))
+    with tf.GradientTape() as tape:
+        tape.watch(train)
+        output = WindowDropout(0.5)(train, window_mask=mask)
+    np.testing.assert_array_equal(output, np.broadcast_to(mask, (T, 1, 2)))
+    np.testing.assert_array_equal(tape.gradient(output, train), np.broadcast_to(mask, (T, 1, 2)))
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2, float("nan"), "0.5", None])
+def test_dropout_rate_outside_its_range_is_refused(rate: Any) -> None:
+    with pytest.raises(UserError, match=r"rate.*\[0, 1\).*Received"):
+        WindowDropout(rate)

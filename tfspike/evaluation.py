@@ -1,0 +1,193 @@
+"""What a network answers on held-out records: the same numbers on one device and on many, and for every repetition.
+
+Records go through the network in parts of one fixed size, the last one filled up with records of weight 0; part j of
+draw d is encoded with seed d * 1,000,003 + j. Parts are dealt out to the replicas, so neither their number nor a
+remainder changes any answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspike import datasets, distribution, workdir
+from tfspike.distribution import Place
+from tfspike.errors import UserError
+
+if TYPE_CHECKING:
+    from tfspike.flags import EvalOptions
+
+_DRAW = 1_000_003
+_LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Answers to N records.
+
+    Attributes:
+      outputs: V_T / T, `[N, classes]` float32.
+      labels: `[N]` int32.
+      rates: mean firing rate of every spiking layer, spikes per step.
+    """
+
+    outputs: np.ndarray
+    labels: np.ndarray
+    rates: dict[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of records whose label has the largest output."""
+        return float(np.mean(self.outputs.argmax(axis=1) == self.labels))
+
+    @property
+    def loss(self) -> float:
+        """Squared error summed over classes, mean over records."""
+        wanted = np.eye(self.outputs.shape[1])[self.labels]
+        return float(np.mean(np.sum((self.outputs.astype(np.float64) - wanted)**2, axis=1)))
+
+    @property
+    def per_class(self) -> np.ndarray:
+        """Accuracy of every class, `[classes]`; NaN for a class without records."""
+        right = self.outputs.argmax(axis=1) == self.labels
+        counts = np.bincount(self.labels, minlength=self.outputs.shape[1])
+        with np.errstate(invalid="ignore"):
+            return np.bincount(self.labels, right, self.outputs.shape[1]) / counts
+
+
+class Evaluator:
+    """Runs records through a model; compiled once, used after every epoch.
+
+    Args:
+      model: a `SpikingModel`.
+      images, labels, indices, info: as in `datasets.EvalStream`.
+      part: records per replica and step; answers to Poisson input depend on it, through the noise alone.
+      strategy: None for one device.
+      where: this worker.
+    """
+
+    def __init__(self, model: Any, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
+                 indices: np.ndarray | None = None, strategy: tf.distribute.Strategy | None = None,
+                 where: Place = Place()):  # noqa: B008 (frozen)
+        self.model = model
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.where = where
+        self._replicas = self.strategy.num_replicas_in_sync
+        count = len(labels) if indices is None else len(indices)
+        part = min(part, max(1, count))
+        self.stream = datasets.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
+                                          shard=(where.worker, where.workers))
+        self._step = tf.function(self._compute, reduce_retracing=True)
+
+    def run(self, draw: int = 0) -> Result:
+        """All records once, under the noise of draw number `draw`."""
+        outputs, totals = [], np.zeros(len(self.model.spiking_layers) + 1)
+        batches = distribution.distribute(self.strategy, self.stream.dataset(), self.where)
+        for k, (images, _, weights) in enumerate(batches):
+            first_seed = tf.constant(draw * _DRAW + k * self._replicas, tf.int64)
+            output, sums = self._step(images, weights, first_seed)
+            outputs.append(output.numpy())
+            totals += sums.numpy()
+        labels = self.stream.labels[self.stream.indices]
+        rates = dict(zip(self.model.spiking_layers, (totals[:-1] / totals[-1]).tolist()))
+        return Result(np.concatenate(outputs)[:len(labels)], labels, rates)
+
+    def _compute(self, images: Any, weights: Any, first_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        output, sums = self.strategy.run(self._replica, args=(images, weights, first_seed))
+        if self._replicas == 1:
+            return output, sums
+        return (self.strategy.gather(output, axis=0),
+                self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None))
+
+    def _replica(self, images: tf.Tensor, weights: tf.Tensor, first_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+        seed = tf.cast((first_seed + replica) % _LARGEST, tf.int32)
+        output, activity = self.model.observe(images, training=False, seed=seed)
+        sums = [tf.reduce_sum(weights * tf.reduce_mean(tf.reshape(count, (tf.shape(count)[0], -1)), axis=1))
+                for count in activity.values()]
+        return output, tf.stack([*(total / self.model.timesteps for total in sums), tf.reduce_sum(weights)])
+
+
+# ---- eval.py -----------------------------------------------------------------------------------------------------
+
+
+def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, Any]:
+    """Test accuracy of a run over several draws of its random input.
+
+    Args:
+      options: of eval.py.
+      say: takes lines of progress.
+
+    Returns:
+      A record fit for JSON: `test_accuracy` (mean), `test_accuracy_std` (over draws, with n - 1; None for one draw),
+      `test_accuracies`, `test_loss`, `per_class` (mean over draws), `rates` (spikes per step), and what was evaluated.
+
+    Raises:
+      UserError: the run or its data cannot be used.
+    """
+    model, config, info, checkpoint = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
+    test = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
+    evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size)
+    results = []
+    for draw in range(options.seeds if config.encoder == "poisson" else 1):
+        results.append(evaluator.run(draw))
+        say(f"draw {draw + 1}: test accuracy {100 * results[-1].accuracy:.2f} %, loss {results[-1].loss:.4f}")
+    accuracies = [result.accuracy for result in results]
+    spread = float(np.std(accuracies, ddof=1)) if len(results) > 1 else None
+    classes = np.mean([result.per_class for result in results], axis=0)
+    return {
+        "workdir": options.workdir, "model": config.model, "dataset": info.name, "gradient": config.gradient,
+        "checkpoint": options.checkpoint, "step": checkpoint.step, "timesteps": model.timesteps,
+        "records": len(test), "seeds": len(results), "test_accuracy": float(np.mean(accuracies)),
+        "test_accuracy_std": spread, "test_accuracies": accuracies,
+        "test_loss": float(np.mean([result.loss for result in results])),
+        "per_class": {name: None if np.isnan(value) else float(value)
+                      for name, value in zip(info.class_names, classes)},
+        "rates": {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates},
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The record of `evaluate_run` as lines for a reader."""
+    spread = record["test_accuracy_std"]
+    if spread is not None:
+        how = f"mean of {record['seeds']} draws, standard deviation {100 * spread:.2f}"
+    else:
+        how = "one draw" if record["seeds"] == 1 else f"{record['seeds']} draws"
+    lines = [f"{record['model']} on {record['dataset']}, {record['checkpoint']} checkpoint (step {record['step']}), "
+             f"T = {record['timesteps']}, {record['records']} test records",
+             f"test accuracy {100 * record['test_accuracy']:.2f} % ({how})", "", "accuracy per class"]
+    lines += [f"  {name:<20} {'no records' if value is None else f'{100 * value:6.2f} %'}"
+              for name, value in record["per_class"].items()]
+    lines += ["", "firing rate, spikes per step"]
+    lines += [f"  {name:<20} {rate:.4f}" for name, rate in record["rates"].items()]
+    return "\n".join(lines)
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """The record on one line."""
+    return json.dumps(record, allow_nan=False)
+
+
+def predict_files(options: EvalOptions, say: workdir.Say = print) -> list[dict[str, Any]]:
+    """Classifies image files with a run's network.
+
+    Returns:
+      One record per file: `file`, `class` and `output` (V_T / T of every class, mean over the draws).
+
+    Raises:
+      UserError: the run cannot be used, or a file is no image of its size.
+    """
+    model, config, info, _ = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
+    if info.event_based:
+        raise UserError(f"--predict takes image files, and this network was trained on events ({info.name}).")
+    images, files = datasets.load_images(options.predict, info.image_shape)
+    evaluator = Evaluator(model, images, np.zeros(len(files), np.int32), info, options.batch_size or config.batch_size)
+    draws = options.seeds if config.encoder == "poisson" else 1
+    outputs = np.mean([evaluator.run(draw).outputs for draw in range(draws)], axis=0)
+    return [{"file": file, "class": info.class_names[int(output.argmax())],
+             "output": dict(zip(info.class_names, map(float, output)))} for file, output in zip(files, outputs)]

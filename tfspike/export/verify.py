@@ -1,0 +1,227 @@
+"""The proof of an export: its file, run in a process without tfspike, against the model on the same input.
+
+Spiking networks amplify rounding: a potential that ends a hair's breadth from its threshold may fall to the other side
+in another order of summation, and everything behind it changes. So scores and spike counts must agree to rounding,
+or few spikes may differ and only where the model's own potentials came that close.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspike import gradients
+from tfspike import plan as plans
+from tfspike.encoders import SpikeInput
+from tfspike.errors import UserError
+from tfspike.export.nir_graph import TARGETS
+from tfspike.export.precision import in_float32
+from tfspike.export.window import Window
+from tfspike.layers import SpikingLayer, WindowDropout
+
+_RUN = os.path.join(os.path.dirname(__file__), "standalone", "run.py")
+_ROUNDING = 1e-5  # of scores, and of potentials near their threshold
+_FEW = 1e-3  # share of spikes that may differ then
+_SEED = 7  # for the endpoint that takes one
+
+
+class Sample:
+    """Inputs to check exports with, and what the model makes of them.
+
+    Args:
+      model, info, example: as for `tfspike.export.save`.
+    """
+
+    def __init__(self, model: Any, info: Any, example: Any = None):
+        self.model, self.info, self.window = model, info, Window(model)
+        self._known: dict[Any, dict[str, np.ndarray]] = {}
+        self.from_events = isinstance(self.window.plan.encoder.layer, SpikeInput)
+        shape = tuple(model.inputs[0].shape[1:])
+        example = _noise(shape, self.from_events) if example is None else np.asarray(example, np.float32)
+        if tuple(example.shape[1:]) != shape or not len(example):
+            raise UserError(f"`example` must be of shape [B, {', '.join(map(str, shape))}], like what the model takes. "
+                            f"Received: {list(example.shape)}.")
+        self.given: dict[str, np.ndarray] = {"seed": np.int32(_SEED)}
+        if self.from_events:
+            self.given["spikes"] = example
+        else:
+            self.given["images"] = example
+            self.images = example * np.asarray(info.scale, np.float32) + np.asarray(info.offset, np.float32)
+            self.given["spikes"] = np.moveaxis(self.encoded(0), 0, 1)
+
+    def encoded(self, seed: int, in_single: bool = False) -> np.ndarray:
+        """The encoder's train, `[T, B, ...]` float32."""
+        window = Window(in_float32(self.model)) if in_single else self.window
+        encode = window.encoder_of(tf.constant(self.images), seed)
+        return tf.cast(encode(0, window.timesteps), tf.float32).numpy()
+
+    def expected(self, endpoint: str, in_single: bool) -> dict[str, np.ndarray]:
+        """`layer_by_layer` for what `endpoint` was given; in float32 where the format knows nothing else."""
+        from_images = endpoint in ("serving_default", "every_step") and not self.from_events
+        seed = _SEED if endpoint == "stochastic" else 0 if from_images else None
+        key = (seed, in_single)
+        if key not in self._known:
+            train = np.moveaxis(self.given["spikes"], 1, 0) if seed is None else self.encoded(seed, in_single)
+            self._known[key] = layer_by_layer(in_float32(self.model) if in_single else self.model, train)
+        return self._known[key]
+
+
+def _noise(shape: tuple[int, ...], binary: bool) -> np.ndarray:
+    numbers = np.random.default_rng(0).random((2, *shape))
+    return (numbers < 0.3).astype(np.float32) if binary else (255 * numbers).astype(np.uint8).astype(np.float32)
+
+
+def layer_by_layer(model: Any, train: np.ndarray) -> dict[str, np.ndarray]:
+    """The readable road, on a given train `[T, B, ...]`.
+
+    Returns:
+      `scores` `[B, classes]`, `every_step` `[B, T, classes]`, `layer_spikes` `[B, layers]`, and `closest`, the smallest
+      |u - threshold| of any neuron at any step.
+    """
+    plan = model.plan
+    counts, closest = [], np.inf
+
+    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal closest
+        if isinstance(call.layer, WindowDropout):
+            return args[0]
+        if not isinstance(call.layer, SpikingLayer):
+            return plans.plain(call, args, kwargs)
+        currents = tf.cast(args[0], call.layer.compute_dtype)
+        spikes, state = gradients.simulate(currents, gradients.zero_state(tf.shape(currents)[1:]), call.layer.neuron)
+        closest = min(closest, _nearest(tf.cast(currents, tf.float32).numpy(), call.layer.neuron))
+        counts.append(tf.reduce_sum(state.count, tuple(range(1, len(state.count.shape)))).numpy())
+        return spikes
+
+    train = tf.cast(train, plan.encoder.layer.compute_dtype)
+    values = plans.run(plan.window, {id(plan.encoder.outputs[0]): train}, handler)
+    currents = tf.cast(values[id(plan.readout.args[0])], tf.float32)
+    membranes = gradients.readout_window(currents, tf.zeros_like(currents[0]), plan.readout.layer.leak)
+    steps = np.arange(1, len(membranes) + 1, dtype=np.float32)[:, None, None]
+    every_step = np.moveaxis(membranes.numpy() / steps, 0, 1)
+    values = plans.run(plan.after, {id(plan.readout.outputs[0]): tf.constant(every_step[:, -1])})
+    return {"scores": values[id(plan.outputs[0])].numpy(), "every_step": every_step, "closest": np.float32(closest),
+            "layer_spikes": np.round(np.stack(counts, -1)).astype(np.int64)}
+
+
+def _nearest(currents: np.ndarray, neuron: gradients.Neuron) -> float:
+    """The smallest |u - threshold| that is not exactly 0 (a pooling neuron's quarters meet .75, the same everywhere)."""
+    v, nearest = np.zeros(currents.shape[1:], np.float32), np.inf
+    for current in currents:
+        u = v + current
+        distance = np.abs(u - np.float32(neuron.threshold))
+        nearest = min(nearest, float(np.min(distance, where=distance > 0, initial=np.inf)))
+        v = np.where(u > np.float32(neuron.threshold), np.float32(0), np.float32(neuron.leak) * u)
+    return nearest
+
+
+def run_standalone(form: str, path: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the file gives for the inputs, from a process of its own.
+
+    Raises:
+      UserError: that process failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = (os.path.join(folder, name) for name in ("inputs.npz", "outputs.npz"))
+        np.savez(inputs, **given)
+        done = subprocess.run([sys.executable, _RUN, form, os.path.abspath(path), inputs, outputs], capture_output=True,
+                              text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"})
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:300]
+            raise UserError(f"the {form} file was written but does not run by itself ({last}); it was removed.")
+        with np.load(outputs) as archive:
+            return dict(archive)
+
+
+def check(form: str, path: str, sample: Sample, weights: str = "float32", target: str = "nir") -> dict[str, Any]:
+    """Runs a file and compares it with the model.
+
+    Returns:
+      What was found, see `tfspike.export.save`.
+
+    Raises:
+      UserError: it does not compute what the model does.
+    """
+    if form == "keras":
+        return _check_keras(path, sample)
+    found = run_standalone(form, path, sample.given)
+    if form == "nir" and not TARGETS[target].has_readout:
+        found.update(_integrated(found["from_spikes/output"], sample.window))
+    endpoints = sorted({key.split("/")[0] for key in found} - {"serving_again"})
+    endpoints.sort(key="every_step".__eq__)  # last: it has no spikes of its own
+    exact = form != "litert" or weights == "float32"
+    report: dict[str, Any] = {"endpoints": endpoints, "max_error": 0.0, "spikes_differing": 0}
+    if not exact:
+        report["label_agreement"] = 1.0
+    for endpoint in endpoints:
+        want = sample.expected(endpoint, in_single=form != "saved_model")
+        if endpoint == "every_step":
+            _compare_scores(form, endpoint, found["every_step/scores"], want["every_step"], want,
+                            report["spikes_differing"], report)
+            continue
+        scores, spikes = found[f"{endpoint}/scores"], found[f"{endpoint}/layer_spikes"]
+        report.setdefault("spikes", int(want["layer_spikes"].sum()))
+        report.setdefault("closest_to_threshold", float(want["closest"]))
+        report.setdefault("silent_layers", [name for name, count in zip(sample.window.layer_names, want["layer_spikes"].sum(0))
+                                            if not count])
+        if exact:
+            differing = _compare_spikes(form, endpoint, spikes, want, report)
+            _compare_scores(form, endpoint, scores, want["scores"], want, differing, report)
+        else:
+            agree = float(np.mean(scores.argmax(-1) == want["scores"].argmax(-1)))
+            report["label_agreement"] = min(report["label_agreement"], agree)
+            report["max_error"] = max(report["max_error"], float(np.abs(scores - want["scores"]).max()))
+            report["spikes_differing"] = max(report["spikes_differing"], int(np.abs(spikes - want["layer_spikes"]).sum()))
+    if "serving_again/scores" in found and not np.array_equal(found["serving_again/scores"],
+                                                             found["serving_default/scores"]):
+        raise UserError("serving_default of the SavedModel gives another answer when called again; it was removed.")
+    return report
+
+
+def _integrated(currents: np.ndarray, window: Window) -> dict[str, np.ndarray]:
+    """Scores from the readout's currents `[B, T, classes]` of a graph that ends there."""
+    leak = np.float32(window.plan.readout.layer.leak)
+    membrane = np.zeros_like(currents[:, 0])
+    for t in range(currents.shape[1]):
+        membrane = leak * (membrane + currents[:, t])
+    return {"from_spikes/scores": membrane / np.float32(currents.shape[1])}
+
+
+def _compare_spikes(form: str, endpoint: str, found: np.ndarray, want: dict[str, np.ndarray],
+                    report: dict[str, Any]) -> int:
+    differing = int(np.abs(found.astype(np.int64) - want["layer_spikes"]).sum())
+    report["spikes_differing"] = max(report["spikes_differing"], differing)
+    total = int(want["layer_spikes"].sum())
+    if differing and (want["closest"] > _ROUNDING or differing > max(3, _FEW * total)):
+        raise UserError(f"{endpoint} of the {form} file fires {int(found.sum())} spikes where the model fires {total}, and "
+                        f"no potential closer than {want['closest']:.1e} to its threshold explains it; it was removed.")
+    return differing
+
+
+def _compare_scores(form: str, endpoint: str, found: np.ndarray, want: np.ndarray, about: dict[str, np.ndarray],
+                    differing: int, report: dict[str, Any]) -> None:
+    error = float(np.abs(found - want).max()) if found.shape == want.shape else np.inf
+    report["max_error"] = max(report["max_error"], error)
+    size = float(np.abs(want).max())
+    # flipped spikes move scores by a tenth of the largest at most, one that only comes a step later by a hundredth
+    allowed = 0.1 * size if differing else 0.01 * size if about["closest"] < _ROUNDING else 0.0
+    if not error <= max(_ROUNDING * (1 + size), allowed):
+        raise UserError(f"{endpoint} of the {form} file gives scores that differ by {error:.1e} from the model's; it was "
+                        "removed.")
+
+
+def _check_keras(path: str, sample: Sample) -> dict[str, Any]:
+    inputs = sample.given["spikes"] if sample.from_events else sample.images
+    again = keras.models.load_model(path)
+    want, found = sample.model(inputs).numpy(), again(inputs).numpy()
+    if not np.array_equal(want, found):
+        raise UserError(f"the .keras file gives scores that differ by {np.abs(want - found).max():.1e} from the model's; it "
+                        "was removed.")
+    return {"endpoints": ["load_model"], "max_error": 0.0}

@@ -1,0 +1,81 @@
+"""Weights from elsewhere to begin a new run with: a .keras file, a SavedModel, a checkpoint or a workdir.
+
+Only weights are taken: no optimiser state, no step. Nothing of the source is executed beyond what building its layers
+needs; `.keras` files are read in Keras' safe mode.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspike import checkpoints, workdir
+from tfspike.errors import UserError
+
+
+def load(model: Any, path: str, say: workdir.Say) -> None:
+    """Sets the trainable weights of `model` from the file or folder `path`.
+
+    Raises:
+      UserError: it holds no weights, or they are of another network.
+    """
+    source = f"--init_from={path}"
+    kind, found = _read(path, say)
+    named = checkpoints._named(model.trainable_variables)
+    if kind == "by path":
+        found = {name: found[name] for name, _ in named if name in found}
+        checkpoints.restore(model.trainable_variables, found, source)
+    else:
+        checkpoints.restore(model.trainable_variables, _matched(named, found, source), source)
+    say(f"First weights from the {kind_of(path)} {path}.")
+
+
+def kind_of(path: str) -> str:
+    """What kind of source a path is, in words."""
+    if path.endswith(".keras"):
+        return ".keras file"
+    if os.path.exists(os.path.join(path, "saved_model.pb")):
+        return "SavedModel"
+    return "checkpoint"
+
+
+def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
+    kind = kind_of(path)
+    if kind == "checkpoint":
+        return "by path", workdir.open_checkpoint(path, say, "best").arrays("model")
+    try:
+        if kind == ".keras file":
+            import tfspike.models  # noqa: F401 (registers the layers that the file names)
+
+            loaded = keras.models.load_model(path, compile=False, safe_mode=True)
+            return "by path", {name: np.asarray(v.numpy()) for name, v in checkpoints._named(loaded.variables)}
+        variables = tf.saved_model.load(path).__dict__.get("weights") or _variables(path)
+        return "by name", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise
+        first = (str(error).strip() or "no details").splitlines()[0][:200]
+        raise UserError(f"--init_from={path} cannot be read as a {kind} ({type(error).__name__}: {first}); give a .keras "
+                        "file, SavedModel, checkpoint or workdir.") from error
+
+
+def _variables(path: str) -> list[Any]:
+    loaded = tf.saved_model.load(path)
+    return list(getattr(loaded, "variables", ()))
+
+
+def _matched(named: list[tuple[str, Any]], found: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+    """A SavedModel's variables by name, or, where the names differ, by order and shape of the floating-point ones."""
+    floats = [(name.split("/", 1)[1].split(":")[0], value) for name, value in found.items()
+              if np.issubdtype(value.dtype, np.floating)]
+    by_name = dict(floats)
+    if len(by_name) == len(floats) and all(name in by_name for name, _ in named):
+        return {name: by_name[name] for name, _ in named}
+    if len(floats) != len(named):
+        raise UserError(f"{source} holds {len(floats)} weights, and this network has {len(named)}: it is of another "
+                        "network.")
+    return {name: value for (name, _), (_, value) in zip(named, floats)}

@@ -1,0 +1,71 @@
+"""Classes of image files: what `eval.py --predict=...` prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfspike.checks import check_count
+from tfspike.datasets import load_images
+from tfspike.errors import UserError
+
+_BATCH = 32
+
+
+class Prediction(NamedTuple):
+    """One file's result.
+
+    Attributes:
+      path: of the file.
+      label, class_name: the class with the largest mean score.
+      confidence: its share of the scores, see `predict_files`; in [0, 1].
+    """
+
+    path: str
+    label: int
+    class_name: str
+    confidence: float
+
+
+def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]] | str, seeds: int = 1,
+                  resize: bool = False) -> list[Prediction]:
+    """Classifies PNG and JPEG files, and folders of them.
+
+    The scores V_T / T are trained towards 1 for the true class and 0 for the others by a squared error, so they are read
+    as estimates of the classes' probabilities: confidence is the largest, clipped to [0, 1], over the sum of all clipped.
+
+    Args:
+      model: a `tfspike.models.SpikingModel` for images.
+      info: the data set's `DatasetInfo`.
+      paths: files and folders.
+      seeds: draws of the input's noise whose scores are averaged.
+      resize: scale images of another size instead of refusing them.
+
+    Returns:
+      One prediction per file, in the order found.
+
+    Raises:
+      UserError: nothing found, an unreadable file or one of another size, a network for event data.
+    """
+    check_count("seeds", seeds)
+    if info.event_based:
+        raise UserError(f"this network takes event recordings ({info.name}), not image files.")
+    images, files = load_images(paths, info.image_shape, resize)
+    scores = np.concatenate([_scores(model, info.normalise(images[i:i + _BATCH]), seeds)
+                             for i in range(0, len(images), _BATCH)])
+    return [_prediction(file, row, info.class_names) for file, row in zip(files, scores)]
+
+
+def _scores(model: Any, images: np.ndarray, seeds: int) -> np.ndarray:
+    return np.mean([np.asarray(model(images, training=False, seed=seed)) for seed in range(seeds)], axis=0)
+
+
+def _prediction(path: str, scores: np.ndarray, names: Sequence[str]) -> Prediction:
+    label = int(np.argmax(scores))
+    shares = np.clip(scores, 0.0, 1.0)
+    total = float(shares.sum())
+    confidence = float(shares[label]) / total if total > 0 else 1.0 / len(scores)
+    return Prediction(path, label, names[label], confidence)

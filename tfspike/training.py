@@ -1,0 +1,510 @@
+"""The training loop: small, and its own, because exact resume, several workers and signals need every step in hand.
+
+A run is a function of its configuration: batch k follows from (seed, k), noise and dropout from step counters that are
+weights, the learning rate from the epochs done. So weights, optimiser state and step are all that a checkpoint needs,
+and a run killed anywhere ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, summary, workdir
+from tfspike.config import Config, RunOptions
+from tfspike.distribution import Place
+from tfspike.errors import UserError
+from tfspike.evaluation import Evaluator
+from tfspike.initialisation import initialise_rates
+from tfspike.run_log import RunLog
+
+_LAG = 8  # steps whose numbers may wait on the device before they are looked at
+_EXAMPLES = 8  # images that exports are compared on
+_RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """A signal asked for the end; the run has been saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class WorkerLost(RuntimeError):
+    """Another worker of the cluster is gone, so that no step can be completed."""
+
+
+def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
+    """The configured optimiser. L2 weight decay of SGD and Adam is part of the gradient (`TrainStep`), not of it."""
+    rate = config.learning_rate
+    if config.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, name="sgd")
+    if config.optimizer == "adam":
+        return keras.optimizers.Adam(rate, name="adam")
+    return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, name="adamw")
+
+
+def learning_rate(config: Config, epochs_done: int) -> float:
+    """The learning rate after so many finished epochs."""
+    return config.learning_rate * config.lr_factor ** sum(epochs_done >= epoch for epoch in config.lr_milestones)
+
+
+class TrainStep:
+    """One compiled step over all replicas: the same update as on one device with the global batch.
+
+    Loss: squared error summed over classes, averaged over the global batch. The gradient is summed over all replicas,
+    then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
+
+    Args:
+      model, optimizer: built under `strategy`.
+      strategy: of the run.
+      config: of the run; `batch_size` is the global batch.
+    """
+
+    def __init__(self, model: Any, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
+        self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
+        self._names: list[str] = []
+        self._step = tf.function(self._compute)
+
+    def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
+        """Trains on one distributed batch; returns what `numbers` reads.
+
+        Args:
+          images, labels: of this worker.
+          stop: this worker was asked to stop; every worker learns of it.
+        """
+        return self._step(images, labels, tf.constant(float(stop)))
+
+    def numbers(self, values: tf.Tensor) -> dict[str, float]:
+        """`{name: value}` of a step: loss, correct, stop, and `diagnosis.layer_statistics`."""
+        return dict(zip(self._names, values.numpy().tolist()))
+
+    def _compute(self, images: Any, labels: Any, stop: tf.Tensor) -> tf.Tensor:
+        return distribution.first(self.strategy, self.strategy.run(self._replica, args=(images, labels, stop)))
+
+    def _replica(self, images: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        replicas = self.strategy.num_replicas_in_sync
+        variables = self.model.trainable_variables
+        with tf.GradientTape() as tape:
+            output, activity = self.model.observe(images, training=True)
+            wanted = tf.one_hot(labels, output.shape[-1])
+            loss = tf.reduce_sum(tf.square(output - wanted)) / self.config.batch_size
+        grads = context.all_reduce(tf.distribute.ReduceOp.SUM, tape.gradient(loss, variables))
+        correct = tf.equal(tf.argmax(output, axis=-1, output_type=labels.dtype), labels)
+        stats = diagnosis.layer_statistics(activity, self.model.timesteps, grads, variables)
+        self._apply(grads, variables, replicas)
+        sums = {"loss": loss, "correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
+        self._names = [*sums, *stats]
+        shares = [value / replicas for value in stats.values()]  # a mean over replicas, as a sum
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([*sums.values(), *shares]))
+
+    def _apply(self, grads: list[tf.Tensor], variables: list[Any], replicas: int) -> None:
+        config = self.config
+        if config.clip_norm > 0:
+            grads, _ = tf.clip_by_global_norm(grads, config.clip_norm)
+        if config.weight_decay > 0 and config.optimizer != "adamw":
+            grads = [grad + config.weight_decay * variable.value for grad, variable in zip(grads, variables)]
+        # A Keras optimiser sums what it is given over the replicas; every replica gives the same share of the whole.
+        self.optimizer.apply([grad / replicas for grad in grads] if replicas > 1 else grads, variables)
+
+
+@dataclasses.dataclass
+class Sums:
+    """Running sums over steps, in float64; they go through JSON bit for bit."""
+
+    steps: int = 0
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        self.steps += 1
+        for name, value in numbers.items():
+            self.values[name] = self.values.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.values.items()}
+
+
+class Signals:
+    """SIGTERM and Ctrl-C asked for once: remembered until the step ends; asked for twice: obeyed at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: signals are the caller's
+                break
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.received = number
+
+
+class Trainer:
+    """Everything one run needs, built; `train` runs it.
+
+    Args:
+      config: resolved settings.
+      strategy: of the run.
+      where: this worker.
+      say: takes lines for the user.
+    """
+
+    def __init__(self, config: Config, strategy: tf.distribute.Strategy, where: Place, say: workdir.Say):
+        self.config, self.strategy, self.where, self.say = config, strategy, where, say
+        distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
+        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps)
+        self.train_index, self.val_index = datasets.split_indices(len(self.data), config.val_fraction, config.seed,
+                                                                  self.data.name)
+        self.info = datasets.describe(self.data, self.train_index, config.augment)
+        self.stream = datasets.TrainStream(self.data.images, self.data.labels, self.train_index, config.batch_size,
+                                           config.seed, self.info, shard=(where.worker, where.workers))
+        self.steps_per_epoch = config.steps_per_epoch or self.stream.steps_per_epoch
+        keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
+        with strategy.scope():
+            self.model = workdir.build_model(config, self.info)
+            self.optimizer = make_optimizer(config)
+            self.optimizer.build(self.model.trainable_variables)
+        self.train_step = TrainStep(self.model, self.optimizer, strategy, config)
+        self.evaluator = Evaluator(self.model, self.data.images, self.data.labels, self.info, config.batch_size,
+                                   self.val_index, strategy, where) if len(self.val_index) else None
+        self.step = 0
+        self.epoch_sums, self.interval = Sums(), Sums()
+        self.best: dict[str, float] | None = None
+        self.last_saved: str | None = None
+        self.log: Any = None
+        self.watch: Any = None
+
+    # ---- first weights and checkpoints -------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> str:
+        """The checkpoints' folder."""
+        return os.path.join(str(self.config.workdir), workdir.CHECKPOINTS)
+
+    @property
+    def last_step(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+    def data_record(self) -> dict[str, Any]:
+        """What config.json keeps of the data."""
+        split = datasets.split_record(self.data.name, self.config.val_fraction, self.config.seed, self.train_index,
+                                      self.val_index)
+        return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.steps_per_epoch}
+
+    def initialise(self, init_from: str | None) -> None:
+        """First weights of a new run."""
+        if init_from is not None:
+            initial_weights.load(self.model, init_from, self.say)
+        elif self.config.init == "rate":
+            first = datasets.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
+                                         self.config.seed, self.info).batch(0)[0]
+            rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
+            self.say(f"First weights scaled to a mean firing rate of {self.config.target_rate:g} in {len(rates)} layers.")
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Goes back to where a checkpoint was written."""
+        source = f"The checkpoint {checkpoint.path}"
+        progress = checkpoint.meta.get("progress")
+        try:
+            self.epoch_sums, self.interval = (Sums(**progress[name]) for name in ("epoch_sums", "interval"))
+            self.best, saved_length = progress["best"], progress["steps_per_epoch"]
+        except (TypeError, KeyError):
+            raise UserError(f"{source} lacks the progress of its run; use another one.") from None
+        if saved_length != self.steps_per_epoch:
+            raise UserError(f"{source} is of a run with {saved_length} steps per epoch, and the data now give "
+                            f"{self.steps_per_epoch}: they have changed. Restore them, or give another --workdir.")
+        checkpoints.restore(self.model.variables, checkpoint.arrays("model"), source)
+        checkpoints.restore(self.optimizer.variables, checkpoint.arrays("optimizer"), source)
+        self.step, self.last_saved = checkpoint.step, checkpoint.path
+
+    def save(self, best: bool = False) -> None:
+        """Writes a checkpoint of this moment; only of finite weights."""
+        if not self.where.is_chief:
+            return
+        broken = diagnosis.nonfinite_layer(self.model)
+        if broken is not None:
+            raise diagnosis.Diverged(
+                f"The weights of {broken} are no longer finite numbers (step {self.step}): training has diverged. The last "
+                f"good checkpoint is {self.last_saved}; start again with a smaller --learning_rate or --clip_norm=1.")
+        if self.log is not None:
+            self.log.flush()
+        progress = {"epoch_sums": dataclasses.asdict(self.epoch_sums), "interval": dataclasses.asdict(self.interval),
+                    "best": self.best, "steps_per_epoch": self.steps_per_epoch}
+        parts = {"model": checkpoints.collect(self.model.variables),
+                 "optimizer": checkpoints.collect(self.optimizer.variables)}
+        self.last_saved = checkpoints.save(self.folder, self.step, parts,
+                                           {"config": dataclasses.asdict(self.config), "progress": progress},
+                                           self.config.keep_checkpoints, best or self.evaluator is None)
+        if self.watch is not None:
+            self.watch.last_checkpoint = self.last_saved
+
+    def share_state(self) -> None:
+        """Gives every worker the first one's weights and step."""
+        if self.where.workers == 1:
+            return
+        variables = [*self.model.variables, *self.optimizer.variables]
+        step = np.asarray(self.step, np.int32)
+        *values, step = distribution.from_chief(self.strategy, self.where, [*(v.numpy() for v in variables), step])
+        for variable, value in zip(variables, values):
+            variable.assign(value)
+        self.step = int(step)
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def train(self, log: RunLog, stop: Signals) -> None:
+        """Runs the steps that are left.
+
+        Raises:
+          Stopped: after a signal, with everything saved.
+          diagnosis.Diverged: NaN or Inf, or a collapse that the run was told to stop on.
+          WorkerLost: another worker is gone.
+        """
+        self.log = log
+        self.watch = diagnosis.Watch(self.model, self.config)
+        self.watch.last_checkpoint = self.last_saved
+        if self.step >= self.last_step:
+            return
+        batches = iter(distribution.distribute(self.strategy, self.stream.dataset(self.step), self.where))
+        self._clock, self._first_step, self._shown = time.monotonic(), self.step, (time.monotonic(), self.step)
+        pending: list[tuple[int, tf.Tensor]] = []
+        while self.step < self.last_step:
+            if self.step % self.steps_per_epoch == 0:
+                self.optimizer.learning_rate = learning_rate(self.config, self.step // self.steps_per_epoch)
+            images, labels = next(batches)
+            values = self.train_step(images, labels, stop.received is not None)
+            self.step += 1
+            pending.append((self.step, values))
+            asked = self._asked_to_stop(stop, values)
+            ends = self.step % self.steps_per_epoch == 0
+            logs = ends or self.step % self.config.log_every == 0
+            saves = self.config.checkpoint_every > 0 and self.step % self.config.checkpoint_every == 0
+            if len(pending) >= _LAG or logs or saves or asked:
+                self._look_at(pending)
+            if logs:
+                self._report()
+            if ends:
+                self._end_epoch()
+            elif saves or asked:
+                self.save()
+            if asked:
+                raise Stopped(stop.received or signal.SIGTERM)
+
+    def _asked_to_stop(self, stop: Signals, values: tf.Tensor) -> bool:
+        """Whether to stop after this step. Several workers stop after the same one: the flag went through it."""
+        if self.where.workers == 1:
+            return stop.received is not None
+        return self.train_step.numbers(values)["stop"] > 0
+
+    def _look_at(self, pending: list[tuple[int, tf.Tensor]]) -> None:
+        """Takes the numbers of past steps from the device, in order."""
+        for step, values in pending:
+            numbers = self.train_step.numbers(values)
+            del numbers["stop"]
+            numbers["accuracy"] = numbers.pop("correct") / self.config.batch_size
+            rate = learning_rate(self.config, (step - 1) // self.steps_per_epoch)
+            for warning in self.watch.update(step, {**numbers, "learning_rate": rate}):
+                self.say(f"Warning: {warning}")
+            self.epoch_sums.add(numbers)
+            self.interval.add(numbers)
+        pending.clear()
+
+    def _report(self) -> None:
+        """Line of progress and metrics: means over the steps since the last one."""
+        now, (then, before) = time.monotonic(), self._shown
+        speed = (self.step - before) / max(now - then, 1e-9)
+        self._shown = now, self.step
+        means = self.interval.means()
+        self.interval = Sums()
+        epoch = (self.step - 1) // self.steps_per_epoch
+        left = (self.last_step - self.step) * (now - self._clock) / (self.step - self._first_step)
+        self.say(f"epoch {epoch + 1}/{self.config.epochs}  step {self.step - epoch * self.steps_per_epoch}/"
+                 f"{self.steps_per_epoch}  loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:5.1f} %  "
+                 f"{speed * self.config.batch_size:.0f} images/s  {_duration(left)} left")
+        self.log.scalars(self.step, {
+            "train/loss": means.pop("loss"), "train/accuracy": means.pop("accuracy"),
+            "learning_rate": learning_rate(self.config, epoch), **means,
+            "time/images_per_second": speed * self.config.batch_size}, event="train")
+
+    def _end_epoch(self) -> None:
+        """Validation, records, checkpoint: in this order, so that a kill in between repeats all of it."""
+        epoch = self.step // self.steps_per_epoch
+        means = self.epoch_sums.means()
+        record = {"epoch/train_loss": means["loss"], "epoch/train_accuracy": means["accuracy"]}
+        rates = {name.removeprefix("rate/"): value for name, value in means.items() if name.startswith("rate/")}
+        text, best = "", False
+        if self.evaluator is not None:
+            result = self.evaluator.run()
+            record |= {"epoch/val_loss": result.loss, "epoch/val_accuracy": result.accuracy}
+            best = self.best is None or result.accuracy > self.best["val_accuracy"]
+            if best:
+                self.best = {"step": self.step, "epoch": epoch, "val_accuracy": result.accuracy}
+            text = f"  validation loss {result.loss:.4f}  accuracy {100 * result.accuracy:.2f} %{' (best)' if best else ''}"
+        self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %{text}")
+        self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
+        self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()}},
+                         event="epoch", epoch=epoch)
+        self.log.histograms(self.step, self.model)
+        self.epoch_sums = Sums()
+        self.save(best)
+        self._shown = time.monotonic(), self.step  # validation does not count as training time
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def run(config: Config, options: RunOptions | None = None, say: workdir.Say | None = None) -> int:
+    """What train.py does: starts or continues the run of `config`, and exports its best weights.
+
+    Args:
+      config: resolved settings (`tfspike.config.resolve`).
+      options: how this command runs it.
+      say: takes lines for the user; None prints them.
+
+    Returns:
+      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+      UserError: something the user can put right (exit code 2).
+    """
+    options = options or RunOptions()
+    where = distribution.place(config.strategy)
+    say = say or (_print if where.is_chief else lambda line: None)
+    if options.dry_run:
+        from tfspike import dry_run
+
+        return dry_run.run(config, say)
+    try:
+        return _run(config, options, where, say)
+    except diagnosis.Diverged as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        say(f"Stopped by {stopped}, and saved. To continue:\n  {workdir.continuing_command(config)}")
+        return stopped.exit_code
+    except WorkerLost as error:
+        print(f"Error: another worker is gone ({error}). The last checkpoint is kept: start the same command on every "
+              "host again to continue from it.", file=sys.stderr)
+        return 5
+    except tf.errors.ResourceExhaustedError as error:
+        if checkpoints.disk_is_full(error):
+            raise UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make "
+                            "room and start the same command again.") from error
+        raise UserError("Out of memory. Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
+                        "--dry_run shows what a setting needs.") from error
+    except OSError as error:
+        if checkpoints.disk_is_full(error):
+            raise UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make "
+                            "room and start the same command again.") from error
+        raise
+
+
+def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
+    lock = workdir.prepare(str(config.workdir)) if where.is_chief else None
+    start = workdir.decide(config, options, say) if where.is_chief else workdir.Start("new", "")
+    say(start.sentence)
+    if start.kind == "finished":
+        return 0
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = distribution.make_strategy(config.strategy)
+    trainer = Trainer(config, strategy, where, say)
+    with Signals() as stop:
+        _begin(trainer, start, options)
+        say(summary.layer_table(trainer.model, config.batch_size // strategy.num_replicas_in_sync,
+                                optimizer=config.optimizer))
+        log = RunLog(str(config.workdir), config.tensorboard, trainer.step, where.is_chief)
+        try:
+            trainer.train(log, stop)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError,
+                tf.errors.InternalError, tf.errors.CancelledError) as error:
+            if where.workers == 1:
+                raise
+            raise WorkerLost(str(error).splitlines()[0][:200]) from error
+        finally:
+            log.close()
+    if where.is_chief:
+        _finish(trainer, config, say)
+    del lock
+    return 0
+
+
+def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
+    """First weights, or those of the checkpoint; writes config.json."""
+    if trainer.where.is_chief:
+        if start.checkpoint is not None:
+            _refuse_other_data(trainer, str(trainer.config.workdir))
+            trainer.restore(start.checkpoint)
+            checkpoints.set_aside_after(trainer.folder, trainer.step)
+        else:
+            trainer.initialise(options.init_from)
+        workdir.write_config(trainer.config, trainer.data_record(), options.init_from)
+        own = start.checkpoint is not None and os.path.dirname(os.path.realpath(start.checkpoint.path)) == \
+            os.path.realpath(trainer.folder)
+        if not own:
+            trainer.save()
+        else:
+            checkpoints.point(trainer.folder, "last", trainer.step)
+            if trainer.best is not None and int(trainer.best["step"]) in checkpoints.steps(trainer.folder):
+                checkpoints.point(trainer.folder, "best", int(trainer.best["step"]))
+    trainer.share_state()
+
+
+def _refuse_other_data(trainer: Trainer, folder: str) -> None:
+    """Data that changed between the parts of a run would make it another experiment."""
+    before = workdir.about(folder).get("data")
+    if before and before != trainer.data_record():
+        now = trainer.data_record()
+        keys = ", ".join(key for key in now if before.get(key) != now[key])
+        raise UserError(f"The data are not those that the run in {folder} began with ({keys} differ); restore them, or "
+                        "give another --workdir.")
+
+
+def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
+    """Exports the best weights and marks the run as finished."""
+    if config.export:
+        from tfspike import export
+
+        best = workdir.open_checkpoint(str(config.workdir), say, "best")
+        checkpoints.restore(trainer.model.variables, best.arrays("model"), f"The checkpoint {best.path}")
+        say(f"Exporting the weights of step {best.step} ({', '.join(config.export)}).")
+        example = trainer.data.images[trainer.train_index[:_EXAMPLES]]
+        export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
+    workdir.mark_finished(str(config.workdir), config, trainer.step)
+    if trainer.best is not None:
+        say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "
+            f"{int(trainer.best['epoch'])}. Test it: python eval.py --workdir={config.workdir}")
+    else:
+        say(f"Finished. Test it: python eval.py --workdir={config.workdir}")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

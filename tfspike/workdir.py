@@ -1,0 +1,287 @@
+"""The folder of a run: who may write it, where the run in it stands, and its network again from it.
+
+    workdir/
+      config.json       settings, versions, commit, commands, data: `tfspike.config.to_json`
+      metrics.jsonl tb/ what happened, step by step
+      checkpoints/      `tfspike.checkpoints`
+      saved_model/      and other exports
+      finished.json     written last; names the epochs and exports that are done
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from tfspike import __version__, checkpoints
+from tfspike import config as config_lib
+from tfspike.checkpoints import Checkpoint
+from tfspike.config import Config, RunOptions
+from tfspike.errors import UserError
+
+CHECKPOINTS, FINISHED = "checkpoints", "finished.json"
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a command begins.
+
+    Attributes:
+      kind: "new", "resume" or "finished".
+      sentence: the first line of the log.
+      checkpoint: where to go on from; None for "new" and "finished".
+    """
+
+    kind: str
+    sentence: str
+    checkpoint: Checkpoint | None = None
+
+
+def prepare(workdir: str) -> Any:
+    """Makes the folder and locks it for this process; keep what is returned.
+
+    Raises:
+      UserError: it cannot be written, or another process trains in it.
+    """
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir) as file:
+            file.write(b"x")
+            file.flush()
+        lock = open(os.path.join(workdir, ".lock"), "w")  # noqa: SIM115 (held until the process ends)
+    except OSError as error:
+        raise UserError(f"Cannot write into the workdir {workdir}: {error.strerror or error}. Give a --workdir that "
+                        "can be written and has room.") from None
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return lock
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"Another process is training in {workdir}; wait for it, or give another --workdir.") from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def decide(config: Config, options: RunOptions, say: Say) -> Start:
+    """Says whether this command starts, continues or has nothing to do. Changes nothing on the disk.
+
+    Raises:
+      UserError: the workdir, the settings and `--resume` contradict one another.
+    """
+    workdir, resume = str(config.workdir), options.resume
+    exists = os.path.isfile(os.path.join(workdir, "config.json"))
+    if resume not in config_lib.RESUME_WORDS:
+        return _from_path(resume, exists, config, say)
+    found = checkpoints.steps(os.path.join(workdir, CHECKPOINTS))
+    if not exists:
+        if found:
+            raise UserError(f"{workdir} has checkpoints but no config.json, so nobody knows what was trained there; "
+                            "restore it or give another --workdir.")
+        if resume == "must":
+            raise UserError(f"--resume=must, but there is no run in {workdir}; leave it out to start one.")
+        return Start("new", f"New run in {workdir}.")
+    if resume == "never":
+        raise UserError(f"--resume=never, but {workdir} holds a run; delete that folder or give another --workdir.")
+    config_lib.check_resumable(config_lib.read_run(workdir), config)
+    _check_init(workdir, options)
+    if _is_finished(workdir, config):
+        return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}. Raise --epochs to continue.")
+    checkpoint = checkpoints.newest(os.path.join(workdir, CHECKPOINTS), say)
+    if checkpoint is None:
+        if resume == "must":
+            raise UserError(f"--resume=must, but the run in {workdir} has no checkpoint yet; leave it out to start anew.")
+        return Start("new", f"New run in {workdir}: the one begun there had no checkpoint yet.")
+    return Start("resume", f"Resuming from step {checkpoint.step} of the run in {workdir}.", checkpoint)
+
+
+def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
+    """`--resume=PATH`: a checkpoint or a workdir, this run's own or another's."""
+    path, workdir = os.path.abspath(path), os.path.abspath(str(config.workdir))
+    inside = os.path.commonpath([os.path.realpath(path), os.path.realpath(workdir)]) == os.path.realpath(workdir)
+    if exists and not inside:
+        raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it there, "
+                        "or --resume=auto.")
+    checkpoint = open_checkpoint(path, say)
+    saved = checkpoint.meta.get("config")
+    if not isinstance(saved, dict):
+        raise UserError(f"The checkpoint {path} does not say which settings it was trained with; use another one.")
+    config_lib.check_resumable(config_lib.from_json(json.dumps({"format": config_lib.FORMAT, "config": saved}), path),
+                               config)
+    return Start("resume", f"Resuming from step {checkpoint.step} of {checkpoint.path} in {workdir}.", checkpoint)
+
+
+def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint:
+    """The verified checkpoint at `path`, which is a checkpoint, a `checkpoints` folder or a workdir.
+
+    Args:
+      path: where to look.
+      say: takes sentences about damaged ones passed over.
+      which: "best" or "last"; None means the newest that is whole.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    if os.path.exists(os.path.join(path, "meta.json")) or os.path.isfile(path):
+        return checkpoints.read(path)
+    inner = os.path.join(path, CHECKPOINTS)
+    folder = inner if os.path.isdir(inner) else path
+    step = checkpoints.target_of(folder, which) if which else None
+    if step is not None:
+        try:
+            return checkpoints.read(os.path.join(folder, checkpoints.name_of(step)))
+        except UserError as error:
+            if which == "best":
+                raise UserError(f"{error} The newest one is --checkpoint=last.") from None
+    checkpoint = checkpoints.newest(folder, say)
+    if checkpoint is None:
+        raise UserError(f"There is no checkpoint in {path}; give a checkpoint's folder or the workdir of a run.")
+    return checkpoint
+
+
+def _check_init(workdir: str, options: RunOptions) -> None:
+    """The same command again may name the weights that the run began with; others would be silently ignored."""
+    if options.init_from is None:
+        return
+    begun_with = about(workdir).get("init_from")
+    if begun_with != os.path.abspath(options.init_from):
+        raise UserError(f"--init_from starts a new run, but {workdir} holds one already; leave it out to continue that "
+                        "run, or give another --workdir.")
+
+
+def _is_finished(workdir: str, config: Config) -> bool:
+    try:
+        with open(os.path.join(workdir, FINISHED), encoding="utf-8") as file:
+            done = json.loads(file.read(100_000))
+        return done["epochs"] == config.epochs and set(config.export) <= set(done["export"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def mark_finished(workdir: str, config: Config, step: int) -> None:
+    """Writes finished.json: every epoch trained, every export written."""
+    text = json.dumps({"epochs": config.epochs, "step": step, "export": list(config.export)})
+    checkpoints.write_file(os.path.join(workdir, FINISHED), text + "\n")
+
+
+# ---- config.json -------------------------------------------------------------------------------------------------
+
+
+def write_config(config: Config, data: dict[str, Any], init_from: str | None) -> None:
+    """Writes config.json; of an earlier part of the run it keeps the commands and the weights it began with.
+
+    Args:
+      config: resolved settings.
+      data: what the run must remember of its data; the same on every part of a run.
+      init_from: weights that the run begins with.
+    """
+    workdir = str(config.workdir)
+    before = about(workdir) if os.path.isfile(os.path.join(workdir, "config.json")) else {}
+    commands = [*before.get("commands", []), command()]
+    record = {"versions": versions(), "commit": commit(), "commands": commands, "data": data,
+              "init_from": os.path.abspath(init_from) if init_from else before.get("init_from")}
+    checkpoints.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
+
+
+def about(workdir: str) -> dict[str, Any]:
+    """What config.json keeps beside the settings; {} where it cannot be read."""
+    try:
+        with open(os.path.join(workdir, "config.json"), encoding="utf-8") as file:
+            record = json.loads(file.read(1_000_001))["about"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import importlib.metadata
+
+    found = {"tfspike": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("tensorflow", "keras", "numpy", "tensorflow-datasets"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, with "+" where files were changed since; None outside a repository."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        def git(*args: str) -> str:
+            return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, timeout=10,
+                                  check=True).stdout.strip()
+
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join(["python", *sys.argv])
+
+
+def continuing_command(config: Config) -> str:
+    """The command that goes on with a run."""
+    return shlex.join(["python", "train.py", f"--config={os.path.join(str(config.workdir), 'config.json')}"])
+
+
+# ---- the network -------------------------------------------------------------------------------------------------
+
+
+def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
+    """The network of a resolved configuration for a data set's images, with its first weights.
+
+    Args:
+      config: resolved settings.
+      info: a `datasets.DatasetInfo`.
+      timesteps: another window than the configuration's.
+    """
+    from tfspike import models
+
+    encoder = None if config.encoder == "none" else config.encoder
+    return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
+                         gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
+                         dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
+                         dtype=config.precision)
+
+
+def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
+             say: Say = print) -> tuple[Any, Config, Any, Checkpoint]:
+    """A trained network from its workdir alone.
+
+    Args:
+      workdir: folder of a run.
+      which: "best" by validation, or "last".
+      timesteps: another window than the run's.
+      say: takes warnings.
+
+    Returns:
+      The model, its configuration, its `datasets.DatasetInfo`, and the checkpoint its weights are from.
+
+    Raises:
+      UserError: there is no run, or what is needed of it is damaged.
+    """
+    from tfspike import datasets
+
+    config = config_lib.read_run(workdir)
+    data = about(workdir).get("data")
+    info = datasets.DatasetInfo.from_dict(data.get("info") if isinstance(data, dict) else {})
+    checkpoint = open_checkpoint(workdir, say, which)
+    model = build_model(config, info, timesteps)
+    checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
+    return model, config, info, checkpoint

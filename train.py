@@ -1,0 +1,29 @@
+"""Trains a spiking network: `python train.py --help`.
+
+Exit codes: 0 finished, 2 something the user can put right, 4 diverged or collapsed, 5 another worker is gone,
+130 stopped by Ctrl-C and 143 by SIGTERM (both saved: the same command continues).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tfspike import flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on its own start
+
+
+def main() -> int:
+    with flags.user_errors():
+        config, options, warnings = flags.parse()
+        for warning in warnings:
+            print(f"Warning: {warning}", file=sys.stderr)
+        from tfspike import training  # loads TensorFlow: only after the flags are known to be right
+
+        return training.run(config, options)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
