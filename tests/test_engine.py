@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import nets
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
-from nets import SPECS
 
+import nets
+import oracle
+from nets import SPECS
 from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, UserError, gradients, kernels
 
 T, B, STEP = 11, 3, 5

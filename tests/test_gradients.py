@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+import oracle
 from tfspike import gradients
 from tfspike.gradients import Neuron, NeuronState
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+import oracle
 from tfspike import LIF, LeakAware, OverTime, PoolingIF, Readout, UserError, WindowDropout
 
 T, B = 9, 3

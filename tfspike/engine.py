@@ -15,7 +15,8 @@ The values are those of the layer-by-layer road (`tfspike.gradients`); tests com
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf

@@ -41,7 +41,8 @@ currents. Spike trains are time-major, `[T, B, ...]`.
 from __future__ import annotations
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -60,11 +61,11 @@ class Neuron(NamedTuple):
     gain: float
 
     @classmethod
-    def lif(cls, leak: float, threshold: float) -> "Neuron":
+    def lif(cls, leak: float, threshold: float) -> Neuron:
         return cls(leak, threshold, 1.0 / threshold)
 
     @classmethod
-    def pooling(cls, threshold: float = 0.75) -> "Neuron":
+    def pooling(cls, threshold: float = 0.75) -> Neuron:
         return cls(1.0, threshold, 1.0)
 
 

@@ -259,7 +259,7 @@ class OverTime(keras.layers.Layer):
         return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "OverTime":
+    def from_config(cls, config: dict[str, Any]) -> OverTime:
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)

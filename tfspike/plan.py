@@ -7,7 +7,8 @@ instead of the model's own `call`, with a handler that says what to do at each l
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 

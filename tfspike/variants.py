@@ -10,7 +10,6 @@ Sources: Lee et al. 2020 (LeNet, VGG9, ResNet9, ResNet11; ResNet7 and VGG7 for S
 from __future__ import annotations
 
 import dataclasses
-from typing import Union
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Block:
     strides: tuple[int, int] = (1, 1)
 
 
-Stage = Union[Conv, Pool, Block]
+Stage = Conv | Pool | Block
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ named tensors, so that a recording may be given at once or piece by piece with t
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
