@@ -17,8 +17,8 @@ def main() -> int:
         from tfspike import evaluation  # loads TensorFlow: only after the flags are known to be right
 
         if options.predict:
-            for answer in evaluation.predict_files(options, say):
-                print(evaluation.json_line(answer))
+            for answer in evaluation.predict(options, say):
+                print(evaluation.json_line(answer._asdict()))
             return 0
         record = evaluation.evaluate_run(options, say)
         say(evaluation.describe(record))

@@ -128,8 +128,10 @@ def test_chunks_of_time_do_not_change_anything(result, images, labels, monkeypat
     monkeypatch.setattr(simulation, "CHUNK_ELEMENTS", 2 * 12 * 10 * 20 * BATCH)
     parts = list(simulation.Simulation(make()).chunks(BATCH))
     assert parts == [(0, 2), (2, 2), (4, 2), (6, 2), (8, 1)]
-    again = analysis.analyse(make(), images, labels, batch_size=BATCH)
-    assert again.to_dict() == pytest.approx(result.to_dict()) or json.dumps(again.to_dict()) == json.dumps(result.to_dict())
+    again = analysis.analyse(make(), images[:BATCH], labels[:BATCH], batch_size=BATCH)
+    assert np.array_equal(again.spikes, result.spikes[:BATCH])
+    assert np.array_equal(again.predictions, result.predictions[:BATCH])
+    assert np.allclose(again.margins, result.margins[:BATCH], atol=1e-4)
 
 
 def made_up(predictions, margins, labels, spikes=None):
@@ -188,16 +190,15 @@ def test_other_constants_need_no_second_pass(result):
     assert result.energy(model)["ann_pj"] == pytest.approx(result.ann.macs + 2 * result.ann.acs)
 
 
-def test_a_longer_window_begins_with_the_shorter_one(images, labels):
-    long = analysis.analyse(make(), images, labels, batch_size=BATCH, timesteps=12)
-    short = analysis.analyse(make(), images, labels, batch_size=BATCH)
+def test_a_longer_window_begins_with_the_shorter_one(result, images, labels):
+    long = analysis.analyse(make(), images[:BATCH], labels[:BATCH], timesteps=12)
     assert long.timesteps == 12
-    assert np.array_equal(long.predictions[:, :TIMESTEPS], short.predictions)
-    assert np.array_equal(long.spikes[:, :TIMESTEPS], short.spikes)
+    assert np.array_equal(long.predictions[:, :TIMESTEPS], result.predictions[:BATCH])
+    assert np.array_equal(long.spikes[:, :TIMESTEPS], result.spikes[:BATCH])
 
 
 def test_latency_coding_spreads_over_the_window_asked_for(images, labels):
-    result = analysis.analyse(make("latency"), images, labels, timesteps=20)
+    result = analysis.analyse(make("latency", 4), images[:2], labels[:2], timesteps=7)
     assert result.layers[0].spikes == 12 * 10, "one spike per pixel that is not 0"
 
 
@@ -230,8 +231,7 @@ def test_a_trace_shows_the_trains_and_the_membrane_that_explains_them(images, sl
     trains = slow[0]
     for layer in trace.layers:
         counts = np.abs(trains[layer.name][:, 0]).sum(axis=0)
-        if layer.name == "encoder":  # noise depends on the batch's shape beyond its first image, so only this one is equal
-            assert layer.active == np.count_nonzero(counts)
+        assert layer.active == np.count_nonzero(counts)
         assert layer.neurons == counts.size
         assert layer.spikes.shape == (TIMESTEPS, min(6, layer.active))
         assert np.all(np.any(layer.spikes, axis=0))

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -165,11 +166,25 @@ for step in range(start + 1, start + 100_000):
     assert [at for at, tag in events(tmp_path) if tag == "loss"] == list(range(1, step + 1))
 
 
-def test_a_full_disk_is_one_sentence(tmp_path):
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    log = RunLog(tmp_path, tensorboard=False, start_step=0 if not os.path.exists("/dev/full") else 1)
-    with pytest.raises(UserError, match="No space left.*--workdir"):
-        log.scalars(2, {"loss": 1.0})
+@pytest.fixture
+def almost_full_disk():
+    """No file of this process may grow beyond 3 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(tmp_path, almost_full_disk, tensorboard):
+    log = RunLog(tmp_path, tensorboard=tensorboard)
+    with pytest.raises(UserError, match="cannot be written.*free some space.*continues from the last checkpoint"):
+        for step in range(1, 200):
+            log.scalars(step, {"loss": 1.0, "accuracy": 0.5} if tensorboard else {f"rate/{i}": 0.1 for i in range(9)})
+            log.flush()
+    assert 3 < step < 199
+    kept = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["step"] for line in kept if line.endswith(b"\n")][:3] == [1, 2, 3]
 
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path):

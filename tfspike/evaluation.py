@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfspike import datasets, distribution, workdir
+from tfspike import datasets, distribution, prediction, workdir
 from tfspike.distribution import Place
-from tfspike.errors import UserError
 
 if TYPE_CHECKING:
     from tfspike.flags import EvalOptions
@@ -81,7 +80,7 @@ class Evaluator:
         part = min(part, max(1, count))
         self.stream = datasets.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
                                           shard=(where.worker, where.workers))
-        self._step = tf.function(self._compute, reduce_retracing=True)
+        self._step = tf.function(self._compute, autograph=False, reduce_retracing=True)
 
     def run(self, draw: int = 0) -> Result:
         """All records once, under the noise of draw number `draw`."""
@@ -91,7 +90,8 @@ class Evaluator:
             first_seed = tf.constant(draw * _DRAW + k * self._replicas, tf.int64)
             output, sums = self._step(images, weights, first_seed)
             outputs.append(output.numpy())
-            totals += sums.numpy()
+            for part in sums.numpy():  # one after the other: the same sum for any number of replicas
+                totals += part
         labels = self.stream.labels[self.stream.indices]
         rates = dict(zip(self.model.spiking_layers, (totals[:-1] / totals[-1]).tolist()))
         return Result(np.concatenate(outputs)[:len(labels)], labels, rates)
@@ -100,8 +100,7 @@ class Evaluator:
         output, sums = self.strategy.run(self._replica, args=(images, weights, first_seed))
         if self._replicas == 1:
             return output, sums
-        return (self.strategy.gather(output, axis=0),
-                self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None))
+        return self.strategy.gather(output, axis=0), self.strategy.gather(sums, axis=0)
 
     def _replica(self, images: tf.Tensor, weights: tf.Tensor, first_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
@@ -109,7 +108,7 @@ class Evaluator:
         output, activity = self.model.observe(images, training=False, seed=seed)
         sums = [tf.reduce_sum(weights * tf.reduce_mean(tf.reshape(count, (tf.shape(count)[0], -1)), axis=1))
                 for count in activity.values()]
-        return output, tf.stack([*(total / self.model.timesteps for total in sums), tf.reduce_sum(weights)])
+        return output, tf.stack([*(total / self.model.timesteps for total in sums), tf.reduce_sum(weights)])[tf.newaxis]
 
 
 # ---- eval.py -----------------------------------------------------------------------------------------------------
@@ -173,21 +172,7 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False)
 
 
-def predict_files(options: EvalOptions, say: workdir.Say = print) -> list[dict[str, Any]]:
-    """Classifies image files with a run's network.
-
-    Returns:
-      One record per file: `file`, `class` and `output` (V_T / T of every class, mean over the draws).
-
-    Raises:
-      UserError: the run cannot be used, or a file is no image of its size.
-    """
+def predict(options: EvalOptions, say: workdir.Say = print) -> list[prediction.Prediction]:
+    """Classifies image files with a run's network; errors as for `prediction.predict_files` and `workdir.load_run`."""
     model, config, info, _ = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
-    if info.event_based:
-        raise UserError(f"--predict takes image files, and this network was trained on events ({info.name}).")
-    images, files = datasets.load_images(options.predict, info.image_shape)
-    evaluator = Evaluator(model, images, np.zeros(len(files), np.int32), info, options.batch_size or config.batch_size)
-    draws = options.seeds if config.encoder == "poisson" else 1
-    outputs = np.mean([evaluator.run(draw).outputs for draw in range(draws)], axis=0)
-    return [{"file": file, "class": info.class_names[int(output.argmax())],
-             "output": dict(zip(info.class_names, map(float, output)))} for file, output in zip(files, outputs)]
+    return prediction.predict_files(model, info, options.predict, options.seeds if config.encoder == "poisson" else 1)

@@ -243,7 +243,8 @@ def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
             shape = [1] * spikes.shape.rank
             shape[time_axis] = -1
             decay = tf.reshape(tf.pow(tf.constant(neuron.leak, tf.float32), age), shape)
-            factor = slope(tf.reduce_sum(train, time_axis), tf.reduce_sum(decay * train, time_axis), neuron) / neuron.gain
+            count, trace = tf.reduce_sum(train, time_axis), tf.reduce_sum(decay * train, time_axis)
+            factor = slope(count, trace, neuron) / neuron.gain
             return tf.cast(tf.expand_dims(factor, time_axis) * tf.cast(upstream, tf.float32), upstream.dtype)
 
         return tf.identity(spikes), grad

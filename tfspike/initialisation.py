@@ -103,6 +103,6 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, Any], weights
         weight.assign(original * factor)
     rate = float(rate_at(tf.constant(factor)))
     if rate == 0.0:
-        raise UserError(f"No scale of its weights makes layer {call.layer.name} fire: its input is silent on this batch. "
-                        "Give a batch that is not blank, or more time steps (--timesteps).")
+        raise UserError(f"No scale of its weights makes layer {call.layer.name} fire: its input is silent on this "
+                        "batch. Give a batch that is not blank, or more time steps (--timesteps).")
     return rate

@@ -96,25 +96,28 @@ class RunLog:
         """
         if self._writer is None:
             return
+        potentials = {} if example is None else membranes(model, example)
         with self._tensorboard():
             for variable in model.trainable_variables:
                 tf.summary.histogram(f"weights/{variable.path}", _sampled(variable.value), step=step)
             for layer, count in (activity or {}).items():
                 tf.summary.histogram(f"spikes_per_window/{layer}", _sampled(count), step=step)
-            for layer, membrane in ({} if example is None else membranes(model, example)).items():
+            for layer, membrane in potentials.items():
                 tf.summary.histogram(f"membrane/{layer}", _sampled(membrane), step=step)
 
     def images(self, step: int, model: keras.Model, example: Any = None) -> None:
         """The filters of the first convolution, and a spike raster of every layer for the first input of `example`."""
         if self._writer is None:
             return
+        pictures = {}
+        filters = first_filters(model)
+        if filters is not None:
+            pictures["first_layer_filters"] = _filter_sheet(filters)
+        if example is not None and getattr(model, "plan", None) is not None:
+            pictures["spike_raster"] = _raster_picture(spike_trains(model, tf.convert_to_tensor(example)[:1]))
         with self._tensorboard():
-            filters = first_filters(model)
-            if filters is not None:
-                tf.summary.image("first_layer_filters", _filter_sheet(filters)[np.newaxis], step=step)
-            if example is not None:
-                picture = _raster_picture(spike_trains(model, tf.convert_to_tensor(example)[:1]))
-                tf.summary.image("spike_raster", picture[np.newaxis], step=step)
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[np.newaxis], step=step)
 
     def text(self, name: str, markdown: str) -> None:
         """A text such as the command or the settings, at the step this process began with."""
@@ -213,9 +216,8 @@ class RunLog:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError,
-                tf.errors.UnknownError, tf.errors.DataLossError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        except (OSError, tf.errors.OpError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split("; ")[-1]
             raise UserError(f"The log of the run in {self._folder} cannot be written ({reason}); free some space or "
                             "give another --workdir; the same command, started again, continues from the last "
                             "checkpoint.") from error

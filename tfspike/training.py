@@ -75,7 +75,7 @@ class TrainStep:
     def __init__(self, model: Any, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
         self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
         self._names: list[str] = []
-        self._step = tf.function(self._compute)
+        self._step = tf.function(self._compute, autograph=False)
 
     def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
         """Trains on one distributed batch; returns what `numbers` reads.

@@ -69,7 +69,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         leak=check_leak(leak), threshold=check_threshold(threshold),
         gradient=check_choice("gradient", gradient, GRADIENTS),
         dropout=check_share("dropout", variant.dropout if dropout is None else dropout),
-        kappa=_check_kappa(variant.kappa if kappa is None else kappa), seed=check_count("seed", seed, least=0), dtype=dtype)
+        kappa=_check_kappa(variant.kappa if kappa is None else kappa),
+        seed=check_count("seed", seed, least=0), dtype=dtype)
 
     inputs = keras.Input(shape if encoder else (timesteps, *shape), dtype="float32", name="input")
     x = encoders.create(encoder, timesteps, seed=builder.next_seed(), dtype=dtype, name="encoder")(inputs)

@@ -39,7 +39,7 @@ class SpikingModel(keras.Model):
         return self._lazy()["engine"]
 
     def configure_engine(self, chunk: int | None = None, kernel: str = "auto") -> None:
-        """Sets steps per chunk (None: by size) and the kernel ("auto", "plain", "xla"); values do not depend on them."""
+        """Sets steps per chunk (None: by size) and the kernel ("auto", "plain", "xla"); not the values."""
         self._chunk, self._kernel = chunk, kernel
         self._lazy().pop("engine", None)
 

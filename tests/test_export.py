@@ -1,0 +1,237 @@
+"""Exports: each file runs in a process without tfspike and computes what the model does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfspike
+from tfspike import datasets, export
+from tfspike.errors import UserError
+from tfspike.export import __main__ as command
+from tfspike.export import verify
+
+SHAPE, T = (12, 12, 2), 6
+
+
+def info_for(event_based=False):
+    scale, offset = ((1.0, 1.0), (0.0, 0.0)) if event_based else ((1 / 128, 1 / 200), (-1.0, -0.3))
+    return datasets.DatasetInfo("tiny", SHAPE, 3, ("left", "right", "up"), scale, offset, False, 10, 10, event_based)
+
+
+def network(encoder="poisson", **kwargs):
+    kwargs = {"timesteps": T, "hidden": 16, "leak": 0.9, "kappa": 4.0, "dropout": 0.2, "seed": 1, **kwargs}
+    return tfspike.models.create("resnet7", SHAPE, 3, encoder=encoder, **kwargs)
+
+
+def images(count=3):
+    return np.random.default_rng(5).integers(0, 256, (count, *SHAPE)).astype(np.float32)
+
+
+def recordings(count=3, steps=T):
+    rng = np.random.default_rng(6)
+    return (rng.random((count, steps, *SHAPE)) < 0.4).astype(np.float32) * rng.choice((-1.0, 1.0), (count, 1, *SHAPE))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A Poisson network exported in every format: (model, report)."""
+    model = network()
+    return model, export.save(model, info_for(), export.FORMATS, tmp_path_factory.mktemp("export"), images())
+
+
+@pytest.fixture(scope="module")
+def endpoints(saved):
+    return tf.saved_model.load(saved[1]["saved_model"]["path"]).signatures
+
+
+def total(activity):
+    return sum(tf.reduce_sum(count, tuple(range(1, count.shape.rank))).numpy() for count in activity.values())
+
+
+@pytest.mark.parametrize("form, needed", [
+    ("saved_model", {"serving_default", "stochastic", "from_spikes", "stream", "every_step"}),
+    ("litert", {"from_spikes", "stream"}), ("nir", {"from_spikes"}), ("keras", {"load_model"})])
+def test_every_format_was_run_by_itself_and_agrees(saved, form, needed):
+    report = saved[1][form]
+    assert set(report["endpoints"]) == needed
+    assert report["max_error"] < 1e-5
+    assert os.path.exists(report["path"]) and report["bytes"] > 10_000
+    if form != "keras":
+        assert report["silent_layers"] == [] and report["spikes"] > 1000 and report["spikes_differing"] == 0
+
+
+def test_serving_default_takes_raw_images_in_any_number_and_repeats(saved, endpoints):
+    model, info = saved[0], info_for()
+    for count in (1, 3, 5):
+        raw = images(count)
+        found = endpoints["serving_default"](images=tf.constant(raw))
+        again = endpoints["serving_default"](images=tf.constant(raw))
+        want, activity = model.observe(info.normalise(raw), seed=0)
+        np.testing.assert_allclose(found["scores"], want, atol=1e-6)
+        np.testing.assert_array_equal(found["scores"], again["scores"])
+        np.testing.assert_array_equal(found["label"], np.argmax(want, -1))
+        np.testing.assert_array_equal(found["spikes"], total(activity))
+
+
+def test_stochastic_draws_by_its_seed(saved, endpoints):
+    raw = images()
+    one, two = (endpoints["stochastic"](images=tf.constant(raw), seed=tf.constant(seed)) for seed in (1, 2))
+    assert np.abs(one["scores"] - two["scores"]).max() > 1e-3
+    np.testing.assert_allclose(two["scores"], saved[0](info_for().normalise(raw), seed=2), atol=1e-6)
+
+
+def test_every_step_ends_in_the_prediction(endpoints):
+    raw = tf.constant(images())
+    steps = endpoints["every_step"](images=raw)["scores"]
+    assert steps.shape == (3, T, 3)
+    np.testing.assert_allclose(steps[:, -1], endpoints["serving_default"](images=raw)["scores"], atol=1e-6)
+    assert np.abs(steps[:, 2] - steps[:, -1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("pieces", [(6,), (1, 5), (2, 1, 3), (1,) * 6, (6, 6)])
+def test_a_stream_in_pieces_is_the_recording_at_once(endpoints, pieces):
+    spikes = tf.constant(recordings(2, sum(pieces)), tf.float32)
+    state, t, out = endpoints["initial_state"](batch=tf.constant(2)), 0, {}
+    names = list(state)
+    for length in pieces:
+        out = endpoints["stream"](spikes=spikes[:, t:t + length], **state)
+        state, t = {name: out[name] for name in names}, t + length
+    at_once = endpoints["from_spikes"](spikes=spikes)
+    np.testing.assert_allclose(out["scores"], at_once["scores"], atol=1e-6)
+    np.testing.assert_array_equal(out["layer_spikes"], at_once["layer_spikes"])
+    assert np.all(at_once["layer_spikes"].numpy().sum(0) > 0) and int(out["steps"]) == sum(pieces)
+
+
+def test_the_saved_model_holds_no_compiled_kernel_and_says_what_it_is(saved):
+    folder = saved[1]["saved_model"]["path"]
+    with open(os.path.join(folder, "saved_model.pb"), "rb") as file:
+        content = file.read()
+    assert b"StatelessRandomUniform" in content  # the operations are to be found by name
+    assert b"_XlaMustCompile\x12\x02(\x01" not in content
+    with open(os.path.join(folder, "assets.extra", "tfspike.json"), encoding="utf-8") as file:
+        assert '"up"' in file.read()
+
+
+def test_litert_has_built_in_operations_only(saved):
+    with open(saved[1]["litert"]["path"], "rb") as file:
+        assert b"Flex" not in file.read()
+
+
+@pytest.mark.parametrize("encoder", ["direct", "latency"])
+def test_litert_takes_images_where_encoding_is_no_draw(encoder, tmp_path):
+    report = export.save(network(encoder), info_for(), ["litert"], tmp_path, images())["litert"]
+    assert report["endpoints"] == ["from_spikes", "serving_default", "stream"]
+    assert report["spikes_differing"] == 0 and report["silent_layers"] == []
+
+
+def test_smaller_litert_weights_are_measured(saved, tmp_path):
+    half = export.save(saved[0], info_for(), ["litert"], tmp_path, images(), weights="float16")["litert"]
+    assert half["bytes"] < 0.7 * saved[1]["litert"]["bytes"]
+    assert 0 <= half["label_agreement"] <= 1 and half["max_error"] < 0.5
+
+
+def test_event_networks_are_served_from_spikes(tmp_path):
+    report = export.save(network(None), info_for(True), ["saved_model", "litert"], tmp_path, recordings())
+    assert report["saved_model"]["endpoints"] == ["from_spikes", "serving_default", "stream", "every_step"]
+    assert report["litert"]["spikes_differing"] == 0
+
+
+def test_a_mixed_precision_network_keeps_its_precision_or_becomes_float32(tmp_path):
+    model = network("direct", dtype="mixed_bfloat16")
+    report = export.save(model, info_for(), ["saved_model", "litert", "nir"], tmp_path, images())
+    assert all(found["max_error"] < 1e-2 for found in report.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet", "vgg7", "resnet20"])
+def test_networks_of_the_paper_export_in_every_format(name, tmp_path):
+    shape = (28, 28, 2)
+    model = tfspike.models.create(name, shape, 3, T, hidden=32 if name != "resnet20" else 0, kappa=4.0)
+    report = export.save(model, info_for(), export.FORMATS, tmp_path)
+    assert all(report[form]["silent_layers"] == [] for form in ("saved_model", "litert", "nir"))
+
+
+# --- what must be noticed -------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_computes_something_else_is_refused_and_leaves_the_old_one(tmp_path, monkeypatch):
+    model = network(None)
+    export.save(model, info_for(True), ["nir"], tmp_path, recordings())
+    before = (tmp_path / "model.nir").read_bytes()
+    from tfspike.export import nir_graph
+    write = nir_graph.write
+
+    def wrong(model, path, target):
+        weights = model.get_weights()
+        model.set_weights([1.05 * weight if weight.ndim else weight for weight in weights])
+        write(model, path, target)
+        model.set_weights(weights)
+
+    monkeypatch.setattr(nir_graph, "write", wrong)
+    with pytest.raises(UserError, match="of the nir file fires"):
+        export.save(model, info_for(True), ["nir"], tmp_path, recordings())
+    assert (tmp_path / "model.nir").read_bytes() == before and os.listdir(tmp_path) == ["model.nir"]
+
+
+def test_what_a_killed_export_left_is_cleared_away(tmp_path):
+    (tmp_path / ".partial-model.nir").write_bytes(b"half")
+    (tmp_path / ".old-saved_model").mkdir()
+    model = network(None)
+    for _ in range(2):  # the second replaces a folder
+        report = export.save(model, info_for(True), ["saved_model", "nir"], tmp_path, recordings(1))
+    assert sorted(os.listdir(tmp_path)) == ["model.nir", "saved_model"] and report["nir"]["bytes"] > 0
+
+
+def test_a_folder_moved_aside_by_a_killed_export_comes_back(tmp_path):
+    (tmp_path / ".old-model.txt").mkdir()
+    (tmp_path / ".old-model.txt" / "weights").write_text("precious")
+
+    def fails(path):
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        export._place(str(tmp_path / "model.txt"), fails, lambda path: {})
+    assert (tmp_path / "model.txt" / "weights").read_text() == "precious"
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    model = network(None)
+    with pytest.raises(UserError, match="takes saved_model, litert, nir, keras. Received: 'onnx'"):
+        export.save(model, info_for(True), ["onnx"], tmp_path)
+    with pytest.raises(UserError, match=r"must be of shape \[B, 6, 12, 12, 2\]"):
+        export.save(model, info_for(True), ["nir"], tmp_path, np.zeros((2, 12, 12, 2)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="give a folder that can be written"):
+        export.save(model, info_for(True), ["nir"], tmp_path / "file" / "below")
+    with pytest.raises(UserError, match="does not run by itself"):
+        verify.run_standalone("nir", str(tmp_path / "file"), {"spikes": recordings(1)})
+
+
+def test_the_reference_knows_how_near_a_threshold_it_came():
+    neuron = tfspike.gradients.Neuron.lif(0.5, 1.0)
+    assert verify._nearest(np.array([[0.75], [0.5], [0.25]], np.float32), neuron) == pytest.approx(0.125)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_into_the_run(tmp_path, capsys):
+    status = command.main(["--workdir", str(tmp_path), "--format=nir"], lambda workdir: (network(None), info_for(True)))
+    assert status == 0 and (tmp_path / "export" / "model.nir").is_file()
+    assert '"spikes_differing": 0' in capsys.readouterr().out
+
+
+def test_the_command_explains_mistakes_without_tensorflow(tmp_path):
+    code = ("import sys; from tfspike.export.__main__ import main; status = main(sys.argv[1:]); "
+            "assert 'tensorflow' not in sys.modules; raise SystemExit(status)")
+    root = os.path.dirname(os.path.dirname(tfspike.__file__))
+    for flags, message in (([f"--workdir={tmp_path}"], "config.json"),
+                           ([f"--workdir={tmp_path}", "--format=pickle"], "--format takes a list of saved_model")):
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=root)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,183 @@
+"""NIR: the graph simulated by others gives the model's spikes, and read back in it is the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tfspike
+from tfspike.errors import UserError
+from tfspike.export import verify
+from tfspike.export.standalone import simulate_nir
+
+nir = pytest.importorskip("nir")
+from tfspike.export import nir_graph, nir_import  # noqa: E402
+
+# A Python that has torch, nir, nirtorch and the libraries; TensorFlow need not be there.
+TORCH = os.environ.get("TFSPIKE_TORCH_PYTHON") or (sys.executable if importlib.util.find_spec("torch") else None)
+WORKER = os.path.join(os.path.dirname(__file__), "torch_nir_worker.py")
+
+
+def network(name="resnet9", leak=0.9, **kwargs):
+    shape = (16, 16, 2)
+    kwargs = {"timesteps": 6, "hidden": 0 if name == "resnet20" else 24, "kappa": 4.0, "dropout": 0.2, "seed": 3, **kwargs}
+    return tfspike.models.create(name, shape, 4, encoder=None, leak=leak, **kwargs)
+
+
+def signed_spikes(model, count=2):
+    """Spikes of both signs, `[B, T, H, W, C]`."""
+    rng = np.random.default_rng(8)
+    shape = (count, *model.inputs[0].shape[1:])
+    return ((rng.random(shape) < 0.6) * rng.choice((-1, 1), shape)).astype(np.float32)
+
+
+def expected(model, spikes):
+    want = verify.layer_by_layer(model, np.moveaxis(spikes, 1, 0))
+    assert np.all(want["layer_spikes"].sum(0) > 0), "a silent layer proves nothing"
+    assert want["closest"] > 1e-7
+    return want
+
+
+@pytest.mark.parametrize("name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
+def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path):
+    model = network(name, leak)
+    spikes = signed_spikes(model)
+    path = str(tmp_path / "model.nir")
+    nir_graph.write(model, path)
+    found, want = simulate_nir.run(path, spikes), expected(model, spikes)
+    np.testing.assert_array_equal(found["layer_spikes"], want["layer_spikes"])
+    np.testing.assert_allclose(found["scores"], want["scores"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name, leak", [("vgg5", 0.9), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
+def test_a_graph_read_back_is_the_model(name, leak, tmp_path):
+    model = network(name, leak)
+    spikes = signed_spikes(model)
+    path = tmp_path / "model.nir"
+    nir_graph.write(model, str(path))
+    again = nir_import.from_nir(path)
+    want, activity = model.observe(spikes)
+    found, activity_again = again.observe(spikes)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    assert again.spiking_layers == model.spiking_layers
+    for name in activity:
+        np.testing.assert_array_equal(activity[name], activity_again[name])
+    leaks = {call.layer.leak for call in again.plan.spiking if isinstance(call.layer, tfspike.LIF)}
+    assert leaks == {leak} and len(again.trainable_variables) == len(model.trainable_variables)
+
+
+@pytest.mark.parametrize("order", ["leak first", "leak last"])
+def test_the_order_of_the_leak_does_not_matter_between_resets(order):
+    """A trace by hand: currents .8 .5 0 .9 .4 at leak .5, threshold 1: u = .8 .9 .45 1.125 .4, one spike at step 4."""
+    currents = np.array([0.8, 0.5, 0.0, 0.9, 0.4], np.float32).reshape(5, 1, 1)
+    if order == "leak first":
+        node = nir.LIF(tau=np.array([2e-4]), r=np.array([2.0]), v_leak=np.zeros(1), v_threshold=np.ones(1))
+        spikes = simulate_nir.fire(node, currents, dt=1e-4)
+    else:
+        spikes = tfspike.LIF(leak=0.5)(currents).numpy()
+    assert spikes.ravel().tolist() == [0, 0, 0, 1, 0]
+
+
+def simulate_with(library, graph_path, spikes, folder):
+    inputs, outputs = str(folder / "in.npz"), str(folder / "out.npz")
+    np.savez(inputs, spikes=spikes)
+    done = subprocess.run([TORCH, WORKER, library, graph_path, inputs, outputs], capture_output=True, text=True,
+                          env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})
+    if "ModuleNotFoundError" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(outputs) as archive:
+        return dict(archive)
+
+
+def scores_from(currents, leak):
+    membrane = 0.0
+    for t in range(currents.shape[1]):
+        membrane = leak * (membrane + currents[:, t])
+    return membrane / currents.shape[1]
+
+
+@pytest.mark.skipif(TORCH is None, reason="no torch; TFSPIKE_TORCH_PYTHON may name a Python that has it")
+# norse 1.1 reads chains only: where two edges join, it returns an inner node
+@pytest.mark.parametrize("library, name", [("norse", "vgg5"), ("norse", "lenet"), ("snntorch", "vgg5"), ("snntorch", "resnet9"),
+                                           ("snntorch", "resnet20"), ("spikingjelly", "vgg5"), ("spikingjelly", "resnet9"),
+                                           ("spikingjelly", "resnet20")])
+def test_other_libraries_give_the_same_spikes(library, name, tmp_path):
+    model = network(name, 0.9)
+    spikes = signed_spikes(model)
+    path = str(tmp_path / "model.nir")
+    nir_graph.write(model, path, target=library)
+    want = expected(model, spikes)
+    found = simulate_with(library, path, spikes, tmp_path)
+    np.testing.assert_allclose(scores_from(found["output"], 0.9), want["scores"], atol=1e-6)
+    # torch names modules in an order of its own
+    assert sorted(map(tuple, found["layer_spikes"].T)) == sorted(map(tuple, want["layer_spikes"].T))
+
+
+@pytest.mark.skipif(TORCH is None, reason="no torch; TFSPIKE_TORCH_PYTHON may name a Python that has it")
+def test_without_the_conventions_spikes_differ(tmp_path):
+    """SpikingJelly fires at v >= threshold: pooled quarters meet .75 all the time."""
+    model = network("vgg5", 0.9)
+    spikes = signed_spikes(model)
+    path = str(tmp_path / "model.nir")
+    nir_graph.write(model, path, target=nir_graph.Conventions(has_readout=False))
+    found = simulate_with("spikingjelly", path, spikes, tmp_path)
+    assert found["layer_spikes"].sum() > 1.01 * expected(model, spikes)["layer_spikes"].sum()
+
+
+def test_foreign_graphs_are_rescaled_to_our_neurons(tmp_path):
+    """R = 1 and biases: dt/tau R = .1 moves into the threshold, and into the weights in front of the readout."""
+    rng = np.random.default_rng(2)
+
+    def full(value, n=8):
+        return np.full(n, value, np.float32)
+
+    graph = nir.NIRGraph(
+        {"in": nir.Input({"input": np.array([5])}),
+         "fc": nir.Affine(rng.normal(0, 2, (8, 5)).astype("float32"), rng.normal(0, 0.2, 8).astype("float32")),
+         "lif": nir.LIF(full(1e-3), full(1.0), full(0.0), full(0.15)),
+         "fc2": nir.Linear(rng.normal(size=(3, 8)).astype("float32")),
+         "li": nir.LI(full(5e-4, 3), full(1.0, 3), full(0.0, 3)), "out": nir.Output({"output": np.array([3])})},
+        [("in", "fc"), ("fc", "lif"), ("lif", "fc2"), ("fc2", "li"), ("li", "out")])
+    path = tmp_path / "foreign.nir"
+    nir.write(path, graph)
+    spikes = (rng.random((4, 20, 5)) < 0.4).astype(np.float32)
+    model = nir_import.from_nir(path, timesteps=20)
+    want = simulate_nir.run(str(path), spikes)
+    found, activity = model.observe(spikes)
+    assert want["spikes"].min() > 5
+    np.testing.assert_array_equal(np.sum(activity["lif"], 1), want["spikes"])
+    np.testing.assert_allclose(found, want["scores"], atol=1e-6)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"v_reset": 0.1}, "resets to or rests at another potential"), ({"v_leak": 0.1}, "resets to or rests at"),
+    ({"v_threshold": np.array([1.0, 2.0], np.float32)}, "2 values of v_threshold"), ({"tau": 1e-5}, "must exceed dt")])
+def test_neurons_that_cannot_be_ours_are_refused(change, message):
+    parts = {"tau": 1e-3, "r": 10.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0, **change}
+    node = nir.LIF(**{key: np.broadcast_to(np.asarray(value, np.float32), 2).copy() for key, value in parts.items()})
+    graph = nir.NIRGraph({"in": nir.Input({"input": np.array([2])}), "lif": node,
+                          "out": nir.Output({"output": np.array([2])})}, [("in", "lif"), ("lif", "out")])
+    with pytest.raises(UserError, match=message):
+        nir_import.from_nir(graph, timesteps=3)
+
+
+def test_what_nir_cannot_hold_is_refused(tmp_path):
+    x = inputs = keras.Input((4, 6, 6, 2))
+    x = tfspike.SpikeInput(4)(x)
+    x = tfspike.OverTime(keras.layers.Conv2D(3, 3, 2, "same", use_bias=False))(x)
+    x = tfspike.OverTime(keras.layers.Flatten())(tfspike.LIF()(x))
+    model = tfspike.SpikingModel(inputs, tfspike.Readout()(tfspike.OverTime(keras.layers.Dense(2))(x)))
+    with pytest.raises(UserError, match="NIR pads all sides alike"):
+        nir_graph.to_nir(model)
+    with pytest.raises(UserError, match="`target` must be one of nir, norse"):
+        nir_graph.to_nir(network(), target="loihi")
+    (tmp_path / "text.nir").write_text("no HDF5")
+    with pytest.raises(UserError, match="not a readable NIR file"):
+        nir_import.from_nir(tmp_path / "text.nir")

@@ -1,0 +1,117 @@
+"""One direction of imports, only public names of Keras and TensorFlow, and a package that loads at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tfspike"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# From the bottom up: a module may import what stands on an earlier line, or leaves; never its own line or a later one.
+LAYERS = (("gradients",), ("cells", "layers", "kernels"), ("plan",), ("engine",), ("models",), ("initialisation",),
+          ("analysis", "export", "report", "checkpoints"), ("training",))
+LEAVES = {"variants", "config", "datasets", "encoders", "errors", "flags", "checks", "noise", "recipes", "data"}
+# Leaves may lean on the smallest of them, never on what computes.
+WITHOUT_TENSORFLOW = ("variants", "config", "flags", "errors", "recipes", "checks")
+
+
+def name_of(path: Path) -> str:
+    """The part of the package a file belongs to: `models` for all of models/."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parts(path: Path) -> set[str]:
+    """The parts of the package that a file imports."""
+    found = set()
+    known = {name_of(source) for source in SOURCES}
+    for name in imports(path):
+        if name.startswith("tfspike."):
+            part = name.split(".")[1]
+            if part in known:
+                found.add(part)
+    return found - {name_of(path)}
+
+
+def test_every_part_has_its_place() -> None:
+    placed = {name for row in LAYERS for name in row} | LEAVES | {"__init__"}
+    assert {name_of(path) for path in SOURCES} <= placed
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    name = name_of(path)
+    if name == "__init__":
+        assert parts(path) == set()
+    elif name in LEAVES:
+        assert parts(path) <= LEAVES
+    else:
+        row = next(i for i, names in enumerate(LAYERS) if name in names)
+        allowed = {other for names in LAYERS[:row] for other in names} | LEAVES
+        # kernels and layers are both made of gradients; reading tools may share, but do not know training
+        assert parts(path) <= allowed, parts(path) - allowed
+
+
+def test_the_rule_notices_a_wrong_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "layers.py"
+    wrong.write_text("def f():\n    from tfspike.models import blocks\n    return blocks\n")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "SOURCES", [*SOURCES_LIKE(tmp_path), wrong])
+    with pytest.raises(AssertionError):
+        test_imports_go_one_way(wrong)
+
+
+def SOURCES_LIKE(folder: Path) -> list[Path]:
+    (folder / "models.py").write_text("")
+    return [folder / "models.py"]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted(ROOT.glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_public_names_of_keras_and_tensorflow(path: Path) -> None:
+    private = [name for name in imports(path)
+               if name.startswith(("keras.src", "tensorflow.python", "tensorflow.core", "tensorflow.compiler"))]
+    assert not private
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in ("keras.src", "tf.python", "keras._tf_keras"), node.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_branches_on_the_name_of_a_network(path: Path) -> None:
+    if name_of(path) in ("variants", "recipes", "config", "flags"):
+        pytest.skip("tables of networks, their recipes and defaults")
+    sys.path.insert(0, str(ROOT))
+    from tfspike.variants import VARIANTS
+
+    compared = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)
+                for part in ast.walk(node) if isinstance(part, ast.Constant) and part.value in VARIANTS]
+    assert not compared
+
+
+@pytest.mark.parametrize("module", ["", *(f".{name}" for name in WITHOUT_TENSORFLOW)])
+def test_importing_it_imports_no_tensorflow(module: str) -> None:
+    code = f"import sys, tfspike{module}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_an_export_loads_tensorflow_when_it_is_used() -> None:
+    code = "import sys, tfspike; tfspike.UserError; assert 'keras' not in sys.modules; tfspike.LIF; " \
+           "assert 'keras' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
