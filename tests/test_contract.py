@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "LatencyEncoder": lambda: tfspike.LatencyEncoder(T, seed=4),
     "SpikeInput": lambda: tfspike.SpikeInput(T, seed=4),
     "LIFCell": lambda: tfspike.LIFCell(6, 0.8, 0.6),
-    "PoolingIFCell": lambda: tfspike.PoolingIFCell((2, 3), 0.5),
+    "PoolingIFCell": lambda: tfspike.PoolingIFCell(6, 0.5),
     "LeakyIntegratorCell": lambda: tfspike.LeakyIntegratorCell(6, 0.8),
 }
 # Exports that are tested by name below, and those that are no layers.
@@ -89,11 +90,17 @@ def test_configs_make_the_round_trip(name: str, dtype: str | None) -> None:
             assert getattr(again, key) == value == getattr(layer, key)
 
 
+def test_units_that_are_a_shape_survive_the_config() -> None:
+    for cell in (tfspike.LIFCell((2, 3), 0.8), tfspike.PoolingIFCell((2, 3)), tfspike.LeakyIntegratorCell((2, 3))):
+        again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(cell))))
+        assert again.units == (2, 3) and again.get_initial_state(4)[0].shape == (4, 2, 3)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_in_a_saved_model_give_the_same_outputs_and_the_same_next_training_call(name: str, tmp_path: Path) -> None:
     layer = LAYERS[name]()
     is_cell, is_encoder = name.endswith("Cell"), hasattr(layer, "timesteps")
-    shape = (T, 2, 3) if name == "PoolingIFCell" else (T, 6) if is_cell or name == "SpikeInput" else (6,)
+    shape = (T, 6) if is_cell or name == "SpikeInput" else (6,)
     inputs = keras.Input(batch_shape=(B, *shape) if is_cell or is_encoder else (T, B, *shape))
     outputs = (keras.layers.RNN(layer, return_sequences=True) if is_cell else layer)(inputs)
     model = keras.Model(inputs, outputs)

@@ -14,7 +14,7 @@ from tfspike.energy import EnergyModel, Operations
 from tfspike.errors import UserError
 from tfspike.models import blocks
 
-TIMESTEPS, BATCH = 6, 3
+TIMESTEPS, BATCH = 3, 3
 
 
 def small_net(encoder="poisson", zero_weights=False):

@@ -144,7 +144,7 @@ def test_event_networks_are_served_from_spikes(tmp_path):
 
 def test_a_mixed_precision_network_keeps_its_precision_or_becomes_float32(tmp_path):
     model = network("direct", dtype="mixed_bfloat16")
-    report = export.save(model, info_for(), ["saved_model", "litert", "nir"], tmp_path, images())
+    report = export.save(model, info_for(), ["saved_model", "nir"], tmp_path, images())
     assert all(found["max_error"] < 1e-2 for found in report.values())
 
 
@@ -179,13 +179,21 @@ def test_a_file_that_computes_something_else_is_refused_and_leaves_the_old_one(t
     assert (tmp_path / "model.nir").read_bytes() == before and os.listdir(tmp_path) == ["model.nir"]
 
 
-def test_what_a_killed_export_left_is_cleared_away(tmp_path):
-    (tmp_path / ".partial-model.nir").write_bytes(b"half")
-    (tmp_path / ".old-saved_model").mkdir()
-    model = network(None)
-    for _ in range(2):  # the second replaces a folder
-        report = export.save(model, info_for(True), ["saved_model", "nir"], tmp_path, recordings(1))
-    assert sorted(os.listdir(tmp_path)) == ["model.nir", "saved_model"] and report["nir"]["bytes"] > 0
+def test_what_a_killed_export_left_is_cleared_away_and_a_folder_replaced(tmp_path):
+    (tmp_path / ".partial-model").write_bytes(b"half")
+    (tmp_path / ".old-model").mkdir()
+
+    def write(text):
+        def writer(path):
+            os.mkdir(path)
+            with open(os.path.join(path, "weights"), "w", encoding="utf-8") as file:
+                file.write(text)
+        return writer
+
+    for text in ("one", "three"):
+        report = export._place(str(tmp_path / "model"), write(text), lambda path: {"checked": True})
+        assert report == {"path": str(tmp_path / "model"), "bytes": len(text), "checked": True}
+    assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "weights").read_text() == "three"
 
 
 def test_a_folder_moved_aside_by_a_killed_export_comes_back(tmp_path):

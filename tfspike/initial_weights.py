@@ -25,7 +25,7 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
     """
     source = f"--init_from={path}"
     kind, found = _read(path, say)
-    named = checkpoints._named(model.trainable_variables)
+    named = checkpoints.named(model.trainable_variables)
     if kind == "by path":
         found = {name: found[name] for name, _ in named if name in found}
         checkpoints.restore(model.trainable_variables, found, source)
@@ -52,20 +52,16 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-            return "by path", {name: np.asarray(v.numpy()) for name, v in checkpoints._named(loaded.variables)}
-        variables = tf.saved_model.load(path).__dict__.get("weights") or _variables(path)
+            return "by path", {name: np.asarray(v.numpy()) for name, v in checkpoints.named(loaded.variables)}
+        loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
+        variables: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
         return "by name", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise
         first = (str(error).strip() or "no details").splitlines()[0][:200]
-        raise UserError(f"--init_from={path} cannot be read as a {kind} ({type(error).__name__}: {first}); give a .keras "
-                        "file, SavedModel, checkpoint or workdir.") from error
-
-
-def _variables(path: str) -> list[Any]:
-    loaded = tf.saved_model.load(path)
-    return list(getattr(loaded, "variables", ()))
+        raise UserError(f"--init_from={path} cannot be read as a {kind} ({type(error).__name__}: {first}); give a "
+                        ".keras file, SavedModel, checkpoint or workdir.") from error
 
 
 def _matched(named: list[tuple[str, Any]], found: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:

@@ -60,21 +60,43 @@ def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: in
     values = plans.run(plan.before, {id(plan.inputs[0]): tf.convert_to_tensor(inputs)})
     values = plans.run([plan.encoder], values,
                        lambda call, args, kwargs: call.layer(*args, training=False, seed=seed))
-    for call in plan.window:
+    for position, call in enumerate(plan.window):
         values_before = values
         values = plans.run([call], values, handler)
+        live = _still_needed(plan, position + 1)
+        values = {key: value for key, value in values.items() if key in live}
     return reached
+
+
+def _symbols(call: plans.Call) -> set[int]:
+    return {id(x) for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)}
+
+
+def _synapses(call: plans.Call, plan: plans.Plan) -> list[plans.Call]:
+    """The calls between a spiking layer and the spikes that reach it."""
+    needed: list[plans.Call] = []
+    wanted = _symbols(call)
+    for earlier in reversed(plan.window[:plan.window.index(call)]):
+        if {id(x) for x in earlier.outputs} & wanted and not isinstance(earlier.layer, SpikingLayer):
+            needed.insert(0, earlier)
+            wanted |= _symbols(earlier)
+    return needed
+
+
+def _still_needed(plan: plans.Plan, position: int) -> set[int]:
+    """Tensors that calls from `position` on read: whole windows of all layers at once would fill the memory."""
+    needed: set[int] = set()
+    for call in plan.window[position:]:
+        needed |= _symbols(call)
+        if isinstance(call.layer, SpikingLayer):
+            for synapse in _synapses(call, plan):
+                needed |= _symbols(synapse)
+    return needed
 
 
 def _currents(call: plans.Call, plan: plans.Plan, values: dict[int, Any]) -> tf.Tensor:
     """The currents into a spiking layer, computed anew from the spikes below it with the weights as they are now."""
-    needed: list[plans.Call] = []
-    wanted = {id(call.args[0])}
-    for earlier in reversed(plan.window[:plan.window.index(call)]):
-        if {id(x) for x in earlier.outputs} & wanted and not isinstance(earlier.layer, SpikingLayer):
-            needed.insert(0, earlier)
-            wanted |= {id(x) for x in keras.tree.flatten(earlier.args) if isinstance(x, keras.KerasTensor)}
-    return plans.run(needed, values)[id(call.args[0])]
+    return plans.run(_synapses(call, plan), values)[id(call.args[0])]
 
 
 def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, Any], weights: list[Any], target: float) -> float:

@@ -7,6 +7,7 @@ colour-blind. Nothing here opens a window or touches matplotlib's global state.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,6 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tu
 
 def _styled(function: Any) -> Any:
     """Draws under this file's style without leaving a trace in the caller's settings."""
-    import functools
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
@@ -80,7 +80,7 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 def rates_by_epoch(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     """Firing rate of every layer by epoch, from the first layer (dark) to the last (bright)."""
     names = [name for name in epochs[-1] if name.startswith("epoch_rate/")]
-    figure, axes = _figure(3.1)
+    figure, axes = _figure(4.6)
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.92, len(names)))
     for i, name in enumerate(names):
         points = [(row["epoch"], row[name]) for row in epochs if row.get(name) is not None]
@@ -98,7 +98,8 @@ def activity(layers: Sequence[Any], measure: str) -> Figure:
     values = [getattr(layer, measure) for layer in layers]
     figure, axes = _figure(1.0 + 0.29 * len(layers))
     axes.barh(range(len(layers)), values, color=[KINDS[layer.kind] for layer in layers], height=0.72)
-    axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
+    axes.set_yticks(range(len(layers)),
+                    ["input" if layer.kind == "input" else layer.name for layer in layers])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.2)
@@ -215,7 +216,7 @@ def raster(trace: Any, image: np.ndarray, class_names: Sequence[str]) -> Figure:
     steps = len(trace.readout)
     heights = [2.6]
     for layer in trace.layers:
-        heights += [1.3, 0.8] if layer.membrane is not None else [1.3]
+        heights += [1.3, 1.0] if layer.membrane is not None else [1.3]
     figure = Figure(figsize=(WIDTH, 0.55 * sum(heights) + 2.2), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(heights) + 1, 1, height_ratios=[*heights, 3.6])
@@ -228,8 +229,9 @@ def raster(trace: Any, image: np.ndarray, class_names: Sequence[str]) -> Figure:
         if shown:
             axes.imshow(layer.spikes.T, ListedColormap([RED, "white", INK]), vmin=-1, vmax=1, aspect="auto",
                         interpolation="nearest", extent=(0.5, steps + 0.5, shown, 0))
-        axes.set_title(f"{layer.name}: {shown} of {layer.active:,} neurons that fired, of {layer.neurons:,}",
-                       fontsize=9, loc="left", pad=3)
+        name = layer.name if layer.membrane is not None else "input"
+        axes.set_title(f"{name}: {shown} of {layer.active:,} neurons that fired, of {layer.neurons:,}",
+                       fontsize=10, loc="left", pad=3)
         _bare(axes, steps)
         place += 1
         if layer.membrane is not None:
@@ -240,7 +242,7 @@ def raster(trace: Any, image: np.ndarray, class_names: Sequence[str]) -> Figure:
             fired = np.flatnonzero(layer.fired)
             axes.plot(fired + 1, layer.membrane[fired], "o", color=RED, markersize=3.5)
             _bare(axes, steps)
-            axes.set_yticks([0, layer.threshold], ["0", f"{layer.threshold:g}"], fontsize=8)
+            axes.set_yticks([0, layer.threshold], ["0", f"{layer.threshold:g}"], fontsize=9)
             place += 1
     axes = figure.add_subplot(grid[place])
     _readout(axes, trace.readout, class_names)
@@ -255,7 +257,7 @@ def _readout(axes: Axes, readout: np.ndarray, class_names: Sequence[str]) -> Non
     axes.plot(time, np.delete(readout, leading, axis=1), color=PALE, linewidth=1)
     for place, colour, style in zip(leading, (BLUE, RED, GREEN), ("-", "--", "-.")):
         axes.plot(time, readout[:, place], style, color=colour, label=str(class_names[place]))
-    axes.set_title("readout: membrane potential of every class", fontsize=9, loc="left", pad=3)
+    axes.set_title("readout: membrane potential of every class", fontsize=10, loc="left", pad=3)
     axes.set_xlabel("time step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.legend(loc="upper left", fontsize=9)

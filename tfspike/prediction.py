@@ -34,8 +34,8 @@ def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]]
                   resize: bool = False) -> list[Prediction]:
     """Classifies PNG and JPEG files, and folders of them.
 
-    The scores V_T / T are trained towards 1 for the true class and 0 for the others by a squared error, so they are read
-    as estimates of the classes' probabilities: confidence is the largest, clipped to [0, 1], over the sum of all clipped.
+    The scores V_T / T are trained towards 1 for the true class and 0 for the others by a squared error, so they are
+    read as estimates of the classes' probabilities: confidence is the largest over the sum, all clipped to [0, 1].
 
     Args:
       model: a `tfspike.models.SpikingModel` for images.

@@ -80,6 +80,8 @@ class RunLog:
         with self._explained():
             self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
             self._metrics.flush()
+        if self._writer is None:
+            return
         with self._tensorboard():
             for name, value in numbers.items():
                 tf.summary.scalar(name, value, step=step)
@@ -206,9 +208,6 @@ class RunLog:
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[None]:
-        if self._writer is None:
-            yield
-            return
         with self._explained(), self._writer.as_default(), tf.summary.record_if(True):
             yield
 

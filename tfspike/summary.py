@@ -217,11 +217,13 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
 
 
 def _weight_bytes(parameters: int, layer: keras.layers.Layer, context: _Context) -> int:
-    values = 1.0
+    values = 4
     if context.training:
-        values += 2 + context.slots  # gradient and its sum over chunks ("event") or the step's copy of it ("rate")
-    cast = 0 if layer.compute_dtype == "float32" else _width(layer)
-    return int(parameters * (4 * values + cast))
+        # the gradient, and its sum over chunks ("event") or the step's copy of the weights ("rate")
+        values += 4 * (2 + context.slots)
+    if layer.compute_dtype != "float32":
+        values += 8 if context.training else 2  # weights and gradients in 16 bits, and their way back to 32
+    return parameters * values
 
 
 def _macs(layer: keras.layers.Layer, output_shape: tuple[int, ...]) -> int:

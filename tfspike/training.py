@@ -222,12 +222,12 @@ class Trainer:
             first = datasets.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
                                          self.config.seed, self.info).batch(0)[0]
             rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
-            self.say(f"First weights scaled to a mean firing rate of {self.config.target_rate:g} in {len(rates)} layers.")
+            self.say(f"First weights scaled to {self.config.target_rate:g} spikes per step in {len(rates)} layers.")
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Goes back to where a checkpoint was written."""
         source = f"The checkpoint {checkpoint.path}"
-        progress = checkpoint.meta.get("progress")
+        progress: Any = checkpoint.meta.get("progress")
         try:
             self.epoch_sums, self.interval = (Sums(**progress[name]) for name in ("epoch_sums", "interval"))
             self.best, saved_length = progress["best"], progress["steps_per_epoch"]
@@ -247,8 +247,9 @@ class Trainer:
         broken = diagnosis.nonfinite_layer(self.model)
         if broken is not None:
             raise diagnosis.Diverged(
-                f"The weights of {broken} are no longer finite numbers (step {self.step}): training has diverged. The last "
-                f"good checkpoint is {self.last_saved}; start again with a smaller --learning_rate or --clip_norm=1.")
+                f"The weights of {broken} are no longer finite numbers (step {self.step}): training has diverged. The "
+                f"last good checkpoint is {self.last_saved}; start again with a smaller --learning_rate or "
+                "--clip_norm=1.")
         if self.log is not None:
             self.log.flush()
         progress = {"epoch_sums": dataclasses.asdict(self.epoch_sums), "interval": dataclasses.asdict(self.interval),
@@ -361,8 +362,9 @@ class Trainer:
             best = self.best is None or result.accuracy > self.best["val_accuracy"]
             if best:
                 self.best = {"step": self.step, "epoch": epoch, "val_accuracy": result.accuracy}
-            text = f"  validation loss {result.loss:.4f}  accuracy {100 * result.accuracy:.2f} %{' (best)' if best else ''}"
-        self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %{text}")
+            text = f"  validation loss {result.loss:.4f}  accuracy {100 * result.accuracy:.2f} %" + " (best)" * best
+        self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %"
+                 + text)
         self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
         self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()}},
                          event="epoch", epoch=epoch)
@@ -398,21 +400,19 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
     options = options or RunOptions()
     where = distribution.place(config.strategy)
     say = say or (_print if where.is_chief else lambda line: None)
-    if options.dry_run:
-        from tfspike import dry_run
+    from tfspike import dry_run  # which imports this module
 
-        return dry_run.run(config, say)
     try:
-        return _run(config, options, where, say)
+        return dry_run.run(config, options, say) if options.dry_run else _run(config, options, where, say)
     except diagnosis.Diverged as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
         say(f"Stopped by {stopped}, and saved. To continue:\n  {workdir.continuing_command(config)}")
         return stopped.exit_code
-    except WorkerLost as error:
-        print(f"Error: another worker is gone ({error}). The last checkpoint is kept: start the same command on every "
-              "host again to continue from it.", file=sys.stderr)
+    except WorkerLost:
+        print("Error: another worker is gone, so no step can be completed. The last checkpoint is kept: start "
+              "the same command on every host again to continue from it.", file=sys.stderr)
         return 5
     except tf.errors.ResourceExhaustedError as error:
         if checkpoints.disk_is_full(error):
@@ -448,7 +448,7 @@ def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) ->
                 tf.errors.InternalError, tf.errors.CancelledError) as error:
             if where.workers == 1:
                 raise
-            raise WorkerLost(str(error).splitlines()[0][:200]) from error
+            raise WorkerLost from error
         finally:
             log.close()
     if where.is_chief:

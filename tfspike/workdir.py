@@ -101,7 +101,8 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
     checkpoint = checkpoints.newest(os.path.join(workdir, CHECKPOINTS), say)
     if checkpoint is None:
         if resume == "must":
-            raise UserError(f"--resume=must, but the run in {workdir} has no checkpoint yet; leave it out to start anew.")
+            raise UserError(f"--resume=must, but the run in {workdir} has no checkpoint yet; leave it out to "
+                            "start anew.")
         return Start("new", f"New run in {workdir}: the one begun there had no checkpoint yet.")
     return Start("resume", f"Resuming from step {checkpoint.step} of the run in {workdir}.", checkpoint)
 
@@ -111,8 +112,8 @@ def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
     path, workdir = os.path.abspath(path), os.path.abspath(str(config.workdir))
     inside = os.path.commonpath([os.path.realpath(path), os.path.realpath(workdir)]) == os.path.realpath(workdir)
     if exists and not inside:
-        raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it there, "
-                        "or --resume=auto.")
+        raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it "
+                        "there, or --resume=auto.")
     checkpoint = open_checkpoint(path, say)
     saved = checkpoint.meta.get("config")
     if not isinstance(saved, dict):
@@ -280,7 +281,7 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
 
     config = config_lib.read_run(workdir)
     data = about(workdir).get("data")
-    info = datasets.DatasetInfo.from_dict(data.get("info") if isinstance(data, dict) else {})
+    info = datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
     checkpoint = open_checkpoint(workdir, say, which)
     model = build_model(config, info, timesteps)
     checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")

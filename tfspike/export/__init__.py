@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shutil
@@ -41,13 +42,15 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
       info: has `scale`, `offset` (x = p * scale + offset for pixels p of 0 to 255) and `class_names`.
       formats: some of `FORMATS`.
       folder: where the files go: saved_model/, model.tflite, model.nir, model.keras.
-      example: raw images `[B, H, W, C]` of 0 to 255, or spike trains `[B, T, H, W, C]` for event data; None draws noise.
-      weights: of the LiteRT file: "float32", "float16" or "dynamic_range" (the last two are measured, not held to equality).
+      example: raw images `[B, H, W, C]` of 0 to 255, or spike trains `[B, T, H, W, C]` for event data;
+        None draws noise.
+      weights: of the LiteRT file: "float32", "float16" or "dynamic_range" (the last two are measured, not held to
+        equality).
       target: conventions of the NIR file, one of `tfspike.export.nir_graph.TARGETS`.
 
     Returns:
-      By format: `path`, `bytes`, and what the check found: `endpoints`, `max_error` (of scores), `spikes` (of the example),
-      `spikes_differing`, `closest_to_threshold`, `silent_layers`.
+      By format: `path`, `bytes`, and what the check found: `endpoints`, `max_error` (of scores), `spikes` (of the
+      example, all layers), `spikes_differing`, `closest_to_threshold`, `silent_layers`.
 
     Raises:
       UserError: an unknown format, a folder that cannot be written, an `example` of another shape, a model or package
@@ -62,7 +65,7 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
     try:
         os.makedirs(folder, exist_ok=True)
         return {form: _place(os.path.join(os.fspath(folder), _NAMES[form]), _writer(form, model, info, weights, target),
-                             lambda path, form=form: verify.check(form, path, sample, weights, target))
+                             functools.partial(verify.check, form, sample=sample, weights=weights, target=target))
                 for form in formats}
     except OSError as error:
         raise UserError(f"cannot write exports to {os.fspath(folder)} ({error.strerror or error}); "

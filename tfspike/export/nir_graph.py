@@ -72,7 +72,8 @@ def to_nir(model: Any, target: str | Conventions = "nir") -> Any:
       target: one of `TARGETS`, or conventions of your own.
 
     Returns:
-      A `nir.NIRGraph`; node names are layer names ("output_layer" for a layer called output). Shapes are channels first, without batch and time.
+      A `nir.NIRGraph`; node names are layer names ("output_layer" for a layer called output). Shapes are channels
+      first, without batch and time.
 
     Raises:
       UserError: `nir` is not installed, the target is unknown, or a layer has no counterpart.
@@ -220,7 +221,8 @@ class _Writer:
         if kind is None:
             node.input_type = {"input": np.array(_first(source.shape))}
             node.output_type = {"output": np.array(shape)}
-        return self._add(name, node, source, shape, maps=source.shape)
+        height, width, channels = source.shape
+        return self._add(name, node, source, shape, maps=(height, width, channels))
 
     def _conv(self, name: str, layer: Any, source: _Wire, shape: tuple[int, ...]) -> _Wire:
         _require_linear(name, layer)
@@ -228,7 +230,8 @@ class _Writer:
         padding = source.padding
         if layer.padding == "same":
             if any(n > 1 for n in layer.strides) or not all(n % 2 for n in layer.kernel_size) or any(padding):
-                raise UserError(f"NIR pads all sides alike, which padding=\"same\" of {name!r} does not; pad explicitly.")
+                raise UserError(f"NIR pads all sides alike, which padding=\"same\" of {name!r} does not; "
+                                "pad explicitly.")
             padding = tuple((k - 1) // 2 * d for k, d in zip(layer.kernel_size, layer.dilation_rate))
         size = tuple(n - 2 * p for n, p in zip(source.shape, source.padding))
         node = self.nir.Conv2d(size, kernel, tuple(layer.strides), padding, tuple(layer.dilation_rate), layer.groups,
@@ -237,7 +240,8 @@ class _Writer:
 
     def _pool(self, name: str, layer: Any, source: _Wire, shape: tuple[int, ...]) -> _Wire:
         if layer.padding != "valid":
-            raise UserError(f"NIR pads pooling with zeros, which changes averages; {name!r} must have padding=\"valid\".")
+            raise UserError("NIR pads pooling with zeros, which changes averages: padding=\"valid\" is needed for "
+                            f"{name!r}.")
         size, strides = tuple(layer.pool_size), tuple(layer.strides)
         if self.to.has_average_pool:
             node = self.nir.AvgPool2d(np.array(size), np.array(strides), np.array((0, 0)))

@@ -39,7 +39,8 @@ def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = Non
         try:
             graph = nir.read(graph)
         except Exception as error:  # HDF5 and nir raise what they raise
-            raise UserError(f"{graph} is not a readable NIR file ({type(error).__name__}: {error}); give one.") from error
+            raise UserError(f"{os.fspath(graph)} is not a readable NIR file ({type(error).__name__}: {error}); "
+                            "give a .nir file.") from error
     metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
     timesteps = timesteps or int(metadata.get("timesteps", 0))
     if timesteps < 1:
@@ -122,7 +123,8 @@ class _Reader:
             return OverTime(keras.layers.AveragePooling2D(size, stride), name=_legal(name))(x)
         if kind == "Flatten":
             if len(x.shape) == 5:
-                self.maps[name] = tuple(int(n) for n in x.shape[2:])
+                height, width, channels = (int(n) for n in x.shape[2:])
+                self.maps[name] = (height, width, channels)
             return OverTime(keras.layers.Flatten(), name=_legal(name))(x)
         raise UserError(f"{name!r} is a {kind} node, which tfspike cannot read; it reads Conv2d, Linear, Affine, "
                         "AvgPool2d, Flatten, LIF, IF, LI and I.")
@@ -148,8 +150,8 @@ class _Reader:
         if not np.isclose(gain, leak, rtol=1e-5):
             source = next((before for before, after in self.graph.edges if after == name), "")
             if not self.weights or self.kind.get(source) not in ("Linear", "Affine"):
-                raise UserError(f"{name!r} weighs its input by {gain:.6g} where tfspike's readout has {leak:.6g}, and no "
-                                "Linear in front of it could take the difference.")
+                raise UserError(f"{name!r} weighs its input by {gain:.6g} where tfspike's readout has {leak:.6g}, and "
+                                "no Linear in front of it could take the difference.")
             layer, arrays = self.weights[-1]
             self.weights[-1] = (layer, [array * (gain / leak) for array in arrays])
         return Readout(leak, name=_legal(name))(x)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -29,6 +29,7 @@ from tfspike.layers import SpikingLayer, WindowDropout
 _RUN = os.path.join(os.path.dirname(__file__), "standalone", "run.py")
 _ROUNDING = 1e-5  # of scores, and of potentials near their threshold
 _FEW = 1e-3  # share of spikes that may differ then
+_NIR_ROWS = 2  # samples that NumPy simulates, with every train in memory
 _SEED = 7  # for the endpoint that takes one
 
 
@@ -48,7 +49,7 @@ class Sample:
         if tuple(example.shape[1:]) != shape or not len(example):
             raise UserError(f"`example` must be of shape [B, {', '.join(map(str, shape))}], like what the model takes. "
                             f"Received: {list(example.shape)}.")
-        self.given: dict[str, np.ndarray] = {"seed": np.int32(_SEED)}
+        self.given: dict[str, np.ndarray] = {"seed": np.array(_SEED, np.int32)}
         if self.from_events:
             self.given["spikes"] = example
         else:
@@ -112,7 +113,7 @@ def layer_by_layer(model: Any, train: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _nearest(currents: np.ndarray, neuron: gradients.Neuron) -> float:
-    """The smallest |u - threshold| that is not exactly 0 (a pooling neuron's quarters meet .75, the same everywhere)."""
+    """The smallest |u - threshold| above 0 (a pooling neuron's quarters meet .75 exactly, in every simulator)."""
     v, nearest = np.zeros(currents.shape[1:], np.float32), np.inf
     for current in currents:
         u = v + current
@@ -130,7 +131,7 @@ def run_standalone(form: str, path: str, given: dict[str, np.ndarray]) -> dict[s
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = (os.path.join(folder, name) for name in ("inputs.npz", "outputs.npz"))
-        np.savez(inputs, **given)
+        np.savez(inputs, **cast(Any, given))
         done = subprocess.run([sys.executable, _RUN, form, os.path.abspath(path), inputs, outputs], capture_output=True,
                               text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"})
         if done.returncode:
@@ -151,7 +152,8 @@ def check(form: str, path: str, sample: Sample, weights: str = "float32", target
     """
     if form == "keras":
         return _check_keras(path, sample)
-    found = run_standalone(form, path, sample.given)
+    rows = slice(_NIR_ROWS if form == "nir" else None)
+    found = run_standalone(form, path, {key: x[rows] if x.ndim else x for key, x in sample.given.items()})
     if form == "nir" and not TARGETS[target].has_readout:
         found.update(_integrated(found["from_spikes/output"], sample.window))
     endpoints = sorted({key.split("/")[0] for key in found} - {"serving_again"})
@@ -161,7 +163,8 @@ def check(form: str, path: str, sample: Sample, weights: str = "float32", target
     if not exact:
         report["label_agreement"] = 1.0
     for endpoint in endpoints:
-        want = sample.expected(endpoint, in_single=form != "saved_model")
+        want = {key: x[rows] if x.ndim else x
+                for key, x in sample.expected(endpoint, in_single=form != "saved_model").items()}
         if endpoint == "every_step":
             _compare_scores(form, endpoint, found["every_step/scores"], want["every_step"], want,
                             report["spikes_differing"], report)
@@ -169,8 +172,8 @@ def check(form: str, path: str, sample: Sample, weights: str = "float32", target
         scores, spikes = found[f"{endpoint}/scores"], found[f"{endpoint}/layer_spikes"]
         report.setdefault("spikes", int(want["layer_spikes"].sum()))
         report.setdefault("closest_to_threshold", float(want["closest"]))
-        report.setdefault("silent_layers", [name for name, count in zip(sample.window.layer_names, want["layer_spikes"].sum(0))
-                                            if not count])
+        fired = want["layer_spikes"].sum(0) > 0
+        report.setdefault("silent_layers", [name for name, ok in zip(sample.window.layer_names, fired) if not ok])
         if exact:
             differing = _compare_spikes(form, endpoint, spikes, want, report)
             _compare_scores(form, endpoint, scores, want["scores"], want, differing, report)
@@ -178,7 +181,8 @@ def check(form: str, path: str, sample: Sample, weights: str = "float32", target
             agree = float(np.mean(scores.argmax(-1) == want["scores"].argmax(-1)))
             report["label_agreement"] = min(report["label_agreement"], agree)
             report["max_error"] = max(report["max_error"], float(np.abs(scores - want["scores"]).max()))
-            report["spikes_differing"] = max(report["spikes_differing"], int(np.abs(spikes - want["layer_spikes"]).sum()))
+            differing = int(np.abs(spikes - want["layer_spikes"]).sum())
+            report["spikes_differing"] = max(report["spikes_differing"], differing)
     if "serving_again/scores" in found and not np.array_equal(found["serving_again/scores"],
                                                              found["serving_default/scores"]):
         raise UserError("serving_default of the SavedModel gives another answer when called again; it was removed.")
@@ -200,8 +204,9 @@ def _compare_spikes(form: str, endpoint: str, found: np.ndarray, want: dict[str,
     report["spikes_differing"] = max(report["spikes_differing"], differing)
     total = int(want["layer_spikes"].sum())
     if differing and (want["closest"] > _ROUNDING or differing > max(3, _FEW * total)):
-        raise UserError(f"{endpoint} of the {form} file fires {int(found.sum())} spikes where the model fires {total}, and "
-                        f"no potential closer than {want['closest']:.1e} to its threshold explains it; it was removed.")
+        raise UserError(f"{endpoint} of the {form} file fires {int(found.sum())} spikes where the model fires {total} "
+                        f"({differing} apart), and potentials as near as {want['closest']:.1e} to a threshold do not "
+                        "explain that many; it was removed.")
     return differing
 
 
@@ -213,8 +218,8 @@ def _compare_scores(form: str, endpoint: str, found: np.ndarray, want: np.ndarra
     # flipped spikes move scores by a tenth of the largest at most, one that only comes a step later by a hundredth
     allowed = 0.1 * size if differing else 0.01 * size if about["closest"] < _ROUNDING else 0.0
     if not error <= max(_ROUNDING * (1 + size), allowed):
-        raise UserError(f"{endpoint} of the {form} file gives scores that differ by {error:.1e} from the model's; it was "
-                        "removed.")
+        raise UserError(f"{endpoint} of the {form} file gives scores that differ by {error:.1e} from the model's; "
+                        "it was removed.")
 
 
 def _check_keras(path: str, sample: Sample) -> dict[str, Any]:
@@ -222,6 +227,6 @@ def _check_keras(path: str, sample: Sample) -> dict[str, Any]:
     again = keras.models.load_model(path)
     want, found = sample.model(inputs).numpy(), again(inputs).numpy()
     if not np.array_equal(want, found):
-        raise UserError(f"the .keras file gives scores that differ by {np.abs(want - found).max():.1e} from the model's; it "
-                        "was removed.")
+        raise UserError(f"the .keras file gives scores that differ by {np.abs(want - found).max():.1e} from the "
+                        "model's; it was removed.")
     return {"endpoints": ["load_model"], "max_error": 0.0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,7 +23,8 @@ def run_saved_model(path: str, given: Arrays) -> Arrays:
     found = {}
 
     def call(name: str, **inputs: Any) -> Arrays:
-        return {key: value.numpy() for key, value in endpoints[name](**{k: tf.constant(v) for k, v in inputs.items()}).items()}
+        outputs = endpoints[name](**{key: tf.constant(value) for key, value in inputs.items()})
+        return {key: value.numpy() for key, value in outputs.items()}
 
     def keep(prefix: str, outputs: Arrays) -> None:
         found.update({f"{prefix}/{key}": value for key, value in outputs.items()})
@@ -96,7 +97,7 @@ def main() -> None:
     found = {"saved_model": run_saved_model, "litert": run_litert, "nir": run_nir}[form](path, given)
     if any(name == "tfspike" or name.startswith("tfspike.") for name in sys.modules):
         raise SystemExit("tfspike was imported: this proves nothing")
-    np.savez(outputs, **found)
+    np.savez(outputs, **cast(Any, found))
 
 
 if __name__ == "__main__":

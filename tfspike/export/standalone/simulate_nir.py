@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-Array = np.ndarray
+Array = Any  # NumPy arrays and scalars
 
 
 def run(path: str, spikes: Array, dt: float | None = None) -> dict[str, Array]:

@@ -1,0 +1,69 @@
+"""Small runs on the embedded data, and what makes two of them the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfspike import checkpoints
+from tfspike import config as config_lib
+
+ROOT = Path(__file__).parent.parent
+
+
+def tiny(workdir: Any, **settings: Any) -> config_lib.Config:
+    """Six steps of LeNet without its hidden layer, a checkpoint after every second one."""
+    return config_lib.resolve({
+        "model": "lenet", "hidden": 0, "timesteps": 4, "batch_size": 8, "steps_per_epoch": 3, "epochs": 2,
+        "lr_milestones": (1,), "val_fraction": 0.004, "checkpoint_every": 2, "log_every": 2, "tensorboard": False,
+        "export": (), "workdir": str(workdir), **settings})
+
+
+def as_flags(config: config_lib.Config) -> list[str]:
+    """The command line of a configuration."""
+    found = []
+    for name in config_lib.FIELDS:
+        value = getattr(config, name)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        found.append(f"--{name}={text or 'none'}" if value is not None and value != () else f"--{name}=none")
+    return [flag for flag in found if flag not in ("--lr_milestones=",)]
+
+
+def command(config: config_lib.Config, *more: str, **popen: Any) -> subprocess.Popen[str]:
+    """train.py in a process of its own."""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", **popen.pop("env", {})}
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *as_flags(config), *more], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, **popen)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9 of a process that this test started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.wait(60)
+
+
+def state(workdir: Any) -> dict[str, bytes]:
+    """Every bit of the last checkpoint: weights, step counters, optimiser."""
+    last = checkpoints.read(os.path.join(workdir, "checkpoints", "last"))
+    found = {f"{part}/{name}": array.tobytes() for part in checkpoints.PARTS for name, array in last.arrays(part).items()}
+    return {**found, "step": str(last.step).encode(), "progress": json.dumps(last.meta["progress"]).encode()}
+
+
+def metrics(workdir: Any) -> list[dict[str, Any]]:
+    """metrics.jsonl without times."""
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if not name.startswith("time")} for line in lines]
+
+
+def assert_same_run(one: Any, other: Any) -> None:
+    """Weights, optimiser, progress and metrics (times aside) of two workdirs are bit-identical."""
+    a, b = state(one), state(other)
+    assert a.keys() == b.keys()
+    assert not [name for name in a if a[name] != b[name]]
+    assert metrics(one) == metrics(other)

@@ -1,0 +1,43 @@
+"""Rate-targeted initialisation: every LIF layer reaches the stated rate, whatever feeds it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspike import models
+from tfspike.errors import UserError
+from tfspike.initialisation import initialise_rates
+
+TARGET = 0.15
+IMAGES = np.random.default_rng(0).uniform(-0.8, 0.8, (4, 28, 28, 1)).astype("float32")
+
+
+def rates(model):
+    _, activity = model.observe(IMAGES, seed=0)
+    return {name: float(tf.reduce_mean(count)) / model.timesteps for name, count in activity.items()}
+
+
+@pytest.mark.parametrize("name, hidden", [("lenet", 50), ("resnet7", 20), ("resnet20", 0)])
+def test_every_lif_layer_reaches_the_stated_rate_on_the_batch(name, hidden):
+    model = models.create(name, (28, 28, 1), 10, 10, hidden=hidden, kappa=0.3)
+    before = rates(model)
+    reached = initialise_rates(model, IMAGES, TARGET)
+    assert min(before.values()) < TARGET / 2, "the fixture must need the initialisation"
+    after = rates(model)
+    for layer, rate in reached.items():
+        np.testing.assert_allclose(rate, TARGET, atol=0.01)
+        np.testing.assert_allclose(after[layer], rate, atol=1e-3)
+    assert set(reached) == {name for name in after if not name.startswith("pool")}
+
+
+def test_a_silent_input_is_refused_by_the_layers_name():
+    model = models.create("lenet", (28, 28, 1), 10, 5)
+    with pytest.raises(UserError, match="conv1_1_lif"):
+        initialise_rates(model, np.zeros_like(IMAGES), TARGET)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 0.5, float("nan")])
+def test_a_rate_out_of_range_is_refused(rate):
+    model = models.create("lenet", (28, 28, 1), 10, 5)
+    with pytest.raises(UserError, match="target_rate"):
+        initialise_rates(model, IMAGES, rate)

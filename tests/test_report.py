@@ -1,0 +1,212 @@
+"""Reports: what is in them, and how a browser at two widths shows them."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from tfspike import analysis, datasets, models, plots, report, simulation
+from tfspike.energy import EnergyModel
+from tfspike.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+TIMESTEPS = 5
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def results():
+    """A report's data from a small net on real digits; scaled weights so that every layer fires."""
+    test = datasets.load("mnist_subset", "test")
+    images, labels = test.images[:24], test.labels[:24].astype(int)
+    model = models.create("lenet", (28, 28, 1), 10, TIMESTEPS, hidden=16, seed=1)
+    for weight in model.trainable_weights:
+        weight.assign(weight.value * 2.0)
+    x = datasets.describe(test).normalise(images)
+    result = analysis.analyse(model, x, labels, batch_size=24)
+    assert all(layer.spikes > 0 for layer in result.layers[:-1])
+    epochs = [{"event": "epoch", "epoch": e, "epoch/train_loss": 1 / e, "epoch/train_accuracy": 0.5, "epoch/val_loss": None,
+               "epoch/val_accuracy": 0.4, "epoch_rate/conv1_1_lif": 0.1 * e} for e in (1, 2)]
+    return report.RunResults(
+        "lenet on <mnist>", [("checkpoint", "best, step 7"), ("versions", "x" * 90)],
+        {"model": "lenet", "lr_milestones": (3, 4), "workdir": "/a/long/folder/" + "name" * 30}, ["python train.py --a=<b>"],
+        epochs, result, images, test.class_names, [(i, simulation.trace(model, x[i])) for i in (0, 1)],
+        np.asarray(model.trainable_variables[0].value), EnergyModel())
+
+
+@pytest.fixture(scope="module")
+def page(results, tmp_path_factory):
+    return report.write_report(results, str(tmp_path_factory.mktemp("run") / "report"))
+
+
+@pytest.fixture(scope="module")
+def compared(results, page, tmp_path_factory):
+    with open(os.path.join(os.path.dirname(page), report.RECORD), encoding="utf-8") as file:
+        record = json.load(file)
+    other = {**record, "accuracy": 0.5, "acs_per_image": 2 * record["acs_per_image"],
+             "layers": record["layers"][:3]}
+    return report.compare_report({"first": record, "a/second/with/a/rather/long/name/of/a/folder": other},
+                                 str(tmp_path_factory.mktemp("compare")))
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def test_the_page_needs_no_network_and_no_other_file(page, compared):
+    for text in (read(page), read(compared)):
+        assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
+        assert "url(" not in text and "@import" not in text and "<script" not in text
+
+
+def test_every_picture_is_a_file_too(page):
+    folder, text = os.path.dirname(page), read(page)
+    names = re.findall(r'<figure id="(\w+)">', text)
+    assert {"learning_curves", "rates_by_epoch", "spikes_by_layer", "rates_by_layer", "accuracy_by_step",
+            "accuracy_by_spikes", "energy", "energy_by_layer", "confusion", "misclassified", "raster_1", "raster_2",
+            "filters"} == set(names)
+    for name in names:
+        with open(os.path.join(folder, f"{name}.png"), "rb") as file:
+            assert file.read(8) == PNG
+
+
+def test_the_page_says_what_the_analysis_counted(page, results):
+    text, result = read(page), results.result
+    assert f"{100 * result.accuracy:.2f} %" in text
+    assert f"{result.operations.acs:,.0f}" in text
+    assert plots.joules(result.energy()["snn_pj"] * 1e-12) in text
+    assert "4.6 pJ per multiply-accumulate and 0.9 pJ per accumulate" in text
+    for layer in result.layers[1:]:
+        assert layer.name in text
+
+
+def test_text_of_a_run_is_escaped(page):
+    text = read(page)
+    assert "lenet on &lt;mnist&gt;" in text and "--a=&lt;b&gt;" in text and "<mnist>" not in text
+
+
+def test_other_energy_constants_change_the_page(results, tmp_path):
+    text = read(report.write_report(dataclasses.replace(results, energy=EnergyModel(mac_pj=3.2, ac_pj=0.1), traces=()),
+                                    str(tmp_path)))
+    assert "3.2 pJ per multiply-accumulate and 0.1 pJ per accumulate" in text
+    assert plots.joules(0.1 * results.result.operations.acs * 1e-12) in text
+
+
+def test_the_record_beside_the_page_is_the_analysis(page, results):
+    record = json.loads(read(os.path.join(os.path.dirname(page), report.RECORD)))
+    assert record["accuracy"] == results.result.accuracy
+    assert record["facts"]["checkpoint"] == "best, step 7"
+
+
+def test_a_comparison_has_every_run_and_the_right_ratio(compared):
+    table = {row["measure"]: row["values"] for row in json.loads(
+        read(os.path.join(os.path.dirname(compared), report.COMPARE_RECORD)))["table"]}
+    first, second = table["energy per image, pJ"]
+    assert second == pytest.approx(2 * first) and first > 0
+    assert table["test accuracy"][1] == 0.5
+
+
+def test_a_comparison_of_one_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least two different runs"):
+        report.compare([str(tmp_path), f"{tmp_path}/"], str(tmp_path))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        report.write(str(tmp_path))
+
+
+def test_runs_are_named_by_as_much_of_their_path_as_it_takes():
+    assert report._names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert report._names(["x/a", "y/a"]) == ["x/a", "y/a"]
+
+
+def test_epochs_are_read_around_damaged_lines(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"event": "epoch", "epoch": 1}\n{"event": "train"}\n{"event": "epo')
+    assert report.read_epochs(str(tmp_path)) == [{"event": "epoch", "epoch": 1}]
+    assert report.read_epochs(str(tmp_path / "nowhere")) == []
+
+
+def test_mistakes_are_wrong_images_the_most_confident_first(results):
+    result, wrong = results.result, report.mistakes(results.result)
+    assert set(wrong) == set(np.flatnonzero(result.predictions[:, -1] != result.labels)) and wrong
+    assert np.all(np.diff(result.margins[wrong, -1]) <= 0)
+
+
+@pytest.mark.parametrize("value,text", [(7.113e-6, "7.11 µJ"), (2.0, "2 J"), (1.5e-9, "1.5 nJ"), (4.6e-12, "4.6 pJ"), (0, "0 pJ")])
+def test_energies_are_written_with_a_fitting_unit(value, text):
+    assert plots.joules(value) == text
+
+
+def test_event_recordings_and_colour_images_can_be_shown():
+    events = np.zeros((4, 8, 8, 2), np.uint8)
+    events[1, 2, 3, 1] = 1
+    colour = np.full((8, 8, 3), 200, np.uint8)
+    assert plots.png(plots.image_grid([events, colour], ["said a\nis b", "said c\nis d"])).startswith(PNG)
+    assert plots.png(plots.filters(np.random.default_rng(0).normal(size=(3, 3, 3, 70)))).startswith(PNG)
+
+
+_PROBE = """<script>
+var errors = [];
+window.addEventListener("error", function (e) { errors.push(e.message || "resource " + e.target.src); }, true);
+window.addEventListener("load", function () {
+  document.querySelectorAll("details").forEach(function (d) { d.open = true; });
+  var root = document.documentElement, out = [];
+  document.querySelectorAll("body *").forEach(function (e) {
+    var box = e.getBoundingClientRect();
+    if (box.width && (box.right > root.clientWidth + 1 || box.left < -1 || e.scrollWidth > e.clientWidth + 1 && e.clientWidth))
+      out.push(e.tagName + "." + e.className + " " + Math.round(box.left) + "-" + Math.round(box.right));
+  });
+  var images = Array.from(document.images), small = images.filter(function (i) { return !(i.complete && i.naturalWidth); });
+  root.setAttribute("data-probe", JSON.stringify({width: root.clientWidth, scroll: root.scrollWidth, out: out,
+    errors: errors, images: images.length, broken: small.length}));
+});
+</script>"""
+
+
+def look(path, width, folder):
+    """What Chromium says about a page in a window of this width; the page is framed, as windows have a least width."""
+    probed = os.path.join(folder, "probed.html")
+    with open(probed, "w", encoding="utf-8") as file:
+        file.write(read(path).replace("<head>", "<head>" + _PROBE, 1))
+    frame = os.path.join(folder, "frame.html")
+    with open(frame, "w", encoding="utf-8") as file:
+        file.write(f'<body style="margin:0"><iframe src="probed.html" style="border:0;width:{width}px;height:900px"></iframe>'
+                   '<script>onload = function () { document.body.setAttribute("data-probe", '
+                   'frames[0].document.documentElement.getAttribute("data-probe")); };</script>')
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--allow-file-access-from-files",
+         "--enable-logging=stderr", f"--user-data-dir={folder}/profile", "--window-size=1400,900", "--dump-dom",
+         f"file://{frame}"], capture_output=True, text=True, timeout=90, check=True)
+    probe = re.search(r'<body[^>]*data-probe="([^"]*)"', done.stdout)
+    assert probe, done.stdout[:500]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(probe[1].replace("&quot;", '"')), console
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("which", ["page", "compared"])
+def test_a_browser_shows_everything_without_errors_or_overflow(which, width, request, tmp_path):
+    path = request.getfixturevalue(which)
+    seen, console = look(path, width, str(tmp_path))
+    assert width - 20 < seen["width"] <= width  # a scroll bar may take its part
+    assert seen["out"] == [] and seen["scroll"] <= seen["width"]
+    assert seen["errors"] == [] and console == []
+    assert seen["images"] == read(path).count("<img ") > 3 and seen["broken"] == 0
+
+
+@needs_chromium
+def test_the_browser_test_would_notice_overflow_and_errors(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text('<html><head></head><body><div style="width:500px">x</div><script>nothing()</script></body></html>')
+    seen, console = look(str(page), 400, str(tmp_path))
+    assert seen["out"] and seen["scroll"] > 400 and seen["errors"] and console
