@@ -38,7 +38,8 @@ def command(config: config_lib.Config, *more: str, **popen: Any) -> subprocess.P
     """train.py in a process of its own."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", **popen.pop("env", {})}
     return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *as_flags(config), *more], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, **popen)
+                            env=env,
+                            **{"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, **popen})
 
 
 def kill(process: subprocess.Popen[str]) -> None:

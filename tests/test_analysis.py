@@ -64,7 +64,8 @@ def slow(images):
         potentials.append(np.stack(rows))
     join = {name: np.concatenate(parts, axis=1) for name, parts in trains.items()}
     assert all(np.any(train) for train in join.values())
-    return join, {name: np.concatenate(parts, axis=1) for name, parts in currents.items()}, np.concatenate(potentials, 1)
+    currents = {name: np.concatenate(parts, axis=1) for name, parts in currents.items()}
+    return join, currents, np.concatenate(potentials, axis=1)
 
 
 def test_spikes_rates_and_silent_neurons_are_those_of_the_trains(result, slow):

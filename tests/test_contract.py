@@ -9,11 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import keras
-import nets
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import nets
 import tfspike
 
 T, B = 5, 3
@@ -117,7 +117,7 @@ def test_layers_in_a_saved_model_give_the_same_outputs_and_the_same_next_trainin
 
 
 @pytest.mark.parametrize("gradient", ["event", "rate"])
-@pytest.mark.parametrize(("name", "encoder"), [("plain", "poisson"), ("residual", None)])
+@pytest.mark.parametrize(("name", "encoder"), [("five", "poisson"), ("plain", None)])
 def test_a_saved_model_goes_on_as_the_one_that_was_saved(name: str, encoder: str | None, gradient: str,
                                                          tmp_path: Path) -> None:
     model = nets.from_blocks(nets.SPECS[name], T, gradient, dropout=0.2, encoder=encoder)
@@ -151,7 +151,7 @@ def test_a_created_network_is_saved_with_its_weights_and_counters(tmp_path: Path
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
-    assert loaded.get_config() == model.get_config()
+    assert loaded.to_json() == model.to_json()
     steps = [int(layer.step.value) for layer in loaded.layers if isinstance(layer, tfspike.WindowDropout)]
     assert steps == [3, 3, 3]
     np.testing.assert_array_equal(loaded(x, training=True), model(x, training=True))

@@ -22,15 +22,15 @@ def digits():
 
 
 def train(digits, steps=60, every=5, gradient="rate", **settings):
-    """Plain SGD on a small LeNet; returns every warning as (step, sentence), and the last statistics."""
-    config = Config(model="lenet", timesteps=T, batch_size=BATCH, gradient=gradient, hidden=30, **settings)
+    """Plain SGD on LeNet over a short window; returns every warning as (step, sentence), and the last statistics."""
+    config = Config(model="lenet", timesteps=T, batch_size=BATCH, gradient=gradient, **settings)
     model = models.create("lenet", (28, 28, 1), 10, T, gradient=gradient, threshold=config.threshold,
-                          kappa=config.kappa, hidden=30, seed=1)
+                          kappa=config.kappa, seed=1)
     optimizer = keras.optimizers.SGD(config.learning_rate)
     watch, said = Watch(model, config), []
     watch.last_checkpoint = "checkpoints/step_0"
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(images, targets):
         with tf.GradientTape() as tape:
             output, activity = model.observe(images, training=True)
@@ -102,10 +102,10 @@ def test_feeding_weights_reach_over_pooling_and_shortcuts():
 # ---- real trainings ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gradient", ["rate", "event"])
-def test_a_network_that_learns_is_left_in_peace(digits, gradient):
-    said, stats = train(digits, gradient=gradient, learning_rate=0.1)
-    assert said == [] and stats["loss"] < 0.8
+@pytest.mark.parametrize("gradient, learning_rate", [("rate", 0.1), ("event", 0.1)])
+def test_a_network_that_learns_is_left_in_peace(digits, gradient, learning_rate):
+    said, stats = train(digits, gradient=gradient, learning_rate=learning_rate)
+    assert said == [] and stats["loss"] < 0.95  # an output of zeros has a loss of 1
     assert all(value > 0.0 for name, value in stats.items() if name.startswith(("rate/", "grad_norm/")))
 
 
@@ -140,9 +140,9 @@ def test_a_learning_rate_of_a_million_is_noticed_at_the_first_step(digits):
 
 
 def test_a_layer_killed_by_its_updates_is_told_so(digits):
-    said, _ = train(digits, learning_rate=20.0)
+    said, _ = train(digits, steps=90, learning_rate=5.0)
     assert any("fire earlier in this run" in text or "have grown" in text for _, text in said)
-    assert any("--learning_rate (now 20)" in text for _, text in said)
+    assert any("--learning_rate (now 5)" in text for _, text in said)
     assert any("has collapsed" in text for _, text in said)
 
 
@@ -163,7 +163,8 @@ def lenet():
 def healthy(model, **changes):
     stats = {}
     for layer in model.spiking_layers:
-        stats |= {f"rate/{layer}": 0.1, f"silent/{layer}": 0.2, f"saturated/{layer}": 0.0, f"zero_gradient/{layer}": 0.5}
+        stats |= {f"rate/{layer}": 0.1, f"silent/{layer}": 0.2, f"saturated/{layer}": 0.0}
+        stats[f"zero_gradient/{layer}"] = 0.5
     for layer in ("conv1_1", "conv2_1", "hidden", "output"):
         stats |= {f"grad_norm/{layer}": 0.01, f"weight_norm/{layer}": 5.0}
     return {**stats, "loss": 0.5, **{name.replace("__", "/"): value for name, value in changes.items()}}
@@ -183,6 +184,15 @@ def test_a_value_that_hovers_at_the_limit_is_said_once(lenet):
     for step in range(0, 1000, 10):
         said += watch.update(step, healthy(lenet, silent__pool2=0.96 if step % 20 else 0.94))
     assert len(said) == 1
+
+
+def test_a_layer_that_skips_one_batch_is_left_in_peace(lenet):
+    watch, said = Watch(lenet, Config()), []
+    for step in range(1, 100):
+        cut = 1.0 if step in (20, 21) or step >= 80 else 0.3
+        said += [(step, text) for text in watch.update(step, healthy(lenet, silent__hidden_lif=cut))]
+    ((step, text),) = said
+    assert step == 90 and text.startswith("hidden_lif: 100 % of neurons silent for 10 steps. It did fire earlier")
 
 
 def test_a_saturated_layer_is_named_with_what_helps(lenet):

@@ -53,7 +53,8 @@ def slow_convolution(train, kernel, stride, pad):
     steps, batch, height, width, channels = train.shape
     k, _, _, filters = kernel.shape
     operations = connections = 0
-    for y, x in itertools.product(range(0, height + 2 * pad - k + 1, stride), range(0, width + 2 * pad - k + 1, stride)):
+    corners = [range(0, size + 2 * pad - k + 1, stride) for size in (height, width)]
+    for y, x in itertools.product(*corners):
         for dy, dx, c, f in itertools.product(range(k), range(k), range(channels), range(filters)):
             row, column = y + dy - pad, x + dx - pad
             if 0 <= row < height and 0 <= column < width:
@@ -66,7 +67,8 @@ def slow_convolution(train, kernel, stride, pad):
 def slow_pooling(train):
     operations = connections = 0
     _, _, height, width, channels = train.shape
-    for y, x, dy, dx, c in itertools.product(range(height // 2), range(width // 2), range(2), range(2), range(channels)):
+    sizes = (height // 2, width // 2, 2, 2, channels)
+    for y, x, dy, dx, c in itertools.product(*map(range, sizes)):
         connections += 1
         operations += np.count_nonzero(train[:, :, 2 * y + dy, 2 * x + dx, c])
     return operations, connections
@@ -96,7 +98,8 @@ def slow_counts(model, images):
         "same_conv_a": convolution("same_conv_a", "first_lif"), "same_conv_b": convolution("same_conv_b", "same_a_lif"),
         "same_current": (np.count_nonzero(spikes["first_lif"]), spikes["first_lif"][0, 0].size),
         "pool_average": slow_pooling(spikes["same_b_lif"]),
-        "wider_conv_a": convolution("wider_conv_a", "pool"), "wider_conv_b": convolution("wider_conv_b", "wider_a_lif", 2),
+        "wider_conv_a": convolution("wider_conv_a", "pool"),
+        "wider_conv_b": convolution("wider_conv_b", "wider_a_lif", 2),
         "wider_shortcut": convolution("wider_shortcut", "pool", 2),
         "smaller_conv_a": convolution("smaller_conv_a", "wider_b_lif"),
         "smaller_conv_b": convolution("smaller_conv_b", "smaller_a_lif", 2),
@@ -160,8 +163,9 @@ def test_a_given_train_is_accumulated_where_it_holds_spikes_and_multiplied_where
     kernel = tf.convert_to_tensor(model.get_layer("first").layer.kernel.value).numpy()
     moved = np.moveaxis(train, 0, 1)
     result = analysis.analyse(model, train, np.zeros(BATCH, int), batch_size=BATCH).layers[1].operations
-    assert result.acs * BATCH == pytest.approx(slow_convolution(moved * (np.abs(moved) == 1), kernel, 1, 2)[0], abs=1e-6)
-    assert result.macs * BATCH == pytest.approx(slow_convolution(moved * (moved == 2), kernel, 1, 2)[0], abs=1e-6)
+    ones, twos = moved * (np.abs(moved) == 1), moved * (moved == 2)
+    assert result.acs * BATCH == pytest.approx(slow_convolution(ones, kernel, 1, 2)[0], abs=1e-6)
+    assert result.macs * BATCH == pytest.approx(slow_convolution(twos, kernel, 1, 2)[0], abs=1e-6)
 
 
 @pytest.mark.parametrize("strides,padding", [(1, "same"), (2, "same"), (2, "valid"), (3, "valid")])

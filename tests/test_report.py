@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tfspike import analysis, datasets, models, plots, report, simulation
+from tfspike import analysis, comparison, datasets, models, plots, report, simulation
 from tfspike.energy import EnergyModel
 from tfspike.errors import UserError
 
@@ -31,13 +31,14 @@ def results():
     x = datasets.describe(test).normalise(images)
     result = analysis.analyse(model, x, labels, batch_size=24)
     assert all(layer.spikes > 0 for layer in result.layers[:-1])
-    epochs = [{"event": "epoch", "epoch": e, "epoch/train_loss": 1 / e, "epoch/train_accuracy": 0.5, "epoch/val_loss": None,
-               "epoch/val_accuracy": 0.4, "epoch_rate/conv1_1_lif": 0.1 * e} for e in (1, 2)]
+    epochs = [{"event": "epoch", "epoch": e, "epoch/train_loss": 1 / e, "epoch/train_accuracy": 0.5,
+               "epoch/val_loss": None, "epoch/val_accuracy": 0.4, "epoch_rate/conv1_1_lif": 0.1 * e} for e in (1, 2)]
     return report.RunResults(
         "lenet on <mnist>", [("checkpoint", "best, step 7"), ("versions", "x" * 90)],
-        {"model": "lenet", "lr_milestones": (3, 4), "workdir": "/a/long/folder/" + "name" * 30}, ["python train.py --a=<b>"],
-        epochs, result, images, test.class_names, [(i, simulation.trace(model, x[i])) for i in (0, 1)],
-        np.asarray(model.trainable_variables[0].value), EnergyModel())
+        {"model": "lenet", "lr_milestones": (3, 4), "workdir": "/a/long/folder/" + "name" * 30},
+        ["python train.py --a=<b>"], epochs, result, images, test.class_names,
+        [(i, simulation.trace(model, x[i])) for i in (0, 1)], np.asarray(model.trainable_variables[0].value),
+        EnergyModel())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def compared(results, page, tmp_path_factory):
         record = json.load(file)
     other = {**record, "accuracy": 0.5, "acs_per_image": 2 * record["acs_per_image"],
              "layers": record["layers"][:3]}
-    return report.compare_report({"first": record, "a/second/with/a/rather/long/name/of/a/folder": other},
+    return comparison.compare_report({"first": record, "a/second/with/a/rather/long/name/of/a/folder": other},
                                  str(tmp_path_factory.mktemp("compare")))
 
 
@@ -99,6 +100,19 @@ def test_other_energy_constants_change_the_page(results, tmp_path):
     assert plots.joules(0.1 * results.result.operations.acs * 1e-12) in text
 
 
+def test_a_silent_network_has_a_report_too(tmp_path):
+    model = models.create("lenet", (12, 12, 1), 10, 3, hidden=8)
+    for weight in model.trainable_weights:
+        weight.assign(weight.value * 0.0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 1)).astype(np.uint8)
+    result = analysis.analyse(model, images / 255.0, np.array([0, 0]))
+    assert [layer.spikes for layer in result.layers[1:]] == [0] * 6 and result.accuracy == 1.0
+    silent = report.RunResults("silent", [], {}, [], [], result, images, [*"0123456789"],
+                               [(0, simulation.trace(model, images[0] / 255.0))], None)
+    text = read(report.write_report(silent, str(tmp_path)))
+    assert "0 pJ per image, beside" in text and "100.0 %" in text and "misclassified" not in text
+
+
 def test_the_record_beside_the_page_is_the_analysis(page, results):
     record = json.loads(read(os.path.join(os.path.dirname(page), report.RECORD)))
     assert record["accuracy"] == results.result.accuracy
@@ -107,7 +121,7 @@ def test_the_record_beside_the_page_is_the_analysis(page, results):
 
 def test_a_comparison_has_every_run_and_the_right_ratio(compared):
     table = {row["measure"]: row["values"] for row in json.loads(
-        read(os.path.join(os.path.dirname(compared), report.COMPARE_RECORD)))["table"]}
+        read(os.path.join(os.path.dirname(compared), comparison.RECORD)))["table"]}
     first, second = table["energy per image, pJ"]
     assert second == pytest.approx(2 * first) and first > 0
     assert table["test accuracy"][1] == 0.5
@@ -140,7 +154,8 @@ def test_mistakes_are_wrong_images_the_most_confident_first(results):
     assert np.all(np.diff(result.margins[wrong, -1]) <= 0)
 
 
-@pytest.mark.parametrize("value,text", [(7.113e-6, "7.11 µJ"), (2.0, "2 J"), (1.5e-9, "1.5 nJ"), (4.6e-12, "4.6 pJ"), (0, "0 pJ")])
+@pytest.mark.parametrize("value,text", [
+    (2.0, "2 J"), (0.0123, "12.3 mJ"), (7.113e-6, "7.11 µJ"), (1.5e-9, "1.5 nJ"), (4.6e-12, "4.6 pJ"), (0, "0 pJ")])
 def test_energies_are_written_with_a_fitting_unit(value, text):
     assert plots.joules(value) == text
 
@@ -161,10 +176,12 @@ window.addEventListener("load", function () {
   var root = document.documentElement, out = [];
   document.querySelectorAll("body *").forEach(function (e) {
     var box = e.getBoundingClientRect();
-    if (box.width && (box.right > root.clientWidth + 1 || box.left < -1 || e.scrollWidth > e.clientWidth + 1 && e.clientWidth))
+    var hidden = e.clientWidth && e.scrollWidth > e.clientWidth + 1;
+    if (box.width && (box.right > root.clientWidth + 1 || box.left < -1 || hidden))
       out.push(e.tagName + "." + e.className + " " + Math.round(box.left) + "-" + Math.round(box.right));
   });
-  var images = Array.from(document.images), small = images.filter(function (i) { return !(i.complete && i.naturalWidth); });
+  var images = Array.from(document.images);
+  var small = images.filter(function (i) { return !(i.complete && i.naturalWidth); });
   root.setAttribute("data-probe", JSON.stringify({width: root.clientWidth, scroll: root.scrollWidth, out: out,
     errors: errors, images: images.length, broken: small.length}));
 });
@@ -178,14 +195,16 @@ def look(path, width, folder):
         file.write(read(path).replace("<head>", "<head>" + _PROBE, 1))
     frame = os.path.join(folder, "frame.html")
     with open(frame, "w", encoding="utf-8") as file:
-        file.write(f'<body style="margin:0"><iframe src="probed.html" style="border:0;width:{width}px;height:900px"></iframe>'
+        file.write(f'<body style="margin:0"><iframe src="probed.html" style="border:0;width:{width}px;height:900px">'
+                   '</iframe>'
                    '<script>onload = function () { document.body.setAttribute("data-probe", '
                    'frames[0].document.documentElement.getAttribute("data-probe")); };</script>')
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--allow-file-access-from-files",
-         "--enable-logging=stderr", f"--user-data-dir={folder}/profile", "--window-size=1400,900", "--dump-dom",
-         f"file://{frame}"], capture_output=True, text=True, timeout=90, check=True)
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--allow-file-access-from-files", "--enable-logging=stderr", f"--user-data-dir={folder}/profile",
+         "--window-size=1400,900", "--dump-dom", f"file://{frame}"],
+        capture_output=True, text=True, timeout=90, check=True)
     probe = re.search(r'<body[^>]*data-probe="([^"]*)"', done.stdout)
     assert probe, done.stdout[:500]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]

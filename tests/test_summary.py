@@ -41,7 +41,7 @@ optimizer = keras.optimizers.SGD(0.01)
 optimizer.build(model.trainable_variables)
 images = tf.random.stateless_uniform((batch, *shape), (0, 1), -1.0, 1.0)
 
-@tf.function
+@tf.function(autograph=False)
 def step(images):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(images, training=True)))

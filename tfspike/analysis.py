@@ -124,12 +124,12 @@ class Analysis:
     @functools.cached_property
     def accuracy_by_step(self) -> np.ndarray:
         """Accuracy of the readout at every step, `[T]`."""
-        return np.mean(self.predictions == self.labels[:, np.newaxis], axis=0)
+        return np.asarray(np.mean(self.predictions == self.labels[:, np.newaxis], axis=0))
 
     @functools.cached_property
     def spikes_by_step(self) -> np.ndarray:
         """Spikes per image until and with every step, `[T]`."""
-        return np.mean(self.spikes, axis=0, dtype=np.float64)
+        return np.asarray(np.mean(self.spikes, axis=0, dtype=np.float64))
 
     @property
     def operations(self) -> Operations:
@@ -325,14 +325,14 @@ class _Tally:
                 np.cumsum(spikes, 0, dtype=np.float64).T)
 
     def result(self, model: Any, labels: np.ndarray, classes: int, seed: int) -> Analysis:
-        columns = [np.concatenate(column) for column in zip(*self.columns)]
+        predictions, margins, spikes = (np.concatenate(column) for column in zip(*self.columns))
         counted = [(synapse, _scaled(synapse.operations(self.events[id(synapse.source)],
                                                         self.unit.get(id(synapse.source))), len(labels)))
                    for synapse in self.synapses]
         weighted = [(synapse, ops) for synapse, ops in counted if synapse.kind == "weights"]
         weights = [tf.convert_to_tensor(weight.value).numpy() for weight in model.trainable_weights]
         return Analysis(
-            tuple(self._layers(counted, len(labels))), labels, *columns, num_classes=classes,
+            tuple(self._layers(counted, len(labels))), labels, predictions, margins, spikes, num_classes=classes,
             parameters=sum(weight.size for weight in weights),
             zero_parameters=sum(int(np.sum(weight == 0)) for weight in weights),
             footprint_bytes=sum(weight.nbytes for weight in weights),
@@ -347,10 +347,9 @@ class _Tally:
             into = [(synapse, ops) for synapse, ops in counted if i and synapse.target == call.layer.name]
             operations = sum((ops for _, ops in into), Operations())
             ann = sum((synapse.ann for synapse, _ in into), Operations())
-            events = self.events.get(id(call.outputs[0]))
-            if call is plan.readout or (i == 0 and self._real):
-                spikes, silent = 0.0, 0.0
-            else:
+            spikes, silent = 0.0, 0.0
+            if call is not plan.readout and (i or not self._real):
+                events = self.events[id(call.outputs[0])]
                 spikes, silent = float(events.sum()) / images, float(np.mean(events == 0))
             kind = ("input" if i == 0 else "readout" if call is plan.readout
                     else "pooling" if any(synapse.kind == "pooling" for synapse, _ in into) else "lif")

@@ -13,17 +13,19 @@ import tensorflow as tf
 
 from tfspike import gradients
 from tfspike.checks import check_leak, check_threshold
+from tfspike.errors import UserError
 
 
 class _Cell(keras.layers.Layer):
     """State and shapes that the three cells share: one membrane potential `[B, *shape]`, float32."""
 
     def __init__(self, units: int | tuple[int, ...], **kwargs: Any):
-        super().__init__(**kwargs)
-        shape = (units,) if isinstance(units, int) else tuple(units)
-        if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
-            raise ValueError(f"`units` must be a positive integer or a tuple of them. Received: units={units!r}.")
-        self.units = units if isinstance(units, int) else shape
+        # keras.layers.RNN rounds states to the cell's compute dtype, and a membrane must stay float32 under any policy
+        super().__init__(**{**kwargs, "dtype": "float32"}, autocast=False)
+        shape = tuple(units) if isinstance(units, (tuple, list)) else (units,)
+        if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
+            raise UserError(f"`units` must be a positive integer or a tuple of them. Received: units={units!r}.")
+        self.units = shape if isinstance(units, (tuple, list)) else shape[0]
         self.state_size = self.units
         self.output_size = self.units
         self._shape = shape
@@ -53,7 +55,7 @@ class LIFCell(_Cell):
       threshold: firing threshold, above 0.
 
     Raises:
-      ValueError: a constant out of range.
+      UserError: a constant out of range.
     """
 
     def __init__(self, units: int | tuple[int, ...], leak: float = 0.99, threshold: float = 1.0, **kwargs: Any):
@@ -67,7 +69,7 @@ class LIFCell(_Cell):
 
     def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
-        spikes, membrane = gradients.spike_step(inputs_at_t, tf.cast(states[0], tf.float32), self.neuron)
+        spikes, membrane = gradients.spike_step(tf.cast(inputs_at_t, self.compute_dtype), states[0], self.neuron)
         return spikes, [membrane]
 
     def get_config(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class PoolingIFCell(_Cell):
       threshold: firing threshold, above 0.
 
     Raises:
-      ValueError: a constant out of range.
+      UserError: a constant out of range.
     """
 
     def __init__(self, units: int | tuple[int, ...], threshold: float = 0.75, **kwargs: Any):
@@ -96,7 +98,7 @@ class PoolingIFCell(_Cell):
 
     def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
-        spikes, membrane = gradients.spike_step(inputs_at_t, tf.cast(states[0], tf.float32), self.neuron)
+        spikes, membrane = gradients.spike_step(tf.cast(inputs_at_t, self.compute_dtype), states[0], self.neuron)
         return spikes, [membrane]
 
     def get_config(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class LeakyIntegratorCell(_Cell):
       leak: share of the membrane potential kept per step, in (0, 1].
 
     Raises:
-      ValueError: a constant out of range.
+      UserError: a constant out of range.
     """
 
     def __init__(self, units: int | tuple[int, ...], leak: float = 0.99, **kwargs: Any):
@@ -121,7 +123,7 @@ class LeakyIntegratorCell(_Cell):
 
     def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """`(current [B, ...], [V])` to `(V [B, ...], [V])`, float32."""
-        membrane = gradients.readout_window(inputs_at_t[tf.newaxis], tf.cast(states[0], tf.float32), self.leak)[0]
+        membrane = gradients.readout_window(inputs_at_t[tf.newaxis], states[0], self.leak)[0]
         return membrane, [membrane]
 
     def get_config(self) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def _followed(path: str) -> str:
 
 def collect(variables: Iterable[Any]) -> Arrays:
     """Values of Keras variables by their name."""
-    return {name: np.array(variable.numpy()) for name, variable in named(variables)}
+    return {name: np.array(variable.value.numpy()) for name, variable in named(variables)}
 
 
 def restore(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -29,6 +29,7 @@ SATURATED_SHARE = 0.5    # share of saturated neurons, likewise
 NO_GRADIENT_SHARE = 0.99  # share of neuron-samples without gradient, likewise
 GROWTH = 3.0             # factor on a layer's weight norm that start values do not explain
 PATIENCE = 50            # steps a state must last before it is called lasting
+CUT_PATIENCE = 10        # the same where no spike at all comes through a layer that did fire before
 
 
 class Diverged(UserError):
@@ -80,7 +81,7 @@ def layer_statistics(activity: Mapping[str, tf.Tensor], timesteps: int, grads: S
         stats[f"rate/{layer}"] = tf.reduce_mean(rate)
         stats[f"silent/{layer}"] = _share(per_neuron <= 0.0)
         stats[f"saturated/{layer}"] = _share(rate > SATURATED_RATE)
-        stats[f"zero_gradient/{layer}"] = _share(count <= 0.0)
+        stats[f"zero_gradient/{layer}"] = 1.0 - tf.reduce_mean(tf.sign(count))  # the cheapest way to compare with 0
     for name, grad, variable in zip(_weight_names(variables), grads, variables):
         stats[f"grad_norm/{name}"] = tf.zeros(()) if grad is None else _norm(grad)
         stats[f"weight_norm/{name}"] = _norm(variable.value)
@@ -213,8 +214,9 @@ class Watch:
             self._mark(layer, "silent", step, shares[layer], SILENT_SHARE)
         warnings: list[str] = []
         for first, *behind in _runs(layers, lambda layer: shares[layer] >= SILENT_SHARE):
-            cut = any(shares[layer] == 1.0 for layer in (first, *behind))  # nothing comes through: no need to wait
-            if not self._due(first, "silent", step, at_once=cut):
+            cut = [layer for layer in (first, *behind) if shares[layer] == 1.0]  # nothing comes through: a short wait,
+            patience = PATIENCE if not cut else CUT_PATIENCE if cut[0] in self._alive else 0  # or none at the start
+            if not self._due(first, "silent", step, patience):
                 continue
             self._said.add((first, "silent"))
             text = f"{first}: {_percent(shares[first])} of neurons silent {self._duration(first, 'silent', step)}"
@@ -367,9 +369,9 @@ class Watch:
             self._since.pop((layer, state), None)
             self._said.discard((layer, state))
 
-    def _due(self, layer: str, state: str, step: int, at_once: bool = False) -> bool:
+    def _due(self, layer: str, state: str, step: int, patience: int = PATIENCE) -> bool:
         since = self._since.get((layer, state))
-        return since is not None and (layer, state) not in self._said and (at_once or step - since >= PATIENCE)
+        return since is not None and (layer, state) not in self._said and step - since >= patience
 
     def _duration(self, layer: str, state: str, step: int) -> str:
         steps = step - self._since[layer, state]

@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 
 from tfspike import noise
-from tfspike.checks import check_count
+from tfspike.checks import check_choice, check_count
+from tfspike.errors import UserError
 
 NAMES = ("poisson", "direct", "latency", None)
 
@@ -67,7 +68,7 @@ class PoissonEncoder(Encoder):
         sign = tf.cast(tf.sign(inputs), self.compute_dtype)
 
         def step(t: int) -> tf.Tensor:
-            uniform = tf.random.stateless_uniform(tf.shape(inputs), noise.fold(key, start + t), dtype=tf.float32)
+            uniform = tf.random.stateless_uniform(tf.shape(inputs), noise.fold(key, start + t), alg=noise.ALGORITHM)
             return tf.cast(uniform < tf.cast(probability, tf.float32), self.compute_dtype) * sign
 
         return tf.stack([step(t) for t in range(steps)])
@@ -106,8 +107,13 @@ class SpikeInput(Encoder):
     """The input is a spike train already, `[B, T, ...]` (event data): only the axes are exchanged."""
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        rank = len(inputs.shape)
-        train = tf.transpose(inputs[:, start:start + steps], (1, 0, *range(2, rank)))
+        rank, length = len(inputs.shape), inputs.shape[1]
+        if length is not None and length != self.timesteps:
+            raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
+                            f"Received: shape {tuple(inputs.shape)}.")
+        # tf.slice: its size is static, as XLA needs it, where that of inputs[:, start:start + steps] is not
+        stretch = tf.slice(inputs, [0, start] + [0] * (rank - 2), [-1, steps] + [-1] * (rank - 2))
+        train = tf.transpose(stretch, (1, 0, *range(2, rank)))
         train = tf.cast(train, self.compute_dtype)
         return tf.ensure_shape(train, (steps, *train.shape[1:]))
 
@@ -121,4 +127,4 @@ _CLASSES: dict[str | None, type[Encoder]] = {
 
 def create(kind: str | None, timesteps: int, seed: int = 0, **kwargs: Any) -> Encoder:
     """The encoder called `kind`, one of `NAMES`."""
-    return _CLASSES[kind](timesteps, seed=seed, **kwargs)
+    return _CLASSES[check_choice("encoder", kind, NAMES)](timesteps, seed=seed, **kwargs)

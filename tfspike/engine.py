@@ -229,7 +229,7 @@ class Engine:
     def chunks(self, batch: int | None) -> tuple[int, int]:
         """`(steps per chunk, steps in the last, shorter chunk)` for a batch of this size."""
         if self.chunk is not None:
-            chunk = min(self.chunk, self.timesteps)
+            chunk = min(self.chunk, self.timesteps, kernels.MOST_STEPS)
         else:
             largest = max(_size(_feature_shape(call)) for call in self.plan.spiking)
             chunk = kernels.choose_chunk(self.timesteps, (batch or 32) * largest)

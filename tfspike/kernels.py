@@ -20,12 +20,14 @@ from tfspike.gradients import Neuron, NeuronState
 
 # Elements of the largest layer in one chunk. Measured on 2 cores with 32 MB of last-level cache: benchmarks/README.md.
 CHUNK_ELEMENTS = 4_000_000
+# Steps in one chunk: the bits of one byte.
+MOST_STEPS = 8
 
 
 def choose_chunk(timesteps: int, neurons: int) -> int:
     """Steps per chunk: about `CHUNK_ELEMENTS`, a divisor of the window where one is near."""
-    wanted = max(1, min(timesteps, CHUNK_ELEMENTS // max(neurons, 1), 8))
-    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, 8) + 1) if timesteps % steps == 0]
+    wanted = max(1, min(timesteps, CHUNK_ELEMENTS // max(neurons, 1), MOST_STEPS))
+    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, MOST_STEPS) + 1) if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 

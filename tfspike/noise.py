@@ -14,11 +14,14 @@ import tensorflow as tf
 # Keys of the two phases never meet: a training step may share its number with an inference seed.
 _TRAINING, _INFERENCE = 0, 1
 
+# Named, because the automatic choice differs between devices and under XLA.
+ALGORITHM = "philox"
+
 
 def fold(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
     """A new key from `key` and integers, `[2]` int32."""
     for number in numbers:
-        key = tf.random.fold_in(key, tf.cast(number, tf.int32))
+        key = tf.random.fold_in(key, tf.cast(number, tf.int32), alg=ALGORITHM)
     return key
 
 

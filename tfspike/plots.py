@@ -1,6 +1,6 @@
 """Pictures of a run. Every function returns a matplotlib figure; `png` turns it into bytes.
 
-Figures are narrow (about 440 CSS pixels) with letters of 10 points, so that they stay legible in one column of a
+Figures are narrow (about 440 CSS pixels) with letters of 11 points, so that they stay legible in one column of a
 telephone and stand side by side on a screen. Colours are those of Okabe and Ito, or cividis: told apart by the
 colour-blind. Nothing here opens a window or touches matplotlib's global state.
 """
@@ -25,11 +25,11 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e0
 INK, PALE = "#24313d", "#d9dfe4"
 KINDS = {"input": ORANGE, "lif": BLUE, "pooling": SKY, "readout": GREEN}
 WIDTH, DPI = 4.6, 192
-_STYLE = {"font.size": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
-          "axes.edgecolor": "#8896a3", "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-          "text.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-          "grid.color": "#e7ebee", "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 2.0,
-          "figure.facecolor": "white", "svg.hashsalt": "tfspike"}
+_STYLE: Any = {
+    "font.size": 11, "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10,
+    "axes.edgecolor": "#8896a3", "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e7ebee",
+    "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 2.0, "figure.facecolor": "white"}
 
 
 def png(figure: Figure) -> bytes:
@@ -116,28 +116,29 @@ def activity(layers: Sequence[Any], measure: str) -> Figure:
 @_styled
 def accuracy_over_time(result: Any, share: float = 0.99) -> Figure:
     """Accuracy at every step and with early exit, and where `share` of the final accuracy is reached for good."""
-    figure, axes = _figure(3.3)
+    figure, axes = _figure(3.6)
     steps = np.arange(1, result.timesteps + 1)
-    axes.plot(steps, result.accuracy_by_step, color=BLUE, label="all images stop at this step")
+    axes.plot(steps, result.accuracy_by_step, color=BLUE, label="all images stop at the same step")
     sweep = result.early_exit()
     axes.plot([point.steps for point in sweep], [point.accuracy for point in sweep], "--", color=RED,
               label="each image stops when clear (mean)")
     reached = result.steps_to(share)
     axes.plot(reached["steps"], reached["accuracy"], "o", color=INK, markersize=7, zorder=5)
     axes.annotate(f"{share:.0%} of the final accuracy\nafter {reached['steps']} of {result.timesteps} steps",
-                  (reached["steps"], reached["accuracy"]), (12, -42), textcoords="offset points",
+                  (reached["steps"], reached["accuracy"]),
+                  (12, -42 if reached["accuracy"] > 0.5 else 24), textcoords="offset points",
                   arrowprops={"arrowstyle": "-", "color": INK, "shrinkB": 4}, fontsize=9,
                   ha="left" if reached["steps"] < 0.6 * result.timesteps else "right")
     axes.set(xlabel="time steps", ylabel="accuracy", ylim=(0, 1.03), xlim=(0, result.timesteps + 0.5))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center")
     return figure
 
 
 @_styled
 def accuracy_over_spikes(result: Any) -> Figure:
     """Accuracy against the spikes spent until then, all layers and the input."""
-    figure, axes = _figure(3.1)
+    figure, axes = _figure(3.6)
     axes.plot(result.spikes_by_step, result.accuracy_by_step, color=BLUE, label="all images stop at the same step")
     sweep = result.early_exit()
     axes.plot([point.spikes for point in sweep], [point.accuracy for point in sweep], "--", color=RED,
@@ -145,7 +146,7 @@ def accuracy_over_spikes(result: Any) -> Figure:
     axes.set(xlabel="spikes per image", ylabel="accuracy", ylim=(0, 1.03), xlim=(0, None))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -158,9 +159,9 @@ def energy_by_layer(layers: Sequence[Any], model: Any) -> Figure:
     for offset, colour, label, values in (
             (-0.2, BLUE, "spiking network", [model.picojoules(layer.operations) for layer in layers]),
             (0.2, ORANGE, "ANN of the same shape", [model.picojoules(layer.ann) for layer in layers])):
-        values = np.array(values) * 1e-12
-        axes.barh(rows + offset, values, height=0.38, color=colour, label=label)
-        for row, value in zip(rows, values):
+        joule = [1e-12 * value for value in values]
+        axes.barh(rows + offset, joule, height=0.38, color=colour, label=label)
+        for row, value in zip(rows, joule):
             axes.annotate(joules(value), (value, row + offset), (4, 0), textcoords="offset points", va="center",
                           fontsize=8)
     axes.set_yticks(rows, [layer.name for layer in layers])
@@ -186,9 +187,11 @@ def bars(names: Sequence[str], values: Sequence[float], unit: str, colours: Sequ
     for i, value in enumerate(values):
         text = joules(value) if unit == "J" else f"{100 * value:.2f} %" if unit == "%" else _short(value)
         axes.annotate(text, (value, i), (4, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0) if unit == "%" else EngFormatter("J" if unit == "J" else "",
-                                                                                          sep=" " if unit == "J" else ""))
+    axes.xaxis.set_major_formatter(EngFormatter("J") if unit == "J" else EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(4))
+    if unit == "%":
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set(xlim=(0, 1.24), xticks=(0, 0.25, 0.5, 0.75, 1))
     axes.set_xlabel({"J": "energy per image", "%": "accuracy"}.get(unit, unit))
     return figure
 
@@ -201,7 +204,7 @@ def compared_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
         axes.plot(np.arange(1, len(values) + 1), values, style, color=colour, label=name)
     axes.set(xlabel="time steps", ylabel="accuracy", ylim=(0, 1.03), xlim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -293,7 +296,7 @@ def confusion(table: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Share of each class's images by what was predicted; numbers where there is room."""
     classes = len(table)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure, axes = _figure(4.5)
+    figure, axes = _figure(3.9)
     shade = axes.imshow(share, "cividis", vmin=0, vmax=1)
     axes.grid(visible=False)
     if classes <= 20:

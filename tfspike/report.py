@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import datetime
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, checkpoints, datasets, plots, simulation, workdir
+from tfspike import analysis, comparison, datasets, pages, plots, simulation, workdir
 from tfspike.energy import EnergyModel, Operations
 from tfspike.errors import UserError
+from tfspike.pages import Picture
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
-COMPARE_PAGE, COMPARE_RECORD = "compare.html", "compare.json"
 _MISTAKES = 12
 
 
@@ -165,22 +163,13 @@ def write_report(results: RunResults, out: str) -> str:
                 ("Accuracy over time", _TIME, _time(results)), ("Energy", _energy_text(results), _energy(results)),
                 ("Errors", "", _errors(results)),
                 ("One image at a time", _RASTER, _rasters(results)), ("First layer", "", _first_layer(results))]
-    page = _render("report.html.j2", results=results, result=result, tiles=_tiles(results),
-                   sections=_written([section for section in sections if section[2]], out),
+    page = pages.render("report.html.j2", results=results, result=result, tiles=_tiles(results),
+                   sections=pages.written([section for section in sections if section[2]], out),
                    rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
-                   neurobench=_neurobench_rows(result), made=_now())
+                   neurobench=_neurobench_rows(result), made=pages.now())
     record = {"title": results.title, "facts": dict(results.facts), **result.to_dict()}
-    _write(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")
-    return _write(os.path.join(out, PAGE), page)
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure with its file name and the sentence that goes under it."""
-
-    name: str
-    figure: Any
-    caption: str
+    pages.write_file(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return pages.write_file(os.path.join(out, PAGE), page)
 
 
 def _learning(results: RunResults) -> list[Picture]:
@@ -198,8 +187,8 @@ _ACTIVITY = ("Spikes are counted, not estimated. Orange is the input, dark blue 
              "light blue pooling neurons. The readout integrates and never fires.")
 _TIME = ("The readout can be asked at any step, so all of this comes from one pass. An image is clear when the leading "
          "class's membrane potential is ahead of the second by a margin; every point of the dashed line is a margin.")
-_RASTER = ("Time runs to the right. In each band a row is a neuron and a dark mark a spike (vermilion: a negative input "
-           "spike). Below a band is the membrane potential, before firing, of one neuron of middling activity: "
+_RASTER = ("Time runs to the right. In each band a row is a neuron and a dark mark a spike (vermilion: a negative spike "
+           "of the input). Below a band is the membrane potential, before firing, of one neuron of middling activity; "
            "the dashed line is its threshold, a dot a spike.")
 
 
@@ -212,9 +201,9 @@ def _activity(results: RunResults) -> list[Picture]:
 def _time(results: RunResults) -> list[Picture]:
     best, result = results.result.best_exit(), results.result
     change = 100 * (best.accuracy - result.accuracy)
-    text = (f"With a margin of {best.margin:.2f} images stop after {best.steps:.1f} of {result.timesteps} steps on average, "
-            f"at {100 * best.accuracy:.2f} % ({change:+.2f} points) and {best.spikes:,.0f} spikes per image. The margin was "
-            "chosen on these images: choose it on validation data before quoting it.")
+    text = (f"With a margin of {best.margin:.2f} images stop after {best.steps:.1f} of {result.timesteps} steps on "
+            f"average, at {100 * best.accuracy:.2f} % ({change:+.2f} points) and {best.spikes:,.0f} spikes per image. "
+            "The margin was chosen on these images: choose it on validation data before quoting it.")
     return [Picture("accuracy_by_step", plots.accuracy_over_time(result), text),
             Picture("accuracy_by_spikes", plots.accuracy_over_spikes(result),
                     "The same against the spikes of all layers, the input's included, spent until then.")]
@@ -225,15 +214,14 @@ def _energy_text(results: RunResults) -> str:
     snn, ann = energy.picojoules(result.operations) * 1e-12, energy.picojoules(result.ann) * 1e-12
     full = dataclasses.replace(energy, update_pj=energy.mac_pj, memory_pj=5.0)
     snn_full, ann_full = full.picojoules(result.operations) * 1e-12, full.picojoules(result.ann) * 1e-12
-    ratio = ann / snn if snn else float("inf")
-    words = f"{ratio:.2g} times less than" if ratio >= 1 else f"{1 / ratio:.2g} times as much as" if ratio else "beside"
+    words = "beside" if not snn else f"{100 * snn / ann:.3g} % of" if ann else "more than"
     terms = f"{energy.mac_pj:g} pJ per multiply-accumulate and {energy.ac_pj:g} pJ per accumulate"
     if energy.update_pj or energy.memory_pj:
         terms += f", {energy.update_pj:g} pJ per membrane update and {energy.memory_pj:g} pJ per 32-bit memory access"
     return (f"{plots.joules(snn)} per image, {words} the {plots.joules(ann)} of an ANN of the same shape, at {terms} "
             "(45 nm CMOS, 32-bit floating point). This counts arithmetic on measured spikes and is no measurement "
-            "of a device. If a membrane update also cost a multiply-accumulate, and every 32-bit access to on-chip memory "
-            f"5 pJ, it would be {plots.joules(snn_full)} against {plots.joules(ann_full)}.")
+            "of a device. If a membrane update also cost a multiply-accumulate, and every 32-bit access to on-chip "
+            f"memory 5 pJ, it would be {plots.joules(snn_full)} against {plots.joules(ann_full)}.")
 
 
 def _energy(results: RunResults) -> list[Picture]:
@@ -251,7 +239,8 @@ def _errors(results: RunResults) -> list[Picture]:
     wrong = mistakes(result)
     if wrong:
         chosen = wrong[:_MISTAKES]
-        captions = [f"said {_cut(names[result.predictions[i, -1]])}\nis {_cut(names[result.labels[i]])}" for i in chosen]
+        captions = [f"said {_cut(names[result.predictions[i, -1]])}\nis {_cut(names[result.labels[i]])}"
+                    for i in chosen]
         pictures.append(Picture(
             "misclassified", plots.image_grid([results.images[i] for i in chosen], captions),
             f"{len(chosen)} of the {len(wrong)} images that are wrong, the most confident first."))
@@ -288,27 +277,34 @@ def _tiles(results: RunResults) -> list[tuple[str, str, str]]:
     result, energy = results.result, results.energy
     reached = result.steps_to(0.99)
     snn, ann = (energy.picojoules(operations) * 1e-12 for operations in (result.operations, result.ann))
-    return [(f"{100 * result.accuracy:.2f} %", "test accuracy", f"{result.images:,} images, one draw of the input noise"),
-            (_count(result.spikes_by_step[-1]), "spikes per image", "all layers and the input"),
+    noise = f"{result.images:,} images, one draw of the input noise"
+    return [(f"{100 * result.accuracy:.2f} %", "test accuracy", noise),
+            (pages.count(result.spikes_by_step[-1]), "spikes per image", "all layers and the input"),
             (plots.joules(snn), "energy per image", f"ANN of the same shape: {plots.joules(ann)}"),
             (f"{reached['steps']} of {result.timesteps}", "steps for 99 % of it",
-             f"{_count(reached['spikes_per_image'])} spikes per image")]
+             f"{pages.count(reached['spikes_per_image'])} spikes per image")]
 
 
 def _layer_rows(result: analysis.Analysis, energy: EnergyModel) -> list[list[str]]:
-    return [["input" if layer.kind == "input" else layer.name, "×".join(map(str, layer.shape)), "–" if layer.kind == "readout" else _count(layer.spikes),
-             "–" if layer.kind == "readout" else f"{layer.rate:.4f}",
-             "–" if layer.kind == "readout" else f"{100 * layer.silent:.1f} %",
-             *_operation_cells(layer.operations, layer.ann, energy)] for layer in result.layers]
+    rows = []
+    for layer in result.layers:
+        activity = ["–"] * 3
+        if pages.fires(layer.kind, layer.spikes):
+            activity = [pages.count(layer.spikes), f"{layer.rate:.4f}", f"{100 * layer.silent:.1f} %"]
+        rows.append(["input" if layer.kind == "input" else layer.name, "×".join(map(str, layer.shape)), *activity,
+                     *_operation_cells(layer.operations, layer.ann, energy)])
+    return rows
 
 
 def _total_row(result: analysis.Analysis, energy: EnergyModel) -> list[str]:
-    return ["all layers", f"{sum(layer.neurons for layer in result.layers):,}", _count(result.spikes_by_step[-1]), "", "",
+    neurons = sum(layer.neurons for layer in result.layers)
+    return ["all layers", f"{neurons:,}", pages.count(result.spikes_by_step[-1]), "", "",
             *_operation_cells(result.operations, result.ann, energy)]
 
 
 def _operation_cells(operations: Operations, ann: Operations, energy: EnergyModel) -> list[str]:
-    return [_count(operations.acs), _count(operations.macs), _count(operations.updates), _count(ann.macs),
+    counts = map(pages.count, (operations.acs, operations.macs, operations.updates, ann.macs))
+    return [*counts,
             plots.joules(energy.picojoules(operations) * 1e-12), plots.joules(energy.picojoules(ann) * 1e-12)]
 
 
@@ -321,11 +317,6 @@ def _neurobench_rows(result: analysis.Analysis) -> list[tuple[str, str]]:
             ("effective MACs per image", f"{values['effective_macs_per_image']:,.0f}"),
             ("dense operations per image", f"{values['dense_operations_per_image']:,.0f}"),
             ("membrane updates per image", f"{values['membrane_updates_per_image']:,.0f}")]
-
-
-def _count(value: float) -> str:
-    """A count per image: whole where it is large."""
-    return "0" if value == 0 else f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 # ---- several runs ------------------------------------------------------------------------------------------------
@@ -350,8 +341,10 @@ def compare(runs: Sequence[str], out: str, options: Any = None, energy: EnergyMo
     """
     folders = list(dict.fromkeys(os.path.normpath(run) for run in runs))
     if len(folders) < 2:
-        raise UserError(f"Comparing takes the folders of at least two different runs; received {', '.join(runs) or 'none'}.")
-    return compare_report(dict(zip(_names(folders), (_record(run, options, say) for run in folders))), out, energy)
+        raise UserError("Comparing takes the folders of at least two different runs; "
+                        f"received {', '.join(runs) or 'none'}.")
+    records = [_record(run, options, say) for run in folders]
+    return comparison.compare_report(dict(zip(_names(folders), records)), out, energy)
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -380,120 +373,3 @@ def _record(run: str, options: Any, say: Callable[[str], None]) -> dict[str, Any
         pass
     results = collect(run, options, say=say)
     return {"title": results.title, "facts": dict(results.facts), **results.result.to_dict()}
-
-
-def compare_report(records: Mapping[str, Mapping[str, Any]], out: str, energy: EnergyModel | None = None) -> str:
-    """Writes `compare.html`, its PNGs and `compare.json` into `out`; returns the path of the HTML file.
-
-    Args:
-      records: `Analysis.to_dict()` with `title` and `facts`, by the name of the run.
-      out: folder.
-      energy: constants; None takes those of 45 nm.
-    """
-    energy = energy or EnergyModel()
-    table = comparison(records, energy)
-    names = list(records)
-    pictures = [
-        Picture("compare_accuracy", plots.bars(names, [r["accuracy"] for r in records.values()], "%"), "Test accuracy."),
-        Picture("compare_curves", plots.compared_curves({n: r["accuracy_by_step"] for n, r in records.items()}),
-                "Accuracy at every time step."),
-        Picture("compare_spikes", plots.bars(names, [r["spikes_per_image"] for r in records.values()],
-                                             "spikes per image"), "Spikes per image, all layers and the input."),
-        Picture("compare_energy", plots.bars(names, [1e-12 * _energy_of(r, energy)[0] for r in records.values()], "J"),
-                f"Energy per image at {energy.mac_pj:g} pJ per MAC and {energy.ac_pj:g} pJ per AC (45 nm).")]
-    page = _render("compare.html.j2", names=names, records=records, table=table,
-                   sections=_written([("Side by side", "", pictures)], out), layers=_compared_layers(records), made=_now())
-    plain = {"runs": names, "table": [{"measure": measure, "values": values} for measure, values, _ in table]}
-    _write(os.path.join(out, COMPARE_RECORD), json.dumps(plain, indent=1, allow_nan=False) + "\n")
-    return _write(os.path.join(out, COMPARE_PAGE), page)
-
-
-def comparison(records: Mapping[str, Mapping[str, Any]],
-               energy: EnergyModel | None = None) -> list[tuple[str, list[float], list[str]]]:
-    """Rows `(measure with unit, value of every run, the same as text)`; everything but accuracy and T is per image."""
-    energy = energy or EnergyModel()
-
-    def reached(record: Mapping[str, Any]) -> Mapping[str, Any]:
-        return next(entry for entry in record["steps_to_share"] if entry["share"] == 0.99)
-
-    def plain(value: float) -> str:
-        return _count(value)
-
-    measures: list[tuple[str, Callable[[Mapping[str, Any]], float], Callable[[float], str]]] = [
-        ("test accuracy", lambda r: r["accuracy"], lambda v: f"{100 * v:.2f} %"),
-        ("time steps", lambda r: r["timesteps"], plain),
-        ("steps for 99 % of the accuracy", lambda r: reached(r)["steps"], plain),
-        ("mean steps with early exit, at most .5 points lost", lambda r: r["early_exit_best"]["steps"], plain),
-        ("spikes per image", lambda r: r["spikes_per_image"], plain),
-        ("accumulates per image", lambda r: r["acs_per_image"], plain),
-        ("multiply-accumulates per image", lambda r: r["macs_per_image"], plain),
-        ("membrane updates per image", lambda r: r["membrane_updates_per_image"], plain),
-        ("energy per image, pJ", lambda r: _energy_of(r, energy)[0], lambda v: plots.joules(v * 1e-12)),
-        ("energy per image of the ANN, pJ", lambda r: _energy_of(r, energy)[1], lambda v: plots.joules(v * 1e-12)),
-        ("weights", lambda r: r["neurobench"]["parameter_count"], plain)]
-    rows = []
-    for name, value, text in measures:
-        values = [float(value(record)) for record in records.values()]
-        rows.append((name, values, [text(v) for v in values]))
-    return rows
-
-
-def _energy_of(record: Mapping[str, Any], energy: EnergyModel) -> tuple[float, float]:
-    snn = Operations(record["macs_per_image"], record["acs_per_image"], record["membrane_updates_per_image"])
-    ann = Operations(record["ann_macs_per_image"], record["ann_acs_per_image"], record["ann_activations_per_image"])
-    return energy.picojoules(snn), energy.picojoules(ann)
-
-
-def _compared_layers(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Firing rate of every layer that any run has, spikes per neuron and step."""
-    rates = [{layer["name"]: layer["rate_spikes_per_step"] for layer in record["layers"] if layer["kind"] != "readout"}
-             for record in records.values()]
-    names = list(dict.fromkeys(name for rate in rates for name in rate))
-    return [(name, [f"{rate[name]:.4f}" if name in rate else "–" for rate in rates]) for name in names]
-
-
-# ---- files -------------------------------------------------------------------------------------------------------
-
-
-def _written(sections: Sequence[tuple[str, str, Sequence[Picture]]], out: str) -> list[dict[str, Any]]:
-    """Writes the pictures and gives what the template needs."""
-    found = []
-    for title, text, pictures in sections:
-        shown = []
-        for picture in pictures:
-            content = plots.png(picture.figure)
-            _write(os.path.join(out, f"{picture.name}.png"), content)
-            width, height = picture.figure.get_size_inches()
-            shown.append({"name": picture.name, "caption": picture.caption, "width": round(96 * width),
-                          "height": round(96 * height), "data": base64.b64encode(content).decode()})
-        found.append({"title": title, "text": text, "id": title.lower().replace(" ", "-"), "pictures": shown})
-    return found
-
-
-def _render(template: str, **values: Any) -> str:
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("Reports need the package Jinja2; install it with `pip install jinja2`.") from None
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("tfspike", "templates"), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["setting"] = lambda value: (
-        "none" if value in (None, ()) else ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value))
-    return environment.get_template(template).render(**values)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _write(path: str, content: str | bytes) -> str:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        if isinstance(content, str):
-            checkpoints.write_file(path, content)
-        else:
-            with open(path, "wb") as file:
-                file.write(content)
-    except OSError as error:
-        raise UserError(f"Cannot write the report to {path}: {error.strerror or error}.") from None
-    return path

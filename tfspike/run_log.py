@@ -148,9 +148,9 @@ class RunLog:
             return
         example = tf.convert_to_tensor(example)
         signature = tf.TensorSpec([None, *example.shape[1:]], example.dtype, "images")
-        traced = tf.function(lambda images: model.call_layers(images, training=False)).get_concrete_function(signature)
+        traced = tf.function(lambda images: model.call_layers(images, training=False), autograph=False)
         with self._tensorboard():
-            tf.summary.graph(traced.graph)
+            tf.summary.graph(traced.get_concrete_function(signature).graph)
 
     def flush(self) -> None:
         """Everything so far is on the disk when this returns: call it before a checkpoint is written.

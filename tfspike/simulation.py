@@ -170,8 +170,7 @@ def trace(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, s
         for total, call in zip(totals, calls):
             total += np.abs(_flat(chunk.values[id(call.outputs[0])])).sum(axis=0)
     kept = [_spread(np.flatnonzero(total), shown) for total in totals]
-    middling = [int(np.argsort(total, kind="stable")[(len(total) + np.count_nonzero(total == 0)) // 2 - (total == 0).all()])
-                for total in totals]
+    middling = [_middling(total) for total in totals]
     spikes: list[list[np.ndarray]] = [[] for _ in calls]
     single: list[list[np.ndarray]] = [[] for _ in calls]
     membranes: list[list[np.ndarray]] = [[] for _ in calls]
@@ -202,6 +201,13 @@ def _windows(simulation: Simulation, image: Any, seed: int) -> Iterator[Chunk]:
 def _flat(values: tf.Tensor) -> np.ndarray:
     """`[steps, 1, ...]` to `[steps, neurons]` float32."""
     return tf.reshape(tf.cast(values, tf.float32), (values.shape[0], -1)).numpy()
+
+
+def _middling(total: np.ndarray) -> int:
+    """The neuron whose count is the median of those that fired; the first one where none did."""
+    order = np.argsort(total, kind="stable")
+    silent = int(np.count_nonzero(total == 0))
+    return int(order[(silent + len(total)) // 2 if silent < len(total) else 0])
 
 
 def _spread(places: np.ndarray, most: int) -> np.ndarray:

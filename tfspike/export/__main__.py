@@ -52,9 +52,10 @@ def _load_run(workdir: str) -> tuple[Any, Any]:
     from tfspike import config
 
     config.read_run(workdir)  # refuses a folder without a run before TensorFlow is imported
-    from tfspike import checkpoints
+    from tfspike import workdir as runs
 
-    return checkpoints.load_run(workdir)
+    model, _, info, _ = runs.load_run(workdir, say=lambda line: print(line, file=sys.stderr))
+    return model, info
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""Runs in a process of its own, because logical devices must be made before TensorFlow starts: prints JSON.
+
+    python tests/distribution_worker.py rate event many validation noise long
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import runs  # noqa: E402
+from tfspike import SpikingModel, distribution, encoders, training  # noqa: E402
+from tfspike.distribution import Place  # noqa: E402
+from tfspike.layers import LIF, OverTime, Readout  # noqa: E402
+
+LEAK, STEPS, T, B, UNITS, CLASSES, INPUTS = 0.9, 20, 6, 4, 5, 3, 7
+
+
+@functools.cache  # two mirrored strategies of one process would share the keys of their collectives
+def strategies():
+    return {name: distribution.make_strategy(name) for name in ("one", "mirrored")}
+
+
+def one_step(gradient: str) -> dict:
+    """The update of one step of LeNet on the same encoded input, by device count."""
+    found = {}
+    for name, strategy in strategies().items():
+        config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16, timesteps=16,
+                           learning_rate=1000.0,  # updates far above the rounding of the weights
+                           weight_decay=0.0, clip_norm=0.5)
+        trainer = training.Trainer(config, strategy, Place(), lambda line: None)
+        before = [v.value.numpy() for v in trainer.model.trainable_variables]
+        images, labels = next(iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where)))
+        numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
+        found[name] = [v.value.numpy() - b for v, b in zip(trainer.model.trainable_variables, before)], numbers
+        found[name][1]["replicas"] = strategy.num_replicas_in_sync
+    (a, numbers), (b, others) = found["one"], found["mirrored"]
+    return {"replicas": others["replicas"], "rates": [v for k, v in numbers.items() if k.startswith("rate/")],
+            "relative": [float(np.linalg.norm(x - y) / np.linalg.norm(x)) for x, y in zip(a, b)],
+            "loss": [numbers["loss"], others["loss"]], "correct": [numbers["correct"], others["correct"]]}
+
+
+def small_net(seed: int) -> SpikingModel:
+    inputs = keras.Input((T, INPUTS))
+    x = encoders.create(None, T)(inputs)
+    weights = keras.initializers.VarianceScaling(4.0, "fan_in", "untruncated_normal", seed=seed)
+    x = LIF(LEAK)(OverTime(keras.layers.Dense(UNITS, use_bias=False, kernel_initializer=weights))(x))
+    x = OverTime(keras.layers.Dense(CLASSES, use_bias=False, kernel_initializer=weights))(x)
+    return SpikingModel(inputs, Readout(LEAK)(x))
+
+
+def closest_membrane(kernel: np.ndarray, spikes: np.ndarray) -> float:
+    """Smallest |u - threshold| of the hidden neurons, in float64, for spikes `[B, T, inputs]`."""
+    v, closest = np.zeros((len(spikes), UNITS)), np.inf
+    for t in range(T):
+        u = v + spikes[:, t].astype("d") @ kernel.astype("d")
+        closest = min(closest, float(np.abs(u - 1.0).min()))
+        v = np.where(u > 1.0, 0.0, LEAK * u)
+    return closest
+
+
+def many_steps(seed: int = 0) -> dict:
+    """20 steps of a small net: largest difference of any weight, and how far membranes stayed from the threshold."""
+    rng = np.random.default_rng(seed)
+    spikes = (rng.random((STEPS, B, T, INPUTS)) < 0.5).astype("f")
+    labels = rng.integers(0, CLASSES, (STEPS, B)).astype("i")
+    config = dataclasses.replace(runs.tiny("unused"), batch_size=B, learning_rate=0.05)
+    final, closest, rates, moved = {}, np.inf, [], 0.0
+    for name, strategy in strategies().items():
+        with strategy.scope():
+            model = small_net(seed)
+            optimizer = keras.optimizers.SGD(0.05)
+            optimizer.build(model.trainable_variables)
+        step = training.TrainStep(model, optimizer, strategy, config)
+        begin = [v.value.numpy() for v in model.trainable_variables]
+        data = tf.data.Dataset.from_tensor_slices((spikes.reshape(-1, T, INPUTS), labels.reshape(-1)))
+        batches = distribution.distribute(strategy, data.batch(B, drop_remainder=True), Place())
+        for k, (images, wanted) in enumerate(batches):
+            closest = min(closest, closest_membrane(model.trainable_variables[0].value.numpy(), spikes[k]))
+            numbers = step.numbers(step(images, wanted))
+            rates += [value for key, value in numbers.items() if key.startswith("rate/")]
+        final[name] = [v.value.numpy() for v in model.trainable_variables]
+        moved = min(float(np.abs(a - b).max()) for a, b in zip(begin, final[name]))
+    return {"difference": max(float(np.abs(a - b).max()) for a, b in zip(*final.values())), "closest": closest,
+            "rate": float(np.mean(rates)), "moved": moved}
+
+
+def validation() -> dict:
+    """45 records in parts of 8 among two devices, and among one."""
+    found = {}
+    for name, strategy in strategies().items():
+        config = runs.tiny("unused", val_fraction=45 / 6000)
+        trainer = training.Trainer(config, strategy, Place(), lambda line: None)
+        result = trainer.evaluator.run()
+        found[name] = {"loss": result.loss, "accuracy": result.accuracy, "rates": result.rates,
+                       "outputs": result.outputs.tolist()}
+    return {"equal": found["one"] == found["mirrored"], "records": len(found["one"]["outputs"]),
+            "spread": float(np.std(found["one"]["outputs"]))}
+
+
+def noise() -> dict:
+    """Encoded input of equal images on two devices, twice."""
+    strategy = strategies()["mirrored"]
+    drawn = []
+    for _ in range(2):
+        with strategy.scope():
+            encoder = encoders.create("poisson", 6, seed=3)
+
+        @tf.function(autograph=False)
+        def draw(encoder=encoder):
+            return strategy.run(lambda: encoder(tf.fill((2, 8, 8, 1), 0.5), training=True))
+
+        draw()
+        parts = [part.numpy() for part in strategy.experimental_local_results(draw())]
+        drawn.append(parts)
+    return {"differ_by_replica": not np.array_equal(*drawn[0]),
+            "repeat": all(np.array_equal(a, b) for a, b in zip(*drawn)), "steps": int(encoder.step.value.numpy())}
+
+
+def long(steps: int = 200) -> dict:
+    """Mean loss of the last 20 of 200 steps of LeNet: three seeds on one device, the first of them on two."""
+    def loss(strategy, seed: int) -> float:
+        config = runs.tiny("unused", hidden=200, timesteps=10, batch_size=16, steps_per_epoch=steps, epochs=1, seed=seed,
+                           lr_milestones=())
+        trainer = training.Trainer(config, strategy, Place(), lambda line: None)
+        batches = iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where))
+        losses = [trainer.train_step.numbers(trainer.train_step(*next(batches)))["loss"] for _ in range(steps)]
+        return float(np.mean(losses[-20:]))
+
+    kinds = strategies()
+    return {"one": [loss(kinds["one"], seed) for seed in range(3)], "two": loss(kinds["mirrored"], 0)}
+
+
+if __name__ == "__main__":
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
+                                               [tf.config.LogicalDeviceConfiguration()] * 2)
+    WHAT = {"rate": lambda: one_step("rate"), "event": lambda: one_step("event"), "many": many_steps,
+            "validation": validation, "noise": noise, "long": long}
+    print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))
