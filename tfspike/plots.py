@@ -120,7 +120,7 @@ def accuracy_over_time(result: Any, share: float = 0.99) -> Figure:
     steps = np.arange(1, result.timesteps + 1)
     axes.plot(steps, result.accuracy_by_step, color=BLUE, label="all images stop at the same step")
     sweep = result.early_exit()
-    axes.plot([point.steps for point in sweep], [point.accuracy for point in sweep], "--", color=RED,
+    axes.plot([point.steps for point in sweep], [point.accuracy for point in sweep], ".--", color=RED,
               label="each image stops when clear (mean)")
     reached = result.steps_to(share)
     axes.plot(reached["steps"], reached["accuracy"], "o", color=INK, markersize=7, zorder=5)
@@ -141,7 +141,7 @@ def accuracy_over_spikes(result: Any) -> Figure:
     figure, axes = _figure(3.6)
     axes.plot(result.spikes_by_step, result.accuracy_by_step, color=BLUE, label="all images stop at the same step")
     sweep = result.early_exit()
-    axes.plot([point.spikes for point in sweep], [point.accuracy for point in sweep], "--", color=RED,
+    axes.plot([point.spikes for point in sweep], [point.accuracy for point in sweep], ".--", color=RED,
               label="each image stops when clear (mean)")
     axes.set(xlabel="spikes per image", ylabel="accuracy", ylim=(0, 1.03), xlim=(0, None))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

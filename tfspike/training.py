@@ -268,7 +268,8 @@ class Trainer:
             return
         variables = [*self.model.variables, *self.optimizer.variables]
         step = np.asarray(self.step, np.int32)
-        *values, step = distribution.from_chief(self.strategy, self.where, [*(v.value.numpy() for v in variables), step])
+        mine = [*(v.value.numpy() for v in variables), step]
+        *values, step = distribution.from_chief(self.strategy, self.where, mine)
         for variable, value in zip(variables, values):
             variable.assign(value)
         self.step = int(step)
