@@ -22,6 +22,15 @@ def main() -> int:
             return 0
         record = evaluation.evaluate_run(options, say)
         say(evaluation.describe(record))
+        if options.report or options.compare:
+            from tfspike import report  # draws pictures: only where they are asked for
+
+            if options.report:
+                say(f"Report: {report.write(options.workdir, options, say=say)}")
+            if options.compare:
+                folder = os.path.join(options.workdir, report.FOLDER)
+                runs = [options.workdir, *options.compare]
+                say(f"Comparison: {report.compare(runs, folder, options, say=say)}")
         print(evaluation.json_line(record))
         return 0
     return 2

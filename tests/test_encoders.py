@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfspike import DirectEncoder, LatencyEncoder, PoissonEncoder, Readout, SpikeInput, UserError, encoders, noise
-from tfspike.layers import OverTime
+from tfspike.layers import OverTime, WindowDropout
 
 T, B = 12, 4
 
@@ -53,6 +53,18 @@ def test_poisson_training_draws_depend_on_seed_and_step_alone() -> None:
     assert not np.array_equal(PoissonEncoder(T, seed=2)(x, training=True), first)
     b.step.assign(0)
     np.testing.assert_array_equal(b(x, training=True), first)
+
+
+def test_xla_draws_the_same_numbers() -> None:
+    # `fit` compiles, evaluation and export do not: one key, one train
+    x = tf.constant(images(50))
+    for training in (True, False):
+        eager, compiled = PoissonEncoder(T, seed=1), PoissonEncoder(T, seed=1)
+        drawn = tf.function(lambda: compiled(x, training=training), jit_compile=True)()  # noqa: B023
+        np.testing.assert_array_equal(drawn, eager(x, training=training))
+    eager, compiled = WindowDropout(0.3, seed=1), WindowDropout(0.3, seed=1)
+    np.testing.assert_array_equal(tf.function(lambda: compiled.draw_mask((B, 50)), jit_compile=True)(),
+                                  eager.draw_mask((B, 50)))
 
 
 def test_poisson_replicas_draw_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

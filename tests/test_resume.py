@@ -320,3 +320,31 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
                              ({"kernel": ((2, 3), "float32"), "bias": ((3,), "float32")}, "has no bias")]:
         with pytest.raises(UserError, match=sentence):
             checkpoints.check_shapes(wanted, arrays, "the checkpoint")
+
+
+# ---- random moments ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_during_the_export_exports_when_started_again(whole: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfspike import export
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        raise Killed
+
+    config, written = runs.tiny(tmp_path / "run", export=("saved_model",)), []
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(export, "save", killed)
+        run_lines(config)
+    monkeypatch.setattr(export, "save", lambda *args: written.append(args[2]))
+    code, lines = run_lines(config)
+    assert code == 0 and lines[0].startswith("Resuming from step 6 ") and written == [("saved_model",)]
+    runs.assert_same_run(whole, tmp_path / "run")
+    assert run_lines(config)[1][0].startswith("Finished already")
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_no_bit() -> None:
+    import kill_harness
+
+    assert kill_harness.main(kills=20, seed=0) == 20

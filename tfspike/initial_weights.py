@@ -52,10 +52,10 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-            return "by path", {name: np.asarray(v.numpy()) for name, v in checkpoints.named(loaded.variables)}
+            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(loaded.trainable_variables)}
         loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
         variables: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
-        return "by name", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}
+        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise
@@ -65,7 +65,7 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _matched(named: list[tuple[str, Any]], found: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """A SavedModel's variables by name, or, where the names differ, by order and shape of the floating-point ones."""
+    """Variables of a file by name, or, where it has other names, by order: that of the forward pass, as everywhere."""
     floats = [(name.split("/", 1)[1].split(":")[0], value) for name, value in found.items()
               if np.issubdtype(value.dtype, np.floating)]
     by_name = dict(floats)

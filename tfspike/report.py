@@ -188,8 +188,8 @@ _ACTIVITY = ("Spikes are counted, not estimated. Orange is the input, dark blue 
 _TIME = ("The readout can be asked at any step, so all of this comes from one pass. An image is clear when the leading "
          "class's membrane potential is ahead of the second by a margin; every point of the dashed line is a margin.")
 _RASTER = ("Time runs to the right. In each band a row is a neuron and a dark mark a spike (vermilion: a negative "
-           "spike of the input). Below a band is the membrane potential, before firing, of one neuron of middling activity; "
-           "the dashed line is its threshold, a dot a spike.")
+           "spike of the input). Below a band is the membrane potential, before firing, of one neuron of middling "
+           "activity; the dashed line is its threshold, a dot a spike.")
 
 
 def _activity(results: RunResults) -> list[Picture]:

@@ -197,6 +197,18 @@ class Trainer:
         self.log: Any = None
         self.watch: Any = None
 
+    def example(self) -> np.ndarray:
+        """One training image, as the model takes it, for pictures and the graph."""
+        return self.info.normalise(self.data.images[self.train_index[:1]])
+
+    def describe(self, log: RunLog) -> None:
+        """What TensorBoard shows of the run apart from its numbers."""
+        log.text("config", "\n".join(["| setting | value |", "|---|---|", *(
+            f"| {name} | {value} |" for name, value in dataclasses.asdict(self.config).items())]))
+        log.text("command", f"`{workdir.continuing_command(self.config)}`")
+        log.hyperparameters(dataclasses.asdict(self.config))
+        log.graph(self.model, self.example())
+
     # ---- first weights and checkpoints -------------------------------------------------------------------------
 
     @property
@@ -370,6 +382,7 @@ class Trainer:
         self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()}},
                          event="epoch", epoch=epoch)
         self.log.histograms(self.step, self.model)
+        self.log.images(self.step, self.model, self.example())
         self.epoch_sums = Sums()
         self.save(best)
         self._shown = time.monotonic(), self.step  # validation does not count as training time
@@ -444,6 +457,7 @@ def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) ->
                                 optimizer=config.optimizer))
         log = RunLog(str(config.workdir), config.tensorboard, trainer.step, where.is_chief)
         try:
+            trainer.describe(log)
             trainer.train(log, stop)
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError,
                 tf.errors.InternalError, tf.errors.CancelledError) as error:

@@ -210,11 +210,11 @@ def versions() -> dict[str, str]:
     import importlib.metadata
 
     found = {"tfspike": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("tensorflow", "keras", "numpy", "tensorflow-datasets"):
+    for name in ("tensorflow", "tensorflow-cpu", "keras", "numpy", "tensorflow-datasets"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
+            continue  # TensorFlow is published under several names; what is not there computes nothing
     return found
 
 

@@ -1,0 +1,280 @@
+"""The training loop, what it writes, and what it refuses; evaluation of what it wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import runs
+from tfspike import checkpoints, config, datasets, distribution, evaluation, training, workdir
+from tfspike.config import RunOptions
+from tfspike.errors import UserError
+from tfspike.flags import EvalOptions
+from tfspike.training import Sums
+
+quiet = {"say": lambda line: None}
+
+
+def make(folder: Any = "unused", **settings: Any) -> training.Trainer:
+    return training.Trainer(runs.tiny(folder, **settings), distribution.make_strategy("one"), distribution.Place(),
+                            lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is long enough to learn something, and its lines in `lines.txt`."""
+    folder, lines = tmp_path_factory.mktemp("runs") / "run", []
+    settings = runs.tiny(folder, timesteps=10, hidden=50, batch_size=16, epochs=3, steps_per_epoch=40,
+                         learning_rate=0.2, lr_milestones=(2,), val_fraction=0.02, checkpoint_every=0)
+    assert training.run(settings, say=lines.append) == 0
+    (folder / "lines.txt").write_text("\n".join(lines))
+    return folder
+
+
+# ---- what a run does and writes ----------------------------------------------------------------------------------
+
+
+def test_a_run_learns_real_digits(run: Path) -> None:
+    epochs = [event for event in runs.metrics(run) if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    assert epochs[-1]["epoch/train_loss"] < 0.8 * epochs[0]["epoch/train_loss"]
+    assert epochs[-1]["epoch/val_accuracy"] > 0.4  # ten classes of equal size
+    rates = {name: value for name, value in epochs[-1].items() if name.startswith("epoch_rate/")}
+    assert len(rates) == 5 and all(0.001 < rate < 1 for rate in rates.values())
+
+
+def test_the_reader_sees_layers_progress_rates_and_validation(run: Path) -> None:
+    text = (run / "lines.txt").read_text()
+    assert text.startswith("New run in ")
+    for part in ("conv2_1_lif", "parameters", "epoch 1/3  step 2/40  loss ", "images/s", "left",
+                 "spikes per step: conv1_1_lif 0.", "validation loss", "(best)", "python eval.py --workdir="):
+        assert part in text, part
+
+
+def test_metrics_have_every_step_once_and_no_gap(run: Path) -> None:
+    events = runs.metrics(run)
+    assert [event["step"] for event in events if event["event"] == "train"] == list(range(2, 121, 2))
+    assert all({"train/loss", "train/accuracy", "learning_rate", "rate/pool2", "grad_norm/output"} <= event.keys()
+               for event in events if event["event"] == "train")
+    assert [event["learning_rate"] for event in events if event["step"] in (80, 82) and event["event"] == "train"] \
+        == pytest.approx([0.2, 0.04])
+
+
+def test_config_json_remembers_what_made_the_run(run: Path) -> None:
+    record = json.loads((run / "config.json").read_text())
+    assert config.read_run(str(run)) == config.from_json((run / "config.json").read_text())
+    about = record["about"]
+    assert {"tensorflow", "keras", "numpy", "python", "tfspike"} <= about["versions"].keys()
+    assert about["commands"] and about["data"]["split"]["num_val"] == 120
+    assert {"val_crc32", "rule"} <= about["data"]["split"].keys()
+    info = datasets.DatasetInfo.from_dict(about["data"]["info"])
+    assert info.class_names == tuple("0123456789") and info.scale == (1 / 510,)
+
+
+def test_validation_records_are_not_trained_on(run: Path) -> None:
+    trainer = make(hidden=50, timesteps=10, batch_size=16, val_fraction=0.02)
+    assert not set(trainer.train_index) & set(trainer.val_index) and len(trainer.val_index) == 120
+    seen = np.concatenate([trainer.stream.records(step) for step in range(2 * trainer.stream.steps_per_epoch)])
+    assert not set(seen) & set(trainer.val_index)
+
+
+def test_last_and_best_are_what_the_metrics_say(run: Path) -> None:
+    accuracy = {event["step"]: event["epoch/val_accuracy"] for event in runs.metrics(run) if event["event"] == "epoch"}
+    best = max(accuracy, key=accuracy.__getitem__)
+    assert checkpoints.target_of(str(run / "checkpoints"), "best") == best
+    assert checkpoints.target_of(str(run / "checkpoints"), "last") == 120
+
+
+# ---- the step ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm: float) -> None:
+    trainer = make(encoder="direct", clip_norm=clip_norm, weight_decay=0.01, learning_rate=0.5)
+    images, labels = trainer.stream.batch(0)
+    variables = trainer.model.trainable_variables
+    before = [v.value.numpy() for v in variables]
+    with tf.GradientTape() as tape:
+        output, activity = trainer.model.observe(images, training=True)
+        loss = tf.reduce_sum((output - np.eye(10, dtype="f")[labels])**2) / len(labels)
+    assert all(float(tf.reduce_sum(count)) > 0 for count in activity.values())
+    grads = [g.numpy().astype("d") for g in tape.gradient(loss, [v.value for v in variables])]
+    norm = math.sqrt(sum((g**2).sum() for g in grads))
+    assert norm > 0.05, "clipping must have something to do"
+    scale = min(1.0, clip_norm / norm) if clip_norm else 1.0
+    numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
+    for variable, old, grad in zip(variables, before, grads):
+        wanted = old - 0.5 * (scale * grad + 0.01 * old)
+        np.testing.assert_allclose(variable.value.numpy(), wanted, rtol=1e-5, atol=1e-6)
+    assert numbers["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert numbers["correct"] == (output.numpy().argmax(1) == labels).sum()
+
+
+def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:
+    assert training.make_optimizer(runs.tiny("unused", optimizer="adamw", weight_decay=0.1)).weight_decay == 0.1
+    assert training.make_optimizer(runs.tiny("unused", optimizer="adam", weight_decay=0.1)).weight_decay is None
+    assert training.make_optimizer(runs.tiny("unused", optimizer="sgd")).momentum == 0.0
+
+
+def test_milestones_multiply_the_learning_rate_after_finished_epochs() -> None:
+    settings = runs.tiny("unused", learning_rate=1.0, lr_milestones=(2, 5), lr_factor=0.1)
+    assert [training.learning_rate(settings, done) for done in (0, 1, 2, 4, 5)] == pytest.approx([1, 1, .1, .1, .01])
+
+
+def test_running_sums_go_through_json_bit_for_bit() -> None:
+    sums = Sums()
+    for value in (0.1, 0.2, 1e-17):
+        sums.add({"loss": value})
+    assert Sums(**json.loads(json.dumps(dataclasses.asdict(sums)))) == sums
+    assert sums.means()["loss"] == (0.1 + 0.2 + 1e-17) / 3
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_loss_and_classes_of_answers_worked_by_hand() -> None:
+    outputs = np.array([[.9, .1, 0], [.2, .7, 0], [.6, .4, 0], [0, 1, 0]], np.float32)
+    result = evaluation.Result(outputs, np.array([0, 1, 1, 1]), {})
+    assert result.accuracy == 0.75
+    assert result.loss == pytest.approx(((.01 + .01) + (.04 + .09) + (.36 + .36) + 0) / 4, rel=1e-6)
+    np.testing.assert_allclose(result.per_class, [1.0, 2 / 3, np.nan])
+
+
+def test_an_evaluation_repeats_and_another_draw_differs() -> None:
+    evaluator = make(timesteps=6, val_fraction=45 / 6000).evaluator
+    assert evaluator is not None
+    first, again, other = evaluator.run(0), evaluator.run(0), evaluator.run(1)
+    assert len(first.outputs) == len(first.labels) == 45 and 45 % evaluator.stream.batch_size
+    assert min(first.rates.values()) > 0
+    np.testing.assert_array_equal(first.outputs, again.outputs)
+    assert first.rates == again.rates and (first.outputs != other.outputs).any()
+
+
+def test_a_remainder_changes_no_answer() -> None:
+    trainer = make(encoder="direct", timesteps=6, val_fraction=45 / 6000)
+    answers = [evaluation.Evaluator(trainer.model, trainer.data.images, trainer.data.labels, trainer.info, part,
+                                    trainer.val_index).run() for part in (45, 7)]
+    np.testing.assert_allclose(answers[0].outputs, answers[1].outputs, atol=1e-6)
+    assert answers[0].rates == pytest.approx(answers[1].rates, rel=1e-5)
+    assert np.abs(answers[0].outputs).max() > 0.01
+
+
+def test_a_workdir_is_all_that_evaluation_needs(run: Path) -> None:
+    lines: list[str] = []
+    record = evaluation.evaluate_run(EvalOptions(workdir=str(run), seeds=2), lines.append)
+    assert record["records"] == 1000 and record["seeds"] == 2 and record["timesteps"] == 10
+    assert record["test_accuracy"] == pytest.approx(np.mean(record["test_accuracies"])) and record["test_accuracy"] > 0.4
+    assert record["test_accuracy_std"] == pytest.approx(np.std(record["test_accuracies"], ddof=1))
+    assert np.mean(list(record["per_class"].values())) == pytest.approx(record["test_accuracy"])  # classes of equal size
+    assert set(record["rates"]) == {"conv1_1_lif", "pool1", "conv2_1_lif", "pool2", "hidden_lif"}
+    assert json.loads(evaluation.json_line(record)) == record
+    assert "test accuracy" in evaluation.describe(record)
+
+
+def test_a_run_is_loaded_with_the_weights_of_its_checkpoint(run: Path) -> None:
+    model, settings, info, checkpoint = workdir.load_run(str(run), "last", timesteps=5)
+    arrays = checkpoint.arrays("model")
+    assert checkpoint.step == 120 and model.timesteps == 5 and settings.timesteps == 10 and info.num_classes == 10
+    assert all(np.array_equal(arrays[v.path], v.value.numpy()) for v in model.trainable_variables)
+
+
+@pytest.mark.parametrize(("damage", "sentence"), [
+    (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+    (lambda folder: (folder / "checkpoints" / "best").unlink(), None),
+    (lambda folder: [path.write_bytes(b"") for path in folder.glob("checkpoints/*/model.npz")], "damaged"),
+])
+def test_a_damaged_workdir_is_explained(run: Path, tmp_path: Path, damage: Any, sentence: str | None) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, symlinks=True)
+    damage(copy)
+    if sentence is None:
+        assert workdir.load_run(str(copy), **quiet)[3].step == 120  # the newest stands in
+        return
+    with pytest.raises(UserError, match=sentence):
+        workdir.load_run(str(copy), **quiet)
+
+
+# ---- weights from elsewhere --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["workdir", "checkpoint", "keras", "saved_model"])
+def test_a_new_run_can_begin_with_weights_from(kind: str, run: Path, tmp_path: Path) -> None:
+    model, settings, info, checkpoint = workdir.load_run(str(run), "best", **quiet)
+    path = {"workdir": run, "checkpoint": checkpoint.path, "keras": tmp_path / "model.keras",
+            "saved_model": tmp_path / "saved_model"}[kind]
+    if kind == "keras":
+        model.save(path)
+    elif kind == "saved_model":
+        from tfspike.export import saved_model
+
+        saved_model.write(model, info, str(path))
+    trainer = make(tmp_path / "run", hidden=50, timesteps=4, seed=5)
+    assert any((a.value.numpy() != b.value.numpy()).any()
+               for a, b in zip(trainer.model.trainable_variables, model.trainable_variables))
+    trainer.initialise(str(path))
+    for mine, theirs in zip(trainer.model.trainable_variables, model.trainable_variables):
+        np.testing.assert_array_equal(mine.value.numpy(), theirs.value.numpy())
+    assert all(int(v.value.numpy()) == 0 for v in trainer.model.non_trainable_variables), "a new run starts at step 0"
+
+
+def test_weights_of_another_network_are_refused(run: Path) -> None:
+    with pytest.raises(UserError, match="another network"):
+        make(hidden=40).initialise(str(run))
+
+
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.keras").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="cannot be read as a .keras file"):
+        make().initialise(str(tmp_path / "x.keras"))
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_not_finite_stop_the_run_with_code_4_and_a_good_checkpoint(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = runs.tiny(tmp_path, learning_rate=1e38, checkpoint_every=1)
+    assert training.run(settings, **quiet) == 4
+    assert "last good checkpoint" in capsys.readouterr().err
+    arrays = checkpoints.read(str(tmp_path / "checkpoints" / "last")).arrays("model")
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"batch_size": 7000}, "larger than the 5976 training records"),
+    ({"dataset": "cifar10", "data_dir": "missing"}, "does not exist"),
+    ({"model": "vgg16"}, "images of at least"),
+])
+def test_settings_that_the_data_forbid_are_refused(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        training.run(runs.tiny(tmp_path / "run", **settings), **quiet)
+
+
+def test_a_dry_run_tries_every_stage_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    lines: list[str] = []
+    before = set(Path("/tmp").glob("tfspike-dry-run-*"))
+    settings = runs.tiny(tmp_path / "run", batch_size=512, init="rate")
+    assert training.run(settings, RunOptions(dry_run=True), lines.append) == 0
+    text = "\n".join(lines)
+    for part in ("New run in", "step 2: loss", "spikes/step", "at batch 512", "evaluation of 8 records", "checkpoint: "):
+        assert part in text, part
+    assert not (tmp_path / "run").exists() and set(Path("/tmp").glob("tfspike-dry-run-*")) == before
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for settings, sentence in [({"workdir": str(tmp_path / "file" / "run")}, "Cannot write into the workdir"),
+                               ({"batch_size": 7000}, "larger than the")]:
+        with pytest.raises(UserError, match=sentence):
+            training.run(runs.tiny(settings.pop("workdir", tmp_path / "run"), **settings),
+                         RunOptions(dry_run=True), **quiet)
