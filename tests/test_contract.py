@@ -79,7 +79,9 @@ def test_configs_make_the_round_trip(name: str, dtype: str | None) -> None:
     keras.config.set_dtype_policy("float32")
     again = type(layer).from_config(config)
     assert again.get_config() == config
-    assert again.dtype_policy.name == layer.dtype_policy.name == (dtype or "float32")
+    # Cells hold nothing but a membrane, which is float32 whatever the policy.
+    wanted = "float32" if name.endswith("Cell") else dtype or "float32"
+    assert again.dtype_policy.name == layer.dtype_policy.name == wanted
     other = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(other) is type(layer) and other.get_config() == config
     # no argument of the constructor may be lost, and none of the list may be a default

@@ -68,7 +68,7 @@ class PoissonEncoder(Encoder):
         sign = tf.cast(tf.sign(inputs), self.compute_dtype)
 
         def step(t: int) -> tf.Tensor:
-            uniform = tf.random.stateless_uniform(tf.shape(inputs), noise.fold(key, start + t), alg=noise.ALGORITHM)
+            uniform = noise.uniform(tf.shape(inputs), noise.fold(key, start + t))
             return tf.cast(uniform < tf.cast(probability, tf.float32), self.compute_dtype) * sign
 
         return tf.stack([step(t) for t in range(steps)])

@@ -77,15 +77,18 @@ class Engine:
         if not training:
             return self._forward(inputs, key, masks, keep_bits=False)
         final: list[Any] = []
+        weights, frozen = self._split(weights)
+        constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]
+        fixed = list(zip(frozen, constants))
 
         @tf.custom_gradient
         def window(*values: tf.Tensor):
-            with _substituted(weights, values):
+            with _substituted(weights, values, fixed):
                 record = self._forward(inputs, key, masks, keep_bits=self.gradient == "event")
 
             def grad(upstream: tf.Tensor, *_: Any) -> list[tf.Tensor]:
                 backward = self._backward_event if self.gradient == "event" else self._backward_rate
-                return backward(record, inputs, key, masks, weights, values, upstream)
+                return backward(record, inputs, key, masks, weights, values, fixed, upstream)
 
             flat = [part for state in record.states for part in state]
             return (record.output, record.input_rate, *flat), grad
@@ -148,7 +151,8 @@ class Engine:
     # ---- backward ----------------------------------------------------------------------------------------------
 
     def _backward_rate(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
-                       weights: Sequence[Any], values: Sequence[tf.Tensor], upstream: tf.Tensor) -> list[tf.Tensor]:
+                       weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
+                       upstream: tf.Tensor) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
         rates = {id(call): state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
         slopes = self._slopes(record)
@@ -157,10 +161,12 @@ class Engine:
             rate = tf.cast(rates[id(call)][tf.newaxis], currents.dtype)
             return kernels.replay_rate(currents, rate, slopes[id(call)])
 
-        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, weights, values, upstream[tf.newaxis])
+        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, weights, values, fixed,
+                              upstream[tf.newaxis])
 
     def _backward_event(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
-                        weights: Sequence[Any], values: Sequence[tf.Tensor], upstream: tf.Tensor) -> list[tf.Tensor]:
+                        weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
+                       upstream: tf.Tensor) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
         chunk, rest = self.chunks(inputs.shape[0])
         count = self.timesteps // chunk
@@ -179,7 +185,7 @@ class Engine:
                                             lambda delta: first.__setitem__(id(call), delta), self.kernel)
 
             delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
-            grads = self._gradient(train, masks, neurons, weights, values, delta)
+            grads = self._gradient(train, masks, neurons, weights, values, fixed, delta)
             carries = [first[id(call)] for call in spiking]
             return i - 1, carries, [total + tf.cast(grad, tf.float32) for total, grad in zip(sums, grads)]
 
@@ -191,7 +197,7 @@ class Engine:
         return loop[2]
 
     def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, weights: Sequence[Any],
-                  values: Sequence[tf.Tensor], delta: tf.Tensor) -> list[tf.Tensor]:
+                  values: Sequence[tf.Tensor], fixed: Sequence[Any], delta: tf.Tensor) -> list[tf.Tensor]:
         """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, on recorded activity."""
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -204,7 +210,7 @@ class Engine:
         train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            with _substituted(weights, values):
+            with _substituted(weights, values, fixed):
                 run = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
             current = run[id(self.plan.readout.args[0])]
         return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
@@ -215,6 +221,12 @@ class Engine:
     def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
         return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron)
                 for call, state in zip(self.plan.spiking, record.states)}
+
+    def _split(self, weights: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """`(variables of the window that are trained, the others)`: a custom gradient must read no variable itself."""
+        wanted = {id(weight) for weight in weights}
+        held = list({id(variable): variable for call in self.plan.window for variable in call.layer.variables}.values())
+        return [v for v in held if id(v) in wanted], [v for v in held if id(v) not in wanted]
 
     def _compute_dtypes(self, weights: Sequence[Any]) -> list[str]:
         """Weights are cast to their layer's compute dtype once, not once per chunk."""
@@ -248,6 +260,6 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _substituted(weights: Sequence[Any], values: Sequence[tf.Tensor]) -> Any:
-    """Within it layers read `values` where they would read the variables `weights`."""
-    return keras.StatelessScope(state_mapping=list(zip(weights, values)))
+def _substituted(weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any]) -> Any:
+    """Within it layers read `values` where they would read the variables `weights`; `fixed` are pairs of the frozen."""
+    return keras.StatelessScope(state_mapping=[*zip(weights, values), *fixed])

@@ -18,6 +18,8 @@ import tensorflow as tf
 from tfspike import gradients
 from tfspike.gradients import Neuron, NeuronState
 
+KERNELS = ("auto", "plain", "xla")
+
 # Elements of the largest layer in one chunk. Measured on 2 cores with 32 MB of last-level cache: benchmarks/README.md.
 CHUNK_ELEMENTS = 4_000_000
 # Steps in one chunk: the bits of one byte.

@@ -283,7 +283,7 @@ class WindowDropout(noise.NoisyLayer):
 
     def draw_mask(self, shape: tf.Tensor | tuple[int, ...]) -> tf.Tensor:
         """A fresh mask for this training call, `[B, ...]` float32: 0 or 1 / (1 - rate). Advances the step counter."""
-        kept = tf.random.stateless_uniform(shape, self.training_key(), alg=noise.ALGORITHM) >= self.rate
+        kept = noise.uniform(shape, self.training_key()) >= self.rate
         return tf.cast(kept, tf.float32) / (1.0 - self.rate)
 
     def call(self, spikes: tf.Tensor, training: bool | None = None, window_mask: tf.Tensor | None = None) -> tf.Tensor:

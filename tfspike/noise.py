@@ -25,6 +25,16 @@ def fold(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
     return key
 
 
+def uniform(shape: tf.Tensor | tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
+    """Uniform numbers in [0, 1), float32: 24 random bits each.
+
+    From integers, because XLA turns the same bits into other floats than TensorFlow's kernels do.
+    """
+    bits = tf.random.stateless_uniform(shape, key, minval=None, maxval=None, dtype=tf.uint32, alg=ALGORITHM)
+    bits = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.int32)  # int32 casts are vectorised
+    return tf.cast(bits, tf.float32) * 2.0**-24
+
+
 def replica_id() -> int | tf.Tensor:
     """Number of this replica among all that train together; 0 outside of a strategy."""
     context = tf.distribute.get_replica_context()

@@ -20,6 +20,25 @@ _STEPWISE = (OverTime, keras.layers.Add, keras.layers.Subtract, keras.layers.Ave
              keras.layers.Identity, keras.layers.Activation)
 
 
+_LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+           keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
+           keras.layers.AveragePooling2D, keras.layers.AveragePooling3D, keras.layers.GlobalAveragePooling2D,
+           keras.layers.ZeroPadding2D, keras.layers.Cropping2D, keras.layers.UpSampling2D, keras.layers.Flatten,
+           keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity)
+
+
+def _is_linear(layer: keras.layers.Layer) -> bool:
+    """Whether a synapse, an `OverTime` or a merge, gives the mean of its outputs for the mean of its inputs."""
+    if isinstance(layer, keras.layers.Activation):
+        return False
+    if not isinstance(layer, OverTime):
+        return True
+    inner = layer.layer
+    if isinstance(inner, keras.layers.MaxPooling2D) and set(inner.pool_size) == {1}:
+        return True  # picks pixels
+    return isinstance(inner, _LINEAR) and getattr(inner, "activation", None) in (None, keras.activations.linear)
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """One call of a layer; tensors are symbolic and stand for values by identity."""
@@ -56,6 +75,11 @@ class Plan:
     def spiking(self) -> list[Call]:
         """Calls of spiking layers, in the order of the forward pass."""
         return [call for call in self.window if isinstance(call.layer, SpikingLayer)]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether all synapses are linear: then mean currents follow from mean rates."""
+        return all(_is_linear(call.layer) for call in self.window)
 
     @property
     def dropouts(self) -> list[Call]:

@@ -424,6 +424,9 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
     except Stopped as stopped:
         say(f"Stopped by {stopped}, and saved. To continue:\n  {workdir.continuing_command(config)}")
         return stopped.exit_code
+    except KeyboardInterrupt:  # twice, or while nothing could be saved: before the first step or during the export
+        say(f"Stopped by Ctrl-C. To continue from the last checkpoint:\n  {workdir.continuing_command(config)}")
+        return 130
     except WorkerLost:
         print("Error: another worker is gone, so no step can be completed. The last checkpoint is kept: start "
               "the same command on every host again to continue from it.", file=sys.stderr)

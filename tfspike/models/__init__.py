@@ -51,16 +51,17 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     Raises:
       UserError: an argument is out of range, or the images are too small for the network.
     """
-    if name not in VARIANTS:
+    if not isinstance(name, str) or name not in VARIANTS:
         raise UserError(f"`name` must be one of {', '.join(VARIANTS)}. Received: name={name!r}.")
     variant = VARIANTS[name]
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
     if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
         raise UserError("`input_shape` must be (height, width, channels), three positive integers. "
                         f"Received: input_shape={input_shape!r}.")
     if min(shape[:2]) < variant.min_size:
         raise UserError(f"{name} needs images of at least {variant.min_size}x{variant.min_size} pixels: smaller ones "
                         f"leave an empty feature map. Received: input_shape={shape}.")
+    _check_dtype(dtype)
     check_count("num_classes", num_classes)
     check_count("timesteps", timesteps)
     check_choice("encoder", encoder, encoders.NAMES)
@@ -102,3 +103,11 @@ def _check_kappa(kappa: Any) -> float:
     if isinstance(kappa, bool) or not isinstance(kappa, (int, float)) or not 0.0 < kappa < math.inf:
         raise UserError(f"`kappa` must be a finite number above 0. Received: kappa={kappa!r}.")
     return float(kappa)
+
+
+def _check_dtype(dtype: Any) -> None:
+    try:
+        keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError):
+        raise UserError("`dtype` must be a Keras dtype policy such as 'float32' or 'mixed_bfloat16', or None for the "
+                        f"global one. Received: dtype={dtype!r}.") from None

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspike import kernels
 from tfspike import plan as plans
+from tfspike.checks import check_choice, check_count
 from tfspike.engine import Engine
 from tfspike.errors import UserError
 
@@ -40,7 +42,9 @@ class SpikingModel(keras.Model):
 
     def configure_engine(self, chunk: int | None = None, kernel: str = "auto") -> None:
         """Sets steps per chunk (None: by size) and the kernel ("auto", "plain", "xla"); not the values."""
-        self._chunk, self._kernel = chunk, kernel
+        if chunk is not None:
+            check_count("chunk", chunk)
+        self._chunk, self._kernel = chunk, check_choice("kernel", kernel, kernels.KERNELS)
         self._lazy().pop("engine", None)
 
     @property
@@ -63,6 +67,8 @@ class SpikingModel(keras.Model):
           mask: not used.
           seed: keys the encoder's noise in inference; 0 unless given, so that `predict` repeats.
         """
+        if self.plan is None:
+            return super().call(inputs, training=training, mask=mask)
         if self.engine is None:
             return self.call_layers(inputs, training=training, seed=seed)
         return self.observe(inputs, training=training, seed=seed)[0]
@@ -104,12 +110,15 @@ class SpikingModel(keras.Model):
 
     def _make_engine(self) -> Engine | None:
         plan = self.plan
-        if plan is None:
-            return None
+        if plan is None or any(call.layer.trainable_variables for call in plan.before):
+            return None  # the engine passes no gradient to its input
         rules = {call.layer.gradient for call in plan.spiking}
         if len(rules) > 1:
             return None
-        return Engine(plan, rules.pop(), self._chunk, self._kernel)
+        rule = rules.pop()
+        if rule == "rate" and not plan.is_linear:
+            return None  # one pass through means is exact for linear synapses alone
+        return Engine(plan, rule, self._chunk, self._kernel)
 
     def _required_plan(self) -> plans.Plan:
         if self.plan is None:
@@ -120,7 +129,8 @@ class SpikingModel(keras.Model):
     def _required_engine(self) -> Engine:
         if self.engine is None:
             self._required_plan()
-            raise UserError("All spiking layers of one model must have the same `gradient`, \"event\" or \"rate\".")
+            raise UserError("Spike counts come from the engine, which needs the same `gradient` in all spiking layers, "
+                            "no trainable layer in front of the encoder and, for \"rate\", linear synapses.")
         return self.engine
 
     def _lazy(self) -> dict[str, Any]:
