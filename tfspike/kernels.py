@@ -5,7 +5,8 @@ steps of a chunk, with spikes packed one bit per neuron and step.
 
 Kernels: "plain" runs as ordinary TensorFlow operations; "xla" compiles each chunk to one pass over memory. "auto" is
 "plain" for now: "xla" is faster (VGG9, T = 100, batch 16, "rate", bfloat16, 2 cores of an AMD EPYC: .88 s against
-1.10 s per step) but compiles for seconds per shape, and a compiled kernel would tie an exported file to one kind of machine.
+1.10 s per step) but compiles for seconds per shape, and a compiled kernel would tie an exported file to one kind of
+machine.
 """
 
 from __future__ import annotations
