@@ -134,19 +134,14 @@ class Engine:
         after: list[NeuronState] = []
         bits: list[tf.Tensor] = []
 
-        def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if isinstance(call.layer, SpikingLayer):
-                currents = tf.cast(args[0], call.layer.compute_dtype)
-                spikes, state, packed = kernels.fire(currents, next(pending), call.layer.neuron, keep_bits, self.kernel)
-                after.append(state)
-                bits.append(packed)
-                return spikes
-            if isinstance(call.layer, WindowDropout):
-                return args[0] * tf.cast(masks[id(call)], args[0].dtype) if id(call) in masks else args[0]
-            return plans.plain(call, args, kwargs)
+        def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+            spikes, state, packed = kernels.fire(currents, next(pending), call.layer.neuron, keep_bits, self.kernel)
+            after.append(state)
+            bits.append(packed)
+            return spikes
 
-        values = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
-        return after, values[id(self.plan.readout.args[0])], bits if keep_bits else []
+        current = self._walk(train, masks, neurons)
+        return after, current, bits if keep_bits else []
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
@@ -199,24 +194,28 @@ class Engine:
     def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, weights: Sequence[Any],
                   values: Sequence[tf.Tensor], fixed: Sequence[Any], delta: tf.Tensor) -> list[tf.Tensor]:
         """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, on recorded activity."""
+        train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            with _substituted(weights, values, fixed):
+                current = self._walk(train, masks, neurons)
+        return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
+                             unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    # ---- helpers -----------------------------------------------------------------------------------------------
+
+    def _walk(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any) -> tf.Tensor:
+        """A stretch of the encoded input through all layers to the readout's current; neurons do as `neurons` says."""
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if isinstance(call.layer, SpikingLayer):
                 return neurons(call, tf.cast(args[0], call.layer.compute_dtype))
             if isinstance(call.layer, WindowDropout):
-                return args[0] * tf.cast(masks[id(call)], args[0].dtype) if id(call) in masks else args[0]
+                return call.layer(args[0], window_mask=masks.get(id(call)))
             return plans.plain(call, args, kwargs)
 
-        train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            with _substituted(weights, values, fixed):
-                run = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
-            current = run[id(self.plan.readout.args[0])]
-        return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
-                             unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-    # ---- helpers -----------------------------------------------------------------------------------------------
+        values = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
+        return values[id(self.plan.readout.args[0])]
 
     def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
         return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron)

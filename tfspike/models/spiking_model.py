@@ -78,8 +78,7 @@ class SpikingModel(keras.Model):
         """The output and the spike count of every neuron, from one pass.
 
         Returns:
-          `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass, the
-          encoder first (there, the mean absolute value is not kept: the count is the signed sum).
+          `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass.
         """
         engine = self._required_engine()
         plan = engine.plan
