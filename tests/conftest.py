@@ -11,8 +11,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
 @pytest.fixture(autouse=True)
-def _global_policy_is_left_as_it_was() -> Iterator[None]:
-    """A test that changes Keras' global dtype policy cannot change the next one."""
+def _defaults_of_tests() -> Iterator[None]:
+    """Kernels that need no compiler; and a test that changes Keras' global dtype policy cannot change the next one."""
+    if "tensorflow" in sys.modules:
+        # compiling costs a second for every new shape; the tests of the engine name each kernel, runs of train.py use it
+        from tfspike import kernels
+
+        kernels.ON_CPU = "plain"
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")

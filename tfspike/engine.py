@@ -58,7 +58,7 @@ class Engine:
         self.gradient = gradient
         self.timesteps: int = plan.encoder.layer.timesteps
         self.chunk = chunk
-        self.kernel = kernel
+        self.kernel = kernels.choose(kernel)
 
     # ---- public ------------------------------------------------------------------------------------------------
 
