@@ -93,6 +93,10 @@ def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
 
     Returns:
       `[B, ...]` float32, 0 where the neuron never fired.
+
+    >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
+    >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))    # (1 - .69 * .75) / 2
+    [0.   0.24]
     """
     fired = tf.cast(count > 0.0, tf.float32)
     return neuron.gain * (fired + math.log(neuron.leak) * trace / tf.maximum(count, 1.0))

@@ -1,0 +1,70 @@
+"""The documentation is built without a warning, and its examples give what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for path in sorted((ROOT / "tfspike").rglob("*.py")) if ">>>" in path.read_text(encoding="utf-8")}
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.parametrize("name", EXAMPLES.values())
+def test_the_examples_in_docstrings_are_true(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed
+
+
+def test_the_network_of_the_readme_can_be_built() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    own = next(block for block in blocks if "PoissonEncoder(" in block)
+    names: dict[str, object] = {}
+    exec(own, names)
+    assert names["model"].output_shape == (None, 10)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built documentation; in a process of its own, because building changes the package."""
+    for tool in ("pdoc", "latex2mathml"):
+        if importlib.util.find_spec(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    out = tmp_path_factory.mktemp("api")
+    done = subprocess.run([sys.executable, "-W", "ignore", "docs/build.py", "--out", str(out)], cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Warn" not in done.stderr
+    return out
+
+
+def test_every_module_has_a_page(pages: Path) -> None:
+    assert {"index.html", "mathematics.html", "exports.html", "tfspike.html"} <= {path.name for path in pages.iterdir()}
+    for module in ("layers", "gradients", "models/spiking_model", "export/nir_import"):
+        assert (pages / "tfspike" / f"{module}.html").exists(), module
+    assert 'id="PoissonEncoder"' in (pages / "tfspike.html").read_text(encoding="utf-8")  # a name that is loaded lazily
+
+
+def test_equations_need_no_network(pages: Path) -> None:
+    page = (pages / "mathematics.html").read_text(encoding="utf-8")
+    assert page.count("<math") > 40 and "$" not in page and "FORMULA" not in page
+    assert not re.search(r'(?:src|<link[^>]*href)="http', page)
+
+
+def test_pages_link_to_pages_that_are_there(pages: Path) -> None:
+    for page in pages.glob("*.html"):
+        for target in re.findall(r'href="([\w./-]+\.html)', page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
