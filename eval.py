@@ -24,13 +24,17 @@ def main() -> int:
         say(evaluation.describe(record))
         if options.report or options.compare:
             from tfspike import report  # draws pictures: only where they are asked for
+            from tfspike.energy import EnergyModel
 
+            energy = EnergyModel(options.energy_mac, options.energy_ac, options.energy_update, options.energy_memory)
+            folder = os.path.join(options.workdir, report.FOLDER)
             if options.report:
-                say(f"Report: {report.write(options.workdir, options, say=say)}")
+                results = report.collect(options.workdir, options, energy, say)
+                say(f"Report: {report.write_report(results, folder)}")
+                record["energy"] = results.result.energy_record(energy)
             if options.compare:
-                folder = os.path.join(options.workdir, report.FOLDER)
                 runs = [options.workdir, *options.compare]
-                say(f"Comparison: {report.compare(runs, folder, options, say=say)}")
+                say(f"Comparison: {report.compare(runs, folder, options, energy, say)}")
         print(evaluation.json_line(record))
         return 0
     return 2

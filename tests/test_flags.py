@@ -140,12 +140,15 @@ def test_eval_flags_of_every_kind_reach_the_options():
     options = flags.parse_eval(["--workdir=a", "--seeds=5", "--checkpoint=last", "--timesteps=9", "--report", "--json",
                                 "--compare=b,c", "--predict=x.png,y.png", "--batch_size=none", "--data_dir=d"])
     assert options == flags.EvalOptions("a", "last", "d", 5, None, 9, True, ("b", "c"), ("x.png", "y.png"), True)
+    energy = flags.parse_eval(["--workdir=a", "--energy_mac=3.7", "--energy_ac=.1", "--energy_memory=5"])
+    assert (energy.energy_mac, energy.energy_ac, energy.energy_update, energy.energy_memory) == (3.7, 0.1, 0.0, 5.0)
     assert flags.parse_eval(["--compare=a,b,c"]) == flags.EvalOptions(workdir="a", compare=("b", "c"))
 
 
 @pytest.mark.parametrize("argument, name", [
     ("--seeds=0", "seeds"), ("--checkpoint=bst", "checkpoint"), ("--timesteps=0", "timesteps"),
-    ("--batch_size=-1", "batch_size"),
+    ("--batch_size=-1", "batch_size"), ("--energy_mac=0", "energy_mac"), ("--energy_ac=-1", "energy_ac"),
+    ("--energy_ac=nan", "energy_ac"), ("--energy_memory=-1", "energy_memory"), ("--energy_update=inf", "energy_update"),
     ("--workdir=", "workdir")])
 def test_illegal_eval_options_are_refused(argument, name):
     assert f"--{name} " in refused("--workdir=a", argument, parse=flags.parse_eval)

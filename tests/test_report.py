@@ -96,8 +96,19 @@ def test_text_of_a_run_is_escaped(page):
 def test_other_energy_constants_change_the_page(results, tmp_path):
     text = read(report.write_report(dataclasses.replace(results, energy=EnergyModel(mac_pj=3.2, ac_pj=0.1), traces=()),
                                     str(tmp_path)))
-    assert "3.2 pJ per multiply-accumulate and 0.1 pJ per accumulate" in text
+    assert "3.2 pJ per multiply-accumulate, 0.1 pJ per accumulate. " in text
     assert plots.joules(0.1 * results.result.operations.acs * 1e-12) in text
+    with open(tmp_path / report.RECORD, encoding="utf-8") as file:
+        energy = json.load(file)["energy"]
+    assert energy["constants"] == {"mac_pj": 3.2, "ac_pj": 0.1, "update_pj": 0.0, "memory_pj": 0.0}
+    assert energy["snn_pj_per_image"] == pytest.approx(0.1 * results.result.operations.acs)
+
+
+def test_the_memory_term_is_named_where_it_counts(results, tmp_path):
+    energy = EnergyModel(memory_pj=5.0)
+    text = read(report.write_report(dataclasses.replace(results, energy=energy, traces=()), str(tmp_path)))
+    assert "5 pJ per access to a 32-bit word" in text and "45 nm CMOS" not in text
+    assert plots.joules(energy.picojoules(results.result.operations) * 1e-12) in text
 
 
 def test_a_silent_network_has_a_report_too(tmp_path):

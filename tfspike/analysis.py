@@ -194,9 +194,18 @@ class Analysis:
         fair = [point for point in self.early_exit() if point.accuracy >= self.accuracy - loss - 1e-12]
         return min(fair, key=lambda point: point.steps)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, fit for JSON; units are in the names, everything is per image unless named otherwise."""
-        model, best = EnergyModel(), self.best_exit()
+    def energy_record(self, model: EnergyModel) -> dict[str, Any]:
+        """`snn_pj_per_image`, `ann_pj_per_image` and the `constants` (pJ) they follow from."""
+        return {**{f"{name}_per_image": value for name, value in self.energy(model).items()},
+                "constants": dataclasses.asdict(model)}
+
+    def to_dict(self, energy: EnergyModel | None = None) -> dict[str, Any]:
+        """Plain numbers, fit for JSON; units are in the names, everything is per image unless named otherwise.
+
+        Args:
+          energy: constants; None takes those of 45 nm.
+        """
+        best = self.best_exit()
         return {
             "images": self.images, "timesteps": self.timesteps, "seed": self.seed, "accuracy": self.accuracy,
             "spikes_per_image": float(self.spikes_by_step[-1]),
@@ -204,8 +213,7 @@ class Analysis:
             "membrane_updates_per_image": self.operations.updates,
             "ann_macs_per_image": self.ann.macs, "ann_acs_per_image": self.ann.acs,
             "ann_activations_per_image": self.ann.updates,
-            "energy": {**{f"{name}_per_image": value for name, value in self.energy(model).items()},
-                       "constants": dataclasses.asdict(model)},
+            "energy": self.energy_record(energy or EnergyModel()),
             "layers": [layer_record(layer) for layer in self.layers],
             "accuracy_by_step": [float(value) for value in self.accuracy_by_step],
             "spikes_per_image_until_step": [float(value) for value in self.spikes_by_step],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -31,12 +32,13 @@ def compare_report(records: Mapping[str, Mapping[str, Any]], out: str, energy: E
         Picture("compare_spikes", plots.bars(names, [r["spikes_per_image"] for r in records.values()],
                                              "spikes per image"), "Spikes per image, all layers and the input."),
         Picture("compare_energy", plots.bars(names, [1e-12 * _energy_of(r, energy)[0] for r in records.values()], "J"),
-                f"Energy per image at {energy.mac_pj:g} pJ per MAC and {energy.ac_pj:g} pJ per AC (45 nm)."),
+                f"Energy per image, at {energy.describe()}."),
         Picture("compare_curves", plots.compared_curves({n: r["accuracy_by_step"] for n, r in records.items()}),
                 "Accuracy at every time step.")]
     page = pages.render("compare.html.j2", names=names, records=records, table=table, layers=_compared_layers(records),
                         sections=pages.written([("Side by side", "", pictures)], out), made=pages.now())
-    plain = {"runs": names, "table": [{"measure": measure, "values": values} for measure, values, _ in table]}
+    plain = {"runs": names, "energy_constants": dataclasses.asdict(energy),
+             "table": [{"measure": measure, "values": values} for measure, values, _ in table]}
     pages.write_file(os.path.join(out, RECORD), json.dumps(plain, indent=1, allow_nan=False) + "\n")
     return pages.write_file(os.path.join(out, PAGE), page)
 

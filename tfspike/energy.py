@@ -92,6 +92,15 @@ class EnergyModel:
                 raise UserError(f"`{field.name}` must be a finite number of at least 0, in pJ. "
                                 f"Received: {field.name}={value!r}.")
 
+    def describe(self) -> str:
+        """The constants in words; those of 45 nm are named as such."""
+        text = f"{self.mac_pj:g} pJ per multiply-accumulate, {self.ac_pj:g} pJ per accumulate"
+        if self.update_pj:
+            text += f", {self.update_pj:g} pJ per membrane update"
+        if self.memory_pj:
+            text += f", {self.memory_pj:g} pJ per access to a 32-bit word"
+        return text + " (45 nm CMOS, 32-bit floating point)" * (self == EnergyModel())
+
     def picojoules(self, operations: Operations) -> float:
         """Energy per image, pJ."""
         words = operations.macs + operations.acs + 2.0 * operations.updates

@@ -28,6 +28,13 @@ _REFUSED = {"flagfile": "put the settings into a JSON file and give it as --conf
             "undefok": "leave out flags that do not exist"}
 
 
+# Up to one joule: beyond it, sums over a network would overflow before they meant anything.
+_ENERGY: dict[str, Any] = {"group": "Energy in --report and --compare (defaults: 45 nm CMOS, 32-bit; Horowitz 2014)"}
+_ABOVE_0_PJ: dict[str, Any] = {**_ENERGY, "legal": "a number above 0 and up to 1e12, in pJ",
+                               "check": lambda v: 0 < v <= 1e12}
+_FROM_0_PJ: dict[str, Any] = {**_ENERGY, "legal": "a number from 0 to 1e12, in pJ", "check": lambda v: 0 <= v <= 1e12}
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
     """What eval.py does with a finished run.
@@ -55,6 +62,12 @@ class EvalOptions:
     predict: tuple[str, ...] = setting((), "Image files or folders to classify, separated by commas.", group="Output",
                                        legal="image files or folders", path=True)
     json: bool = setting(False, "Print the JSON line and nothing else.", group="Output")
+    energy_mac: float = setting(4.6, "pJ of one multiply-accumulate.", **_ABOVE_0_PJ)
+    energy_ac: float = setting(0.9, "pJ of one accumulate.", **_ABOVE_0_PJ)
+    energy_update: float = setting(0.0, "pJ of the arithmetic of one membrane update; that of energy_mac is fair.",
+                                   **_FROM_0_PJ)
+    energy_memory: float = setting(0.0, "pJ of one access to a 32-bit word: about 5 for on-chip SRAM, 640 for DRAM.",
+                                   **_FROM_0_PJ)
 
     def __post_init__(self) -> None:
         if not self.workdir and len(self.compare) > 1:

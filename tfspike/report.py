@@ -21,6 +21,7 @@ from tfspike.pages import Picture
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
 _MISTAKES = 12
+_SRAM_PJ = 5.0  # one access to 32 bits of on-chip memory, 45 nm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ def write_report(results: RunResults, out: str) -> str:
                    sections=pages.written([section for section in sections if section[2]], out),
                    rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
                    neurobench=_neurobench_rows(result), made=pages.now())
-    record = {"title": results.title, "facts": dict(results.facts), **result.to_dict()}
+    record = {"title": results.title, "facts": dict(results.facts), **result.to_dict(energy)}
     pages.write_file(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")
     return pages.write_file(os.path.join(out, PAGE), page)
 
@@ -212,16 +213,15 @@ def _time(results: RunResults) -> list[Picture]:
 def _energy_text(results: RunResults) -> str:
     energy, result = results.energy, results.result
     snn, ann = energy.picojoules(result.operations) * 1e-12, energy.picojoules(result.ann) * 1e-12
-    full = dataclasses.replace(energy, update_pj=energy.mac_pj, memory_pj=5.0)
-    snn_full, ann_full = full.picojoules(result.operations) * 1e-12, full.picojoules(result.ann) * 1e-12
     words = "beside" if not snn else f"{100 * snn / ann:.3g} % of" if ann else "more than"
-    terms = f"{energy.mac_pj:g} pJ per multiply-accumulate and {energy.ac_pj:g} pJ per accumulate"
+    text = (f"{plots.joules(snn)} per image, {words} the {plots.joules(ann)} of an ANN of the same shape, at "
+            f"{energy.describe()}. This counts arithmetic on measured spikes and is no measurement of a device.")
     if energy.update_pj or energy.memory_pj:
-        terms += f", {energy.update_pj:g} pJ per membrane update and {energy.memory_pj:g} pJ per 32-bit memory access"
-    return (f"{plots.joules(snn)} per image, {words} the {plots.joules(ann)} of an ANN of the same shape, at {terms} "
-            "(45 nm CMOS, 32-bit floating point). This counts arithmetic on measured spikes and is no measurement "
-            "of a device. If a membrane update also cost a multiply-accumulate, and every 32-bit access to on-chip "
-            f"memory 5 pJ, it would be {plots.joules(snn_full)} against {plots.joules(ann_full)}.")
+        return text
+    full = dataclasses.replace(energy, update_pj=energy.mac_pj, memory_pj=_SRAM_PJ)
+    snn_full, ann_full = full.picojoules(result.operations) * 1e-12, full.picojoules(result.ann) * 1e-12
+    return (f"{text} If a membrane update also cost a multiply-accumulate, and every 32-bit access to on-chip memory "
+            f"{_SRAM_PJ:g} pJ, it would be {plots.joules(snn_full)} against {plots.joules(ann_full)}.")
 
 
 def _energy(results: RunResults) -> list[Picture]:
