@@ -243,3 +243,35 @@ def test_the_command_explains_mistakes_without_tensorflow(tmp_path):
                            ([f"--workdir={tmp_path}", "--format=pickle"], "--format takes a list of saved_model")):
         done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=root)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def compiled_functions(path):
+    """Functions of a SavedModel that XLA must compile."""
+    message = tf.compat.v1.MetaGraphDef()
+    with open(os.path.join(path, "saved_model.pb"), "rb") as file:
+        content = file.read()
+    # a SavedModel holds its version and its one graph: tag 1 (two bytes), then tag 2 and the graph's length
+    at, shift, length = 3, 0, 0
+    while True:
+        length |= (content[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if content[at - 1] < 128:
+            break
+    message.ParseFromString(content[at:at + length])
+    library = message.graph_def.library.function
+    assert len(library) > 2
+    return [function.signature.name for function in library if function.attr["_XlaMustCompile"].b]
+
+
+def test_keras_own_export_is_not_tied_to_a_machine(tmp_path):
+    model = network(gradient="rate")
+    model.configure_engine(kernel="xla")
+    x = images() / 256.0
+    wanted = model(x).numpy()
+    model.export(str(tmp_path / "exported"), verbose=False)
+    assert compiled_functions(str(tmp_path / "exported")) == []
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(loaded.serve(x), wanted, rtol=0, atol=1e-6)
+    assert model.engine.kernel == "xla"
+    tf.keras.Model.export(model, str(tmp_path / "tied"), verbose=False)
+    assert compiled_functions(str(tmp_path / "tied")), "this test would not notice a compiled function"

@@ -107,6 +107,21 @@ class SpikingModel(keras.Model):
         outputs = [values[id(output)] for output in plan.outputs]
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.export` with the plain kernel, because a compiled one would tie the file to a machine.
+
+        `tfspike.export.save` writes files that do more, and runs them before it is content with them.
+        """
+        engine, kernel = self._lazy().get("engine"), self._kernel
+        self.configure_engine(self._chunk, "plain")
+        try:
+            return super().export(*args, **kwargs)
+        finally:
+            self._kernel = kernel
+            self._lazy()["engine"] = engine
+            if engine is None:
+                self._lazy().pop("engine")
+
     def _make_engine(self) -> Engine | None:
         plan = self.plan
         if plan is None or any(call.layer.trainable_variables for call in plan.before):
