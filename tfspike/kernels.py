@@ -151,9 +151,23 @@ def _credit(bits: tf.Tensor, slope: tf.Tensor, carry: tf.Tensor, upstream: tf.Te
     return tf.stack(deltas), carry
 
 
-# One object each for the whole process: what is compiled for a shape once serves every layer and call of that shape.
-_integrate_xla, _unpack_xla, _tally_xla, _credit_xla = (
-    tf.function(function, jit_compile=True, autograph=False) for function in (_integrate, unpack, _tally, _credit))
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled: one object for every shape, which serves all layers and calls of that shape.
+
+    One object for all shapes would do the same, but TensorFlow warns at the fifth shape one is traced for.
+    """
+    objects: dict[Any, Any] = {}
+
+    def call(*args: Any) -> Any:
+        key = tuple((*arg.shape, arg.dtype) if tf.is_tensor(arg) else arg for arg in args)
+        if key not in objects:
+            objects[key] = tf.function(lambda *args: function(*args), jit_compile=True, autograph=False)
+        return objects[key](*args)
+
+    return call
+
+
+_integrate_xla, _unpack_xla, _tally_xla, _credit_xla = map(_compiled, (_integrate, unpack, _tally, _credit))
 
 
 def choose(kernel: str) -> str:
