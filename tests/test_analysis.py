@@ -185,6 +185,12 @@ def test_the_record_is_json_with_every_layer(result):
     assert 0 < record["neurobench"]["activation_sparsity"] < 1
 
 
+def test_the_quick_count_is_the_count(result, images, labels):
+    whole = analysis.analyse(make(), images[:BATCH], labels[:BATCH], batch_size=BATCH)
+    snn, ann = analysis.operations(make(), images[:BATCH])
+    assert snn == whole.operations and ann == whole.ann and snn.acs > 0
+
+
 def test_other_constants_need_no_second_pass(result):
     model = analysis.EnergyModel(mac_pj=1, ac_pj=2)
     assert result.energy(model)["snn_pj"] == pytest.approx(2 * result.operations.acs)

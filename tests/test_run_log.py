@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfspike import models
 from tfspike.errors import UserError
-from tfspike.run_log import RunLog, first_filters, membranes, spike_trains
+from tfspike.run_log import RunLog, final_states, first_filters, spike_trains
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -225,7 +225,7 @@ def test_tensorboard_gets_weights_spikes_membranes_pictures_and_graph(tmp_path, 
     log = RunLog(tmp_path)
     activity = model.observe(images)[1]
     assert all(float(tf.reduce_sum(count)) > 0 for count in activity.values())
-    log.histograms(3, model, activity, images)
+    log.histograms(3, model, example=images)
     log.images(3, model, images)
     log.graph(model, images)
     log.graph(model, images)
@@ -240,9 +240,25 @@ def test_tensorboard_gets_weights_spikes_membranes_pictures_and_graph(tmp_path, 
 
 
 def test_membranes_are_those_at_the_end_of_the_window(model, images):
-    found = membranes(model, images)
-    assert list(found) == model.spiking_layers and found["pool1"].shape == (3, 14, 14, 20)
-    assert float(tf.reduce_max(found["conv2_1_lif"])) <= 1.0
+    found = final_states(model, images)
+    assert list(found) == model.spiking_layers and found["pool1"].membrane.shape == (3, 14, 14, 20)
+    assert float(tf.reduce_max(found["conv2_1_lif"].membrane)) <= 1.0
+    for layer, count in model.observe(images)[1].items():
+        np.testing.assert_array_equal(found[layer].count, count)
+
+
+def test_the_graph_has_the_layers_own_names(tmp_path, model, images):
+    log = RunLog(tmp_path)
+    log.graph(model, images)
+    log.close()
+    (path,) = (tmp_path / "tb").glob("events.out.tfevents.*")
+    found = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset([str(path)])]
+    graph = tf.compat.v1.GraphDef.FromString(next(event.graph_def for event in found if event.graph_def))
+    names = [node.name for node in graph.node]
+    assert {name.split("/")[0] for name in names} >= {"images", "encoder", "conv1_1", "conv1_1_lif", "readout", "scores"}
+    assert not any(name.startswith("conv1_1_lif_") for name in names)
+    for node in graph.node:
+        assert all(source.split(":")[0] in names for source in node.input), node.name
 
 
 def test_spike_trains_are_the_model_s_own(model, images):

@@ -276,10 +276,27 @@ def analyse(model: Any, images: Any, labels: Any, batch_size: int = 100, seed: i
     return tally.result(model, labels.astype(np.int64), classes, seed)
 
 
+def operations(model: Any, images: Any, seed: int = 0) -> tuple[Operations, Operations]:
+    """Operations per image of the network and of an ANN of the same shape, from a handful of images.
+
+    Nothing is compiled, which for a few images would take longer than running them does.
+
+    Args:
+      model, images, seed: as for `analyse`; all images at once.
+
+    Raises:
+      UserError: the model has no single window of time, or a layer's operations cannot be counted.
+    """
+    tally = _Tally(Simulation(model), compiled=False)
+    tally.add(images, seed)
+    layers = tally.layers(len(images))
+    return sum((layer.operations for layer in layers), Operations()), sum((layer.ann for layer in layers), Operations())
+
+
 class _Tally:
     """Sums over the data set."""
 
-    def __init__(self, simulation: Simulation):
+    def __init__(self, simulation: Simulation, compiled: bool = True):
         self.simulation = simulation
         self.synapses = synapses(simulation.plan)
         # The tensors whose events are counted: what fires, and what enters a synapse
@@ -291,7 +308,7 @@ class _Tally:
         self.unit = {key: np.zeros(self.sources[key].shape[2:], np.float64) for key in self.mixed}
         self.updates = np.zeros(len(simulation.neurons), np.float64)
         self.columns: list[tuple[np.ndarray, ...]] = []
-        self._step = tf.function(self._chunk, reduce_retracing=False)
+        self._step = tf.function(self._chunk, reduce_retracing=False) if compiled else self._chunk
         self._real = isinstance(simulation.encoder, DirectEncoder)
 
     def add(self, images: Any, seed: int) -> None:
@@ -334,18 +351,25 @@ class _Tally:
 
     def result(self, model: Any, labels: np.ndarray, classes: int, seed: int) -> Analysis:
         predictions, margins, spikes = (np.concatenate(column) for column in zip(*self.columns))
-        counted = [(synapse, _scaled(synapse.operations(self.events[id(synapse.source)],
-                                                        self.unit.get(id(synapse.source))), len(labels)))
-                   for synapse in self.synapses]
+        counted = self._counted(len(labels))
         weighted = [(synapse, ops) for synapse, ops in counted if synapse.kind == "weights"]
         weights = [tf.convert_to_tensor(weight.value).numpy() for weight in model.trainable_weights]
         return Analysis(
-            tuple(self._layers(counted, len(labels))), labels, predictions, margins, spikes, num_classes=classes,
+            self.layers(len(labels)), labels, predictions, margins, spikes, num_classes=classes,
             parameters=sum(weight.size for weight in weights),
             zero_parameters=sum(int(np.sum(weight == 0)) for weight in weights),
             footprint_bytes=sum(weight.nbytes for weight in weights),
             effective=sum((ops for _, ops in weighted), Operations()),
             dense=float(sum(synapse.connections for synapse, _ in weighted) * self.simulation.timesteps), seed=seed)
+
+    def layers(self, images: int) -> tuple[LayerActivity, ...]:
+        """Every layer's activity and operations, the input first, after so many images."""
+        return tuple(self._layers(self._counted(images), images))
+
+    def _counted(self, images: int) -> list[tuple[Synapse, Operations]]:
+        return [(synapse, _scaled(synapse.operations(self.events[id(synapse.source)],
+                                                     self.unit.get(id(synapse.source))), images))
+                for synapse in self.synapses]
 
     def _layers(self, counted: list[tuple[Synapse, Operations]], images: int) -> Iterator[LayerActivity]:
         plan, timesteps = self.simulation.plan, self.simulation.timesteps

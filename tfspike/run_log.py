@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike import plan as plans
+from tfspike.engine import Engine
 from tfspike.errors import UserError
+from tfspike.gradients import NeuronState
 from tfspike.layers import SpikingLayer
 
 METRICS = "metrics.jsonl"
@@ -93,16 +95,20 @@ class RunLog:
         Args:
           step: training steps so far.
           model: whose weights.
-          activity: spikes per window of every neuron, `{layer: [B, ...]}` (`SpikingModel.observe`).
+          activity: spikes per window of every neuron, `{layer: [B, ...]}` (`SpikingModel.observe`); None takes those
+            of `example`.
           example: a few inputs `[B, ...]`, to be run for the membrane potentials at the end of the window.
         """
         if self._writer is None:
             return
-        potentials = {} if example is None else membranes(model, example)
+        ends = {} if example is None else final_states(model, example)
+        potentials = {layer: state.membrane for layer, state in ends.items()}
+        if activity is None:
+            activity = {layer: state.count for layer, state in ends.items()}
         with self._tensorboard():
             for variable in model.trainable_variables:
                 tf.summary.histogram(f"weights/{variable.path}", _sampled(variable.value), step=step)
-            for layer, count in (activity or {}).items():
+            for layer, count in activity.items():
                 tf.summary.histogram(f"spikes_per_window/{layer}", _sampled(count), step=step)
             for layer, membrane in potentials.items():
                 tf.summary.histogram(f"membrane/{layer}", _sampled(membrane), step=step)
@@ -149,8 +155,9 @@ class RunLog:
         example = tf.convert_to_tensor(example)
         signature = tf.TensorSpec([None, *example.shape[1:]], example.dtype, "images")
         traced = tf.function(lambda images: model.call_layers(images, training=False), autograph=False)
+        graph = traced.get_concrete_function(signature).graph.as_graph_def()
         with self._tensorboard():
-            tf.summary.graph(traced.get_concrete_function(signature).graph)
+            tf.summary.graph(_tidied(graph, [layer.name for layer in model.layers]))
 
     def flush(self) -> None:
         """Everything so far is on the disk when this returns: call it before a checkpoint is written.
@@ -220,6 +227,31 @@ class RunLog:
             raise UserError(f"The log of the run in {self._folder} cannot be written ({reason}); free some space or "
                             "give another --workdir; the same command, started again, continues from the last "
                             "checkpoint.") from error
+
+
+def _tidied(graph: tf.compat.v1.GraphDef, layers: Sequence[str]) -> tf.compat.v1.GraphDef:
+    """The graph with the layers' own names: TensorFlow numbers them, as `conv1_1_lif_3`; and its output named."""
+    known = set(layers)
+
+    def renamed(name: str) -> str:
+        first, slash, rest = name.partition("/")
+        layer, _, number = first.rpartition("_")
+        if number.isdigit() and layer in known:
+            first = layer
+        return "scores" + rest if first == "Identity" else first + slash + rest
+
+    tidy = tf.compat.v1.GraphDef()
+    tidy.versions.CopyFrom(graph.versions)
+    tidy.library.CopyFrom(graph.library)
+    for node in graph.node:
+        if node.op == "NoOp":  # only says when reading a weight is over
+            continue
+        copy = tidy.node.add()
+        copy.CopyFrom(node)
+        copy.name = renamed(node.name)
+        copy.ClearField("input")
+        copy.input.extend(renamed(source) for source in node.input if not source.startswith("^"))
+    return tidy
 
 
 _GRAPH, _HPARAMS = "graph", "_hparams_/session_start_info"
@@ -292,13 +324,18 @@ def _sampled(values: Any) -> tf.Tensor:
     return flat[::max(1, int(flat.shape[0]) // _HISTOGRAM_VALUES)]
 
 
-def membranes(model: keras.Model, example: Any) -> dict[str, tf.Tensor]:
-    """Membrane potentials at the end of the window, `{layer: [B, ...]}`, from one inference pass; {} without engine."""
+def final_states(model: keras.Model, example: Any) -> dict[str, NeuronState]:
+    """Membranes, spike counts and traces at the end of the window, `{layer: state}`, from one inference pass.
+
+    {} for a model without engine, and for one with layers in front of its encoder.
+    """
     engine = getattr(model, "engine", None)
     if engine is None or engine.plan.before:
         return {}
-    record = engine.run(tf.convert_to_tensor(example), training=False)
-    return {call.layer.name: state.membrane for call, state in zip(engine.plan.spiking, record.states)}
+    # for a few inputs, once: compiling kernels for their shape would take longer than running them
+    plain = Engine(engine.plan, engine.gradient, engine.chunk, "plain")
+    record = plain.run(tf.convert_to_tensor(example), training=False)
+    return {call.layer.name: state for call, state in zip(engine.plan.spiking, record.states)}
 
 
 def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURONS) -> dict[str, np.ndarray]:
@@ -378,16 +415,21 @@ def _raster_picture(trains: Mapping[str, np.ndarray]) -> np.ndarray:
         middles.append(top + train.shape[1] / 2)
         bands += [np.sign(train).T, np.full((gap, train.shape[0]), 2.0)]
         top += train.shape[1] + gap
-    figure = Figure(figsize=(7, 1 + 0.45 * len(trains)), dpi=90, layout="constrained")
+    # TensorBoard shows pictures 350 pixels wide: half of this, so that letters are still some 9 pixels high there
+    figure = Figure(figsize=(5, 0.9 + 0.5 * len(trains)), dpi=140, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     # colours told apart by the colour-blind: negative spikes orange, none white, spikes dark blue, gaps grey
     colours = ListedColormap(["#d55e00", "#ffffff", "#003f5c", "#dddddd"])
     steps = next(iter(trains.values())).shape[0]
     axes.imshow(np.concatenate(bands[:-1]), colours, vmin=-1, vmax=2, aspect="auto", interpolation="nearest",
                 extent=(0.5, steps + 0.5, top - gap, 0))
-    axes.set_yticks(middles, [f"{layer}  {abs(train).mean():.3f}" for layer, train in trains.items()], fontsize=8)
-    axes.set_xlabel("time step")
-    axes.set_title("Spikes of one image; beside each layer the mean rate of the neurons shown, spikes per step",
-                   fontsize=8, loc="right")
+    axes.set_yticks(middles, list(trains), fontsize=9)
+    rates = axes.secondary_yaxis("right")
+    rates.set_yticks(middles, [f"{abs(train).mean():.3f}" for train in trains.values()], fontsize=9)
+    for side in (axes, rates):
+        side.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set_xlabel("time step", fontsize=9)
+    axes.set_title("spikes of one image; right: mean rate", fontsize=9)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

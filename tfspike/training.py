@@ -30,6 +30,7 @@ from tfspike.run_log import RunLog
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _EXAMPLES = 8  # images that exports are compared on
+_LOGGED = 4  # training images that membranes and energy are logged of: the cost of an epoch's pictures must not show
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 
 
@@ -197,16 +198,18 @@ class Trainer:
         self.log: Any = None
         self.watch: Any = None
 
-    def example(self) -> np.ndarray:
-        """One training image, as the model takes it, for pictures and the graph."""
-        return self.info.normalise(self.data.images[self.train_index[:1]])
+    def example(self, count: int = 1) -> np.ndarray:
+        """The first training images, as the model takes them, for pictures, the graph and what is counted exactly."""
+        return self.info.normalise(self.data.images[self.train_index[:count]])
 
     def describe(self, log: RunLog) -> None:
         """What TensorBoard shows of the run apart from its numbers."""
         log.text("config", "\n".join(["| setting | value |", "|---|---|", *(
             f"| {name} | {value} |" for name, value in dataclasses.asdict(self.config).items())]))
         log.text("command", f"`{workdir.continuing_command(self.config)}`")
-        log.hyperparameters(dataclasses.asdict(self.config))
+        # of what distinguishes experiments: the dashboard shows a handful of columns, in the order of the alphabet
+        log.hyperparameters({field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)
+                             if field.metadata["experiment"] and not field.metadata["path"]})
         log.graph(self.model, self.example())
 
     # ---- first weights and checkpoints -------------------------------------------------------------------------
@@ -360,7 +363,8 @@ class Trainer:
         self.log.scalars(self.step, {
             "train/loss": means.pop("loss"), "train/accuracy": means.pop("accuracy"),
             "learning_rate": learning_rate(self.config, epoch), **means,
-            "time/images_per_second": speed * self.config.batch_size}, event="train")
+            "time/images_per_second": speed * self.config.batch_size, "time/seconds_per_step": 1.0 / speed},
+            event="train")
 
     def _end_epoch(self) -> None:
         """Validation, records, checkpoint: in this order, so that a kill in between repeats all of it."""
@@ -379,13 +383,23 @@ class Trainer:
         self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %"
                  + text)
         self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
-        self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()}},
+        examples = self.example(_LOGGED)
+        self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()},
+                                     **(self._energy(examples) if self.where.is_chief else {})},
                          event="epoch", epoch=epoch)
-        self.log.histograms(self.step, self.model)
+        self.log.histograms(self.step, self.model, example=examples)
         self.log.images(self.step, self.model, self.example())
         self.epoch_sums = Sums()
         self.save(best)
         self._shown = time.monotonic(), self.step  # validation does not count as training time
+
+    def _energy(self, examples: np.ndarray) -> dict[str, float]:
+        """Energy of a few images in the 45 nm model, and as a share of that of an ANN of the same shape."""
+        from tfspike import analysis
+        from tfspike.energy import EnergyModel
+
+        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, examples))
+        return {"energy/snn_pj_per_image": snn, "energy/share_of_ann": snn / ann}
 
 
 def _duration(seconds: float) -> str:
