@@ -167,7 +167,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_integrate_xla, _unpack_xla, _tally_xla, _credit_xla = map(_compiled, (_integrate, unpack, _tally, _credit))
+_integrate_xla, _unpack_xla = _compiled(_integrate), _compiled(unpack)
+_tally_xla, _credit_xla = _compiled(_tally), _compiled(_credit)
 
 
 def choose(kernel: str) -> str:

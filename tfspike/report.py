@@ -90,7 +90,7 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
     facts = [("network", config.model), ("data", f"{info.name}, {len(test):,} test images"),
              ("window", f"{model.timesteps} steps"), ("input coding", config.encoder), ("gradient", config.gradient),
              ("checkpoint", f"{_option(options, 'checkpoint') or 'best'}, step {checkpoint.step}"),
-             ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")),
+             ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")[:12]),
              ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     traces = [(i, simulation.trace(model, info.normalise(test.images[i:i + 1])[0])) for i in _samples(result)]
     return RunResults(f"{config.model} on {info.name}", facts, dataclasses.asdict(config), about.get("commands") or [],

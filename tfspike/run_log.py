@@ -387,13 +387,15 @@ def first_filters(model: keras.Model) -> np.ndarray | None:
 
 
 def _filter_sheet(filters: np.ndarray) -> np.ndarray:
-    """Every filter as a tile, `[height, width, 3]` uint8: RGB for three channels, else red (> 0) to blue (< 0)."""
+    """Every filter as a tile, `[height, width, 3]` uint8: RGB for three channels, else blue (> 0) to red (< 0), as in
+    reports.
+    """
     from matplotlib import colormaps
 
     scale = max(float(np.abs(filters).max()), 1e-12)
     tiles = np.moveaxis(filters, -1, 0) / (2 * scale) + 0.5
     if tiles.shape[-1] != 3:
-        tiles = colormaps["RdBu_r"](tiles.mean(axis=-1))[..., :3]
+        tiles = colormaps["RdBu"](tiles.mean(axis=-1))[..., :3]
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     tiles = np.pad(tiles, ((0, rows * columns - len(tiles)), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
