@@ -279,3 +279,15 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             training.run(runs.tiny(settings.pop("workdir", tmp_path / "run"), **settings),
                          RunOptions(dry_run=True), **quiet)
+
+
+@pytest.mark.parametrize("workdir_had_steps", [False, True])
+def test_a_profile_of_a_few_steps_is_written_where_tensorboard_looks(tmp_path: Path, workdir_had_steps: bool) -> None:
+    folder = tmp_path / "run"
+    if workdir_had_steps:
+        assert training.run(runs.tiny(folder, epochs=1), say=lambda line: None) == 0
+    lines: list[str] = []
+    assert training.run(runs.tiny(folder, profile=True), say=lines.append) == 0
+    first, last = (6, 6) if workdir_had_steps else (4, 6)
+    assert [line for line in lines if line.startswith(f"Profile of steps {first} to {last} written to")]
+    assert list((folder / "tb").rglob("*.xplane.pb"))

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,10 @@ PARTS = ("model", "optimizer")
 _NAME = re.compile(r"step_(\d{9,})")
 
 Arrays = dict[str, np.ndarray]
+
+# What reading an archive of arbitrary bytes can raise: a checksum proves that a file is as it was written, not by whom.
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, OverflowError, SyntaxError,
+               RuntimeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +61,10 @@ class Checkpoint:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 names = json.loads(archive["names"].tobytes().decode())
+                if not isinstance(names, list):
+                    raise ValueError("the names are no list")
                 return {name: archive[f"a{i}"] for i, name in enumerate(names)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except _UNREADABLE as error:
             raise UserError(f"The checkpoint file {path} cannot be read ({type(error).__name__}); use another "
                             "checkpoint.") from error
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -26,6 +26,7 @@ from tfspike.distribution import Place
 from tfspike.errors import UserError
 from tfspike.evaluation import Evaluator
 from tfspike.initialisation import initialise_rates
+from tfspike.profiling import Profile
 from tfspike.run_log import RunLog
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
@@ -306,13 +307,20 @@ class Trainer:
             return
         batches = iter(distribution.distribute(self.strategy, self.stream.dataset(self.step), self.where))
         self._clock, self._first_step, self._shown = time.monotonic(), self.step, (time.monotonic(), self.step)
+        wanted = self.config.profile and self.where.is_chief
+        with Profile(str(self.config.workdir), self.step, self.last_step, wanted, self.say) as profile:
+            self._loop(batches, stop, profile)
+
+    def _loop(self, batches: Iterator[Any], stop: Signals, profile: Profile) -> None:
         pending: list[tuple[int, tf.Tensor]] = []
         while self.step < self.last_step:
             if self.step % self.steps_per_epoch == 0:
                 self.optimizer.learning_rate = learning_rate(self.config, self.step // self.steps_per_epoch)
             images, labels = next(batches)
+            profile.before(self.step)
             values = self.train_step(images, labels, stop.received is not None)
             self.step += 1
+            profile.after(self.step, values)
             pending.append((self.step, values))
             asked = self._asked_to_stop(stop, values)
             ends = self.step % self.steps_per_epoch == 0
