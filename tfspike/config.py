@@ -237,7 +237,8 @@ class Config:
     tensorboard: bool = setting(True, "Write TensorBoard logs.", group="Output", experiment=False)
     export: tuple[str, ...] = setting(("saved_model",), "Formats written at the end.", group="Output", experiment=False,
                                       choices=("saved_model", "litert", "nir", "keras", "none"))
-    profile: bool = setting(False, "Profile a few steps for TensorBoard (steps 4 to 8 of this command).", group="Output", experiment=False)
+    profile: bool = setting(False, "Profile steps 4 to 8 of this command for TensorBoard.", group="Output",
+                            experiment=False)
 
     def __post_init__(self) -> None:
         self.validate()
