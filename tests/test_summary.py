@@ -140,7 +140,8 @@ def test_a_model_without_a_window_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["lenet 28x28x1 25 64 rate", "vgg5 32x32x3 25 16 event"])
+@pytest.mark.parametrize("case", ["lenet 28x28x1 25 64 rate", "vgg5 32x32x3 25 16 event",
+                                  "resnet20 32x32x3 10 16 event"])
 def test_the_estimate_is_within_a_quarter_of_a_real_process(case):
     done = subprocess.run([sys.executable, "-c", TRAIN, *case.split()], cwd=ROOT, capture_output=True, text=True,
                           timeout=600, check=True)

@@ -21,6 +21,8 @@ from tfspike.layers import OverTime, SpikingLayer, WindowDropout
 # graphs (which grow with the layers, and more with a backward pass over steps).
 FRAMEWORK = 55e6
 FRAMEWORK_PER_LAYER = {"rate": 3e6, "event": 6e6}
+# The compiler of the kernel "xla" and what it holds, once per process.
+COMPILER = 60e6
 # Tensors the size of the largest layer's chunk that exist at once in a pass: currents, spikes, and the steps before
 # they are joined. In float32 under mixed precision as well, as neurons add up currents in float32.
 CHUNK_TENSORS = 3
@@ -117,8 +119,10 @@ def memory(model: keras.Model, batch_size: int, training: bool = True, optimizer
         # counts, slopes, mean rates; one step in place of a chunk
         backward = total("chunk") + context.masks(rows) + 2 * 4 * neurons + CHUNK_TENSORS * 4 * largest
     per_layer = FRAMEWORK_PER_LAYER[context.gradient if training else "rate"]
+    engine = getattr(model, "engine", None)
+    compiler = COMPILER if engine is not None and engine.kernel == "xla" else 0
     return Memory(total("weights"), total("states"), RECORD_COPIES * total("record"), forward, backward,
-                  int(FRAMEWORK + per_layer * len(context.plan.spiking)))
+                  int(FRAMEWORK + compiler + per_layer * len(context.plan.spiking)))
 
 
 def layer_table(model: keras.Model, batch_size: int, training: bool = True, optimizer: str = "sgd",
