@@ -83,7 +83,7 @@ def test_the_page_says_what_the_analysis_counted(page, results):
     assert f"{100 * result.accuracy:.2f} %" in text
     assert f"{result.operations.acs:,.0f}" in text
     assert plots.joules(result.energy()["snn_pj"] * 1e-12) in text
-    assert "4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate. " in text
+    assert "4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate (45 nm CMOS, 32-bit floating point). " in text
     for layer in result.layers[1:]:
         assert layer.name in text
 
