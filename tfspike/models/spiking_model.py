@@ -112,15 +112,12 @@ class SpikingModel(keras.Model):
 
         `tfspike.export.save` writes files that do more, and runs them before it is content with them.
         """
-        engine, kernel = self._lazy().get("engine"), self._kernel
+        kernel = self._kernel
         self.configure_engine(self._chunk, "plain")
         try:
             return super().export(*args, **kwargs)
         finally:
-            self._kernel = kernel
-            self._lazy()["engine"] = engine
-            if engine is None:
-                self._lazy().pop("engine")
+            self.configure_engine(self._chunk, kernel)
 
     def _make_engine(self) -> Engine | None:
         plan = self.plan
