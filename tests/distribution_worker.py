@@ -31,13 +31,13 @@ def strategies():
     return {name: distribution.make_strategy(name) for name in ("one", "mirrored")}
 
 
-def one_step(gradient: str) -> dict:
+def one_step(gradient: str, **changes) -> dict:
     """The update of one step of LeNet on the same encoded input, by device count."""
     found = {}
     for name, strategy in strategies().items():
-        config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16, timesteps=16,
-                           learning_rate=1000.0,  # updates far above the rounding of the weights
-                           weight_decay=0.0, clip_norm=0.5)
+        config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16,
+                           timesteps=8 if changes else 16, learning_rate=1000.0,  # updates far above the rounding of the weights
+                           weight_decay=0.0, clip_norm=0.5, **changes)
         trainer = training.Trainer(config, strategy, Place(), lambda line: None)
         before = [v.value.numpy() for v in trainer.model.trainable_variables]
         images, labels = next(iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where)))
@@ -145,5 +145,7 @@ if __name__ == "__main__":
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
                                                [tf.config.LogicalDeviceConfiguration()] * 2)
     WHAT = {"rate": lambda: one_step("rate"), "event": lambda: one_step("event"), "many": many_steps,
-            "validation": validation, "noise": noise, "long": long}
+            "tdbn_rate": lambda: one_step("rate", norm="tdbn", surrogate="triangular"),
+            "tdbn_event": lambda: one_step("event", norm="tdbn", surrogate="triangular"),
+            "tdbn_leak_aware": lambda: one_step("event", norm="tdbn"), "validation": validation, "noise": noise, "long": long}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))

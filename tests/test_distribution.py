@@ -32,10 +32,10 @@ def worker(*what: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_devices() -> dict[str, Any]:
-    return worker("rate", "event", "many", "validation", "noise")
+    return worker("rate", "event", "tdbn_rate", "tdbn_event", "tdbn_leak_aware", "many", "validation", "noise")
 
 
-@pytest.mark.parametrize("gradient", ["rate", "event"])
+@pytest.mark.parametrize("gradient", ["rate", "event", "tdbn_rate", "tdbn_event", "tdbn_leak_aware"])
 def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(two_devices: dict[str, Any],
                                                                          gradient: str) -> None:
     found = two_devices[gradient]

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tfspike
-from tfspike import datasets
+from tfspike import datasets, losses
 from tfspike.errors import UserError
-from tfspike.prediction import _prediction, predict_files
+from tfspike.prediction import predict_files
 
 INFO = datasets.DatasetInfo("tiny", (12, 12, 1), 3, ("left", "right", "up"), (1 / 128,), (-0.5,), False, 10, 10)
 
@@ -40,8 +40,16 @@ def test_files_are_classified_as_the_model_does(folder):
 @pytest.mark.parametrize("scores, label, confidence", [
     ([0.6, 0.2, -0.4], 0, 0.75), ([0.1, 3.0, 1.0], 1, 1 / 2.1), ([-2.0, -1.0, -3.0], 1, 1 / 3)])
 def test_confidence_is_the_share_of_the_clipped_scores(scores, label, confidence):
-    found = _prediction("x.png", np.array(scores), INFO.class_names)
-    assert (found.label, found.confidence) == (label, pytest.approx(confidence))
+    assert losses.probabilities("squared", np.array([scores]))[0, label] == pytest.approx(confidence)
+
+
+def test_confidence_after_cross_entropy_is_the_softmax(folder):
+    model = tfspike.models.create("resnet7", (12, 12, 1), 3, 6, hidden=16, encoder="direct")
+    found = predict_files(model, INFO, [folder], loss="cross_entropy")[0]
+    images, _ = datasets.load_images([found.path], INFO.image_shape, False)
+    scores = np.asarray(model(INFO.normalise(images)))[0].astype("f8")
+    assert found.label == scores.argmax()
+    assert found.confidence == pytest.approx(np.exp(scores).max() / np.exp(scores).sum(), rel=1e-5)
 
 
 def test_mistakes_are_one_sentence(folder):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import checkpoints, config, datasets, distribution, evaluation, training, workdir
+from tfspike import checkpoints, config, datasets, distribution, evaluation, optimisation, training, workdir
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.flags import EvalOptions
@@ -119,14 +119,24 @@ def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm
 
 
 def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:
-    assert training.make_optimizer(runs.tiny("unused", optimizer="adamw", weight_decay=0.1)).weight_decay == 0.1
-    assert training.make_optimizer(runs.tiny("unused", optimizer="adam", weight_decay=0.1)).weight_decay is None
-    assert training.make_optimizer(runs.tiny("unused", optimizer="sgd")).momentum == 0.0
+    assert optimisation.make_optimizer(runs.tiny("unused", optimizer="adamw", weight_decay=0.1)).weight_decay == 0.1
+    assert optimisation.make_optimizer(runs.tiny("unused", optimizer="adam", weight_decay=0.1)).weight_decay is None
+    assert optimisation.make_optimizer(runs.tiny("unused", optimizer="sgd")).momentum == 0.0
 
 
 def test_milestones_multiply_the_learning_rate_after_finished_epochs() -> None:
     settings = runs.tiny("unused", learning_rate=1.0, lr_milestones=(2, 5), lr_factor=0.1)
-    assert [training.learning_rate(settings, done) for done in (0, 1, 2, 4, 5)] == pytest.approx([1, 1, .1, .1, .01])
+    rates = [optimisation.learning_rate(settings, 10 * done, 10) for done in (0, 1, 2, 4, 5)]
+    assert rates == pytest.approx([1, 1, .1, .1, .01])
+    assert optimisation.learning_rate(settings, 19, 10) == 1  # an epoch has ended only after its last step
+
+
+def test_cosine_falls_to_zero_over_all_epochs_after_the_warm_up() -> None:
+    settings = runs.tiny("unused", learning_rate=2.0, epochs=5, lr_schedule="cosine", lr_milestones=(), warmup_epochs=1)
+    rates = [optimisation.learning_rate(settings, step, 10) for step in range(51)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == 2.0 and rates[30] == pytest.approx(1.0) and rates[50] == 0.0
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
 
 
 def test_running_sums_go_through_json_bit_for_bit() -> None:

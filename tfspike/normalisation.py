@@ -48,12 +48,12 @@ class ThresholdNorm(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         shape = (input_shape[-1],)
-        self.gamma = self.add_weight(shape, "ones", "float32", name="gamma")
-        self.beta = self.add_weight(shape, "zeros", "float32", name="beta")
-        self.moving_mean = self.add_weight(shape, "zeros", "float32", trainable=False, aggregation="mean",
-                                           name="moving_mean")
-        self.moving_variance = self.add_weight(shape, "ones", "float32", trainable=False, aggregation="mean",
-                                               name="moving_variance")
+        def add(start: str, name: str, trainable: bool) -> Any:
+            return self.add_weight(shape, start, "float32", trainable=trainable, autocast=False, aggregation="mean",
+                                   name=name)
+
+        self.gamma, self.beta = add("ones", "gamma", True), add("zeros", "beta", True)
+        self.moving_mean, self.moving_variance = add("zeros", "moving_mean", False), add("ones", "moving_variance", False)
 
     def call(self, currents: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Currents `[T, B, ..., C]` to currents of the same shape and dtype.
@@ -75,13 +75,13 @@ class ThresholdNorm(keras.layers.Layer):
     def moments(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance per channel `[C]`, float32, over everything else and over all replicas."""
         currents = tf.cast(currents, tf.float32)
-        axes = list(range(len(currents.shape) - 1))
-        mean, square = tf.reduce_mean(currents, axes), tf.reduce_mean(tf.square(currents), axes)
+        mean, variance = tf.nn.moments(currents, list(range(len(currents.shape) - 1)))
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            mean, square = (total / replica.num_replicas_in_sync
-                            for total in replica.all_reduce(tf.distribute.ReduceOp.SUM, [mean, square]))
-        return mean, tf.maximum(square - tf.square(mean), 0.0)
+            own = mean
+            mean = _over_replicas(replica, own)
+            variance = _over_replicas(replica, variance + tf.square(own - mean))
+        return mean, variance
 
     def normalise(self, currents: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Currents `[T, B, ..., C]` with these statistics, in the layer's compute dtype."""
@@ -116,6 +116,10 @@ class ThresholdNorm(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold, "alpha": self.alpha, "gradient": self.gradient,
                 "momentum": self.momentum, "epsilon": self.epsilon}
+
+
+def _over_replicas(replica: Any, value: tf.Tensor) -> tf.Tensor:
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value) / replica.num_replicas_in_sync
 
 
 @tf.custom_gradient

@@ -1,0 +1,144 @@
+"""Surrogates: each is the derivative of its primitive, and both gradients with them equal a NumPy float64 oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspike import config, gradients, kernels, layers, surrogates
+from tfspike.gradients import Neuron, NeuronState
+
+T, B, N = 12, 4, 30
+H: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "rectangular": lambda x: (np.abs(x) < 0.5).astype("f8"),
+    "triangular": lambda x: np.maximum(0, 1 - np.abs(x)),
+    "arctan": lambda x: 1 / (1 + (np.pi * x)**2),
+    "sigmoid": lambda x: 4 * np.exp(-4 * x) / (1 + np.exp(-4 * x))**2,
+}
+
+
+def neuron_of(kind: str, name: str) -> Neuron:
+    if kind == "pooling":
+        return Neuron.pooling(surrogate=name)
+    return Neuron.lif(float(kind), 0.8, name)
+
+
+def oracle(neuron: Neuron, currents: np.ndarray, g: np.ndarray, gradient: str, v0: np.ndarray, carry: np.ndarray) -> Any:
+    """`(spikes, membranes before firing, dL/dI, dL/dv_0)` in float64, from the formulas."""
+    v, u, s = v0.astype("f8"), [], []
+    for current in currents.astype("f8"):
+        u.append(v + current)
+        s.append((u[-1] > neuron.threshold).astype("f8"))
+        v = neuron.leak * u[-1] * (1 - s[-1])
+    h = [neuron.gain * H[neuron.surrogate](neuron.gain * (x - neuron.threshold)) for x in u]
+    if gradient == "rate":
+        delta = np.broadcast_to(np.mean(h, axis=0) * g.mean(axis=0), g.shape)
+        return np.array(s), np.array(u), delta, np.zeros_like(v)
+    delta, later = [], carry
+    for t in reversed(range(len(u))):
+        later = h[t] * g[t] + neuron.leak * (1 - s[t]) * later
+        delta.insert(0, later)
+    return np.array(s), np.array(u), np.array(delta), delta[0]
+
+
+def scene(neuron: Neuron) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Currents on a grid, so that float32 and float64 fire alike, and no membrane on the edge of a rectangle."""
+    rng = np.random.default_rng(4)
+    currents = (np.rint(rng.normal(0.3, 0.5, (T, B, N)) * 1024) / 1024 + 1 / 4096).astype("f")
+    v0 = np.rint(rng.normal(0, 0.2, (B, N)) * 1024).astype("f") / 1024
+    return currents, v0, rng.normal(size=(T, B, N)).astype("f"), rng.normal(size=(B, N)).astype("f")
+
+
+@pytest.mark.parametrize("name", surrogates.DERIVATIVES)
+def test_a_surrogate_is_the_derivative_of_its_primitive(name: str) -> None:
+    x = np.linspace(-3, 3, 1201) + 1e-4  # beside the corners
+    step = 1e-5
+    rise = surrogates.PRIMITIVES[name](tf.constant(x + step)) - surrogates.PRIMITIVES[name](tf.constant(x - step))
+    np.testing.assert_allclose(surrogates.derivative(name, tf.constant(x)), rise / (2 * step), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", surrogates.DERIVATIVES)
+def test_a_surrogate_has_its_peak_of_1_at_the_threshold_and_an_area_of_1(name: str) -> None:
+    assert float(surrogates.derivative(name, tf.constant(0.0))) == pytest.approx(1.0)
+    low, high = (float(surrogates.PRIMITIVES[name](tf.constant(x))) for x in (-1e4, 1e4))
+    assert (low, high) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
+    x = np.linspace(-2, 2, 401)
+    np.testing.assert_allclose(surrogates.derivative(name, tf.constant(x)), H[name](x), atol=1e-9)
+
+
+def test_flags_know_the_surrogates() -> None:
+    assert config.SURROGATES == surrogates.SURROGATES
+
+
+@pytest.mark.parametrize("gradient", gradients.GRADIENTS)
+@pytest.mark.parametrize("kind", ["0.5", "0.9", "pooling"])
+@pytest.mark.parametrize("name", surrogates.DERIVATIVES)
+def test_both_gradients_equal_the_oracle(name: str, kind: str, gradient: str) -> None:
+    neuron = neuron_of(kind, name)
+    currents, v0, g, carry = scene(neuron)
+    spikes, u, delta, first = oracle(neuron, currents, g, gradient, v0, carry)
+    assert 0.05 < spikes.mean() < 0.9
+    assert np.abs(np.abs(neuron.gain * (u - neuron.threshold)) - 0.5).min() > 1e-6  # no membrane on a rectangle's edge
+    zeros = tf.zeros((B, N))
+    with tf.GradientTape() as tape:
+        i, v = tf.constant(currents), tf.constant(v0)
+        tape.watch((i, v))
+        got, state = gradients.spike_window(i, NeuronState(v, zeros, zeros), neuron, gradient)
+    found = tape.gradient((got, state.membrane), (i, v), output_gradients=(tf.constant(g), tf.constant(carry)))
+    np.testing.assert_array_equal(got, spikes)
+    np.testing.assert_allclose(found[0], delta, rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(found[1], first, rtol=1e-4, atol=2e-6)
+
+
+def test_rate_takes_the_slope_of_its_own_window_where_it_continues_another() -> None:
+    neuron = Neuron.lif(0.9, 0.8, "triangular")
+    currents, _, g, carry = scene(neuron)
+    zeros = tf.zeros((B, N))
+    _, between = gradients.spike_window(tf.constant(currents[:5]), NeuronState(zeros, zeros, zeros), neuron, "rate")
+    with tf.GradientTape() as tape:
+        i = tf.constant(currents[5:])
+        tape.watch(i)
+        spikes, _ = gradients.spike_window(i, between, neuron, "rate")
+    found = tape.gradient(spikes, i, output_gradients=tf.constant(g[5:]))
+    wanted = oracle(neuron, currents[5:], g[5:], "rate", between.membrane.numpy(), carry)
+    assert spikes.numpy().mean() > 0.05
+    np.testing.assert_allclose(found, wanted[2], rtol=1e-4, atol=1e-6)
+
+
+def test_a_neuron_that_never_fired_still_learns() -> None:
+    currents = tf.fill((T, 1, 1), 0.09)
+    for name, passes in [("leak_aware", False), *((name, True) for name in surrogates.DERIVATIVES)]:
+        with tf.GradientTape() as tape:
+            tape.watch(currents)
+            spikes = layers.LIF(1.0, 1.2, "rate", name)(currents)  # reaches 1.08
+        assert not spikes.numpy().any()
+        assert bool(tf.reduce_any(tape.gradient(spikes, currents) != 0.0)) == passes, name
+
+
+@pytest.mark.parametrize("kernel", ["plain", "xla"])
+@pytest.mark.parametrize("name", surrogates.SURROGATES)
+def test_kernels_sum_what_the_definition_sums(name: str, kernel: str) -> None:
+    neuron = Neuron.lif(0.9, 0.8, name)
+    currents, v0, _, _ = scene(neuron)
+    start = NeuronState(tf.constant(v0), tf.zeros((B, N)), tf.zeros((B, N)))
+    spikes, wanted = gradients.simulate(tf.constant(currents), start, neuron)
+    state, trains = start, []
+    for first in range(0, T, 4):
+        train, state, _ = kernels.fire(tf.constant(currents[first:first + 4]), state, neuron, False, kernel)
+        trains.append(train)
+    assert wanted.count.numpy().sum() > 100
+    np.testing.assert_array_equal(tf.concat(trains, 0), spikes)
+    for a, b in zip(state, wanted):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_mean_of_a_leak_aware_trace_is_no_slope() -> None:
+    """A surrogate's sum is divided by the steps, the leaky trace is not."""
+    one = tf.ones((1,))
+    assert float(gradients.slope(one, 3 * one, Neuron.lif(0.5, 2.0, "arctan"), 6)[0]) == pytest.approx(0.25)
+    assert float(gradients.slope(one, one, Neuron.lif(0.5, 2.0), 6)[0]) == pytest.approx((1 + math.log(0.5)) / 2)
