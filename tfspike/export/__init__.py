@@ -38,7 +38,7 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
     model, and only then renamed: what lies in `folder` under its name is whole and proven, whenever the program dies.
 
     Args:
-      model: a `tfspike.models.SpikingModel`.
+      model: a `tfspike.models.SpikingModel`, or a `tfspike.models.ReluModel` (as "keras" alone).
       info: has `scale`, `offset` (x = p * scale + offset for pixels p of 0 to 255) and `class_names`.
       formats: some of `FORMATS`.
       folder: where the files go: saved_model/, model.tflite, model.nir, model.keras.
@@ -60,8 +60,12 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
         if form not in FORMATS:
             raise UserError(f"`formats` takes {', '.join(FORMATS)}. Received: {form!r}.")
     from tfspike.export import verify  # TensorFlow, only now
+    from tfspike.models import ReluModel
 
-    sample = verify.Sample(model, info, example)
+    if isinstance(model, ReluModel) and set(formats) - {"keras"}:
+        raise UserError("An ANN (neuron='relu') is saved as keras alone; convert it to a spiking network for other "
+                        f"formats. Received: formats={','.join(formats)}.")
+    sample = (verify.AnnSample if isinstance(model, ReluModel) else verify.Sample)(model, info, example)
     try:
         os.makedirs(folder, exist_ok=True)
         return {form: _place(os.path.join(os.fspath(folder), _NAMES[form]), _writer(form, model, info, weights, target),

@@ -12,11 +12,14 @@ from tfspike.checks import check_choice, check_count, check_leak, check_share, c
 from tfspike.errors import UserError
 from tfspike.gradients import GRADIENTS
 from tfspike.layers import OverTime, Readout
-from tfspike.models import blocks
+from tfspike.models import ann, blocks
+from tfspike.models.ann import ReluModel
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.variants import VARIANTS, Block, Conv, Pool
 
-__all__ = ["SpikingModel", "available", "create"]
+__all__ = ["ReluModel", "SpikingModel", "available", "create"]
+
+_SPIKING_ONLY: dict[str, Any] = {"gradient": "event", "encoder": "poisson", "leak": 0.99, "threshold": 1.0}
 
 
 def available() -> list[str]:
@@ -27,8 +30,8 @@ def available() -> list[str]:
 def create(name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int, *,
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
-           dtype: Any = None) -> SpikingModel:
-    """Builds a spiking network.
+           dtype: Any = None, neuron: str = "lif") -> SpikingModel | ReluModel:
+    """Builds a spiking network, or its ANN twin.
 
     Args:
       name: one of `available()`.
@@ -44,9 +47,12 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in); None takes the network's own.
       seed: of weights, input noise and dropout.
       dtype: a Keras dtype policy such as "mixed_bfloat16"; None takes the global one.
+      neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
+        order, no time. `timesteps` is not used then, and gradient, encoder, leak and threshold keep their defaults.
 
     Returns:
-      A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`.
+      A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
+      of the twin, to logits `[B, classes]`.
 
     Raises:
       UserError: an argument is out of range, or the images are too small for the network.
@@ -65,6 +71,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     check_count("num_classes", num_classes)
     check_count("timesteps", timesteps)
     check_choice("encoder", encoder, encoders.NAMES)
+    if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
+        _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold)
     hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
     builder = blocks.Builder(
         leak=check_leak(leak), threshold=check_threshold(threshold),
@@ -80,7 +88,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     if hidden:
         x = blocks.lif(blocks.dense(x, builder, hidden, "hidden"), builder, "hidden")
     x = blocks.dense(x, builder, num_classes, "output")
-    return SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
+    model = SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
+    return model if neuron == "lif" else ann.twin(model)
 
 
 def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
@@ -97,6 +106,14 @@ def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
             block += 1
             x = blocks.residual_block(x, builder, stage.filters, stage.strides, f"block{block}")
     return x
+
+
+def _refuse_spiking(**given: Any) -> None:
+    """An argument that an ANN would ignore would be believed to have mattered."""
+    for name, value in given.items():
+        if value != _SPIKING_ONLY[name]:
+            raise UserError(f"`{name}` is for spiking neurons, and neuron='relu' has none: leave it out. "
+                            f"Received: {name}={value!r}.")
 
 
 def _check_kappa(kappa: Any) -> float:
