@@ -28,6 +28,7 @@ from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished.json"
+CONVERTED = "model.keras"  # of a folder that `tfspike.conversion` wrote
 Say = Callable[[str], None]
 
 
@@ -311,7 +312,7 @@ def _converted(workdir: str, timesteps: int | None) -> Any:
     import tfspike.models  # noqa: F401 (registers the layers that the file names)
     from tfspike.encoders import Encoder
 
-    path = os.path.join(workdir, "model.keras")
+    path = os.path.join(workdir, CONVERTED)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except (OSError, ValueError) as error:
