@@ -295,7 +295,10 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     data = about(workdir).get("data")
     info = datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
     checkpoint = open_checkpoint(workdir, say, which)
-    model = _converted(workdir, timesteps) or build_model(config, info, timesteps)
+    converted = _converted(workdir, timesteps)
+    if converted is not None:
+        return converted, config, info, checkpoint
+    model = build_model(config, info, timesteps)
     checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
     return model, config, info, checkpoint
 
@@ -303,7 +306,7 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
 def _converted(workdir: str, timesteps: int | None) -> Any:
     """The network that `tfspike.conversion` left in `workdir`, with a window of `timesteps`; None in other runs.
 
-    Its shortcuts may carry factors, which no configuration describes: its layers come from the .keras file.
+    Its shortcuts may carry factors, which no configuration describes: layers and weights come from the .keras file.
     """
     if "converted" not in about(workdir):
         return None
@@ -325,4 +328,6 @@ def _converted(workdir: str, timesteps: int | None) -> Any:
         changed = {"timesteps": timesteps} if isinstance(layer, Encoder) else {}
         return type(layer).from_config({**layer.get_config(), **changed})
 
-    return keras.models.clone_model(model, clone_function=longer)
+    other = keras.models.clone_model(model, clone_function=longer)
+    other.set_weights(model.get_weights())
+    return other
