@@ -27,11 +27,11 @@ rates, its factor is 1, and it keeps the scale of the layer in front. It loses s
 
 **What is lost.** Every neuron here is reset to 0, so what exceeds the threshold is gone. A constant current I of at
 most 1 fires every floor(1/I) + 1 steps: a rate below I by up to I^2 / (1 + I), nothing for small currents and half for
-those those near the threshold. A larger scale loses less and needs more steps. Behind the first layer currents come in jumps,
-one spike each, and what a jump carries beyond the threshold is lost too. That part depends on the ratio of neighbouring
-scales, not on their size, and adds up with depth: rates come close to the activations in the first layer, and fall
-short of them in deep ones, however long the window. (Reset by subtraction, which tfspike does not have, would keep the
-excess: Rueckauer et al. 2017.) What the methods trade off:
+those near the threshold. A larger scale loses less of it and needs more steps. Behind the first layer currents come in
+jumps, one spike each, and what a jump carries beyond the threshold is lost too: that part depends on the ratio of
+neighbouring scales, not on their size, and adds up with depth. Rates thus come close to the activations in the first
+layer and fall short of them in deep ones, however long the window. (Reset by subtraction, which tfspike does not have,
+would keep the excess: Rueckauer et al. 2017.) What the methods trade off:
 
 * "data" (Diehl et al. 2015, data-based normalisation): scale = the largest activation of the layer over a batch of
   training images, or a percentile of the positive ones, which ignores outliers (Rueckauer et al. 2017).

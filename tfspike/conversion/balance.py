@@ -198,8 +198,8 @@ def _positive(values: tf.Tensor, images: int) -> np.ndarray:
 def _percentile(parts: list[np.ndarray], percentile: float, name: str) -> float:
     values = np.concatenate(parts)
     if not len(values):
-        raise UserError(f"Layer {name!r} is silent on all calibration images, so it has no scale; give more images, or "
-                        "train the network until the layer is alive.")
+        raise UserError(f"Layer {name!r} is silent on all calibration images, so it has no scale; give more images, a "
+                        "longer window (more timesteps), or train the network until the layer is alive.")
     return float(np.percentile(values, percentile))
 
 
