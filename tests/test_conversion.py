@@ -215,8 +215,10 @@ def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name:
     converted = conversion.convert(twin, images, "spike_norm", timesteps=50)
     currents = currents_on_calibration(converted.model, images)
     assert len(currents) == len(converted.scales)
-    for layer, values in currents.items():
-        assert values.max() == pytest.approx(1.0, abs=1e-4), layer
+    for position, (layer, values) in enumerate(currents.items()):
+        # the neuron with the largest current stands at its threshold, where rounding decides: behind the first layer a
+        # spike may come or not, and moves a current by its weight
+        assert values.max() == pytest.approx(1.0, abs=0.05 if position else 1e-5), layer
     again = conversion.convert(twin, images, "spike_norm", timesteps=50)
     assert again.scales == converted.scales
 
