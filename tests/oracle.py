@@ -341,6 +341,35 @@ def forward(
     return record
 
 
+def relu_forward(
+    stages: Sequence[Conv | Pool | Block | Hidden], weights: Sequence[Array], images: ArrayLike
+) -> tuple[list[Array], Array]:
+    """The ANN of the same stages: ReLU for LIF, plain averages, no time. `images` `[B, H, W, C]`.
+
+    Returns the activations of every ReLU layer in order, and the logits `[B, classes]`.
+    """
+    x = np.asarray(images, np.float64)
+    kernels = iter([np.asarray(weight, np.float64) for weight in weights])
+    activations: list[Array] = []
+
+    def relu(sums: Array) -> Array:
+        activations.append(np.maximum(sums, 0.0))
+        return activations[-1]
+
+    for stage in stages:
+        if isinstance(stage, Conv):
+            x = relu(conv(x, next(kernels), stage.stride))
+        elif isinstance(stage, Pool):
+            x = average_pool(x)
+        elif isinstance(stage, Hidden):
+            x = relu(_flat(x, 1) @ next(kernels))
+        else:
+            main = relu(conv(x, next(kernels), stage.stride_a))
+            main, stride = conv(main, next(kernels), stage.stride_b), stage.stride_a * stage.stride_b
+            x = relu(main + (conv(x, next(kernels), stride) if stage.shortcut == "conv" else subsample(x, stride)))
+    return activations, _flat(x, 1) @ next(kernels)
+
+
 def backward(
     net: Net,
     weights: Sequence[Array],

@@ -27,6 +27,12 @@ DATASET_ALIASES = {"svhn": "svhn_cropped"}
 EVENT_DATASETS = ("nmnist",)
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
 RESUME_WORDS = ("auto", "never", "must")
+NEURONS = ("lif", "relu")
+# Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
+SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate", "norm", "pooling")
+# Settings that runs of earlier versions do not name, with the value that says what those did.
+_ADDED: dict[str, Any] = {"neuron": "lif", "surrogate": "leak_aware", "norm": "none", "pooling": "neuron",
+                          "loss": "squared", "label_smoothing": 0.0, "lr_schedule": "milestones", "warmup_epochs": 0}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -179,6 +185,8 @@ class Config:
     workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
                                   group="What to train", legal="a folder", path=True, experiment=False)
 
+    neuron: str = setting("lif", "Spiking neurons (lif), or the same network as an ordinary ANN (relu), without time.",
+                          group="Network", choices=NEURONS)
     timesteps: int = setting(50, "Length of the window, in steps.", group="Network", **_at_least(1))
     gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
                             group="Network", choices=("event", "rate"))
@@ -278,12 +286,35 @@ class Config:
             raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
         if self.export == ("none",):
             object.__setattr__(self, "export", ())
+        if self.neuron == "relu":
+            self._validate_relu()
         if self.dataset in EVENT_DATASETS and self.encoder != "none":
             raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
                             "use --encoder=none.")
         if self.encoder == "none" and self.dataset in DATASETS and self.dataset not in EVENT_DATASETS:
             raise UserError(f"--encoder=none takes spike trains, but {self.dataset} holds images; "
                             "use --encoder=poisson, direct or latency.")
+
+    def _validate_relu(self) -> None:
+        """Refuses what an ANN cannot have; a setting that it ignores would be believed to have mattered."""
+        if self.dataset in EVENT_DATASETS:
+            raise UserError(f"--neuron=relu takes images, but {self.dataset} holds spike trains; use --neuron=lif.")
+        for name in SPIKING_ONLY:
+            if getattr(self, name) != FIELDS[name].default:
+                raise UserError(f"--{name}={_plain(getattr(self, name))} is for spiking neurons, and --neuron=relu has "
+                                "none; leave it out.")
+        if self.init is None:
+            object.__setattr__(self, "init", "normal")
+        if self.init != "normal":
+            raise UserError(f"--init={self.init} aims at a firing rate, and --neuron=relu has none; use --init=normal.")
+        if set(self.export) - {"keras"}:
+            raise UserError(f"--export={_plain(self.export)} writes spiking networks; --neuron=relu takes keras or "
+                            "none.")
+
+    @property
+    def random_input(self) -> bool:
+        """Whether answers depend on a draw of the input's noise."""
+        return self.neuron == "lif" and self.encoder == "poisson"
 
     def warnings(self) -> list[str]:
         """Returns sentences about legal settings that are probably not meant."""
@@ -360,6 +391,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     defaults = {name: field.default for name, field in FIELDS.items()}
     names = {**defaults, **bundle, **asked}
     ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
+    if names["neuron"] == "relu":
+        ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
     config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
@@ -371,9 +404,11 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
 def default_workdir(config: Config) -> str:
     """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
     keys = {name: getattr(config, name) for name, field in FIELDS.items() if field.metadata["experiment"]}
+    keys = {name: value for name, value in keys.items() if name not in _ADDED or value != _ADDED[name]}
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
     dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
-    return os.path.join("runs", f"{config.model}-{dataset}-{config.gradient}-{digest}")
+    kind = config.gradient if config.neuron == "lif" else config.neuron
+    return os.path.join("runs", f"{config.model}-{dataset}-{kind}-{digest}")
 
 
 def diff(saved: Config, wanted: Config, experiment_only: bool = True) -> dict[str, tuple[Any, Any]]:
@@ -421,7 +456,7 @@ def from_json(text: str, source: str = "the configuration") -> Config:
     Raises:
       UserError: the text is no such configuration, one of another format, or lacks a setting.
     """
-    values = _settings(_parse_json(text, source), source)
+    values = {**_ADDED, **_settings(_parse_json(text, source), source)}
     missing = [name for name in FIELDS if name not in values]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}; "
@@ -453,7 +488,8 @@ def read_settings(path: str) -> dict[str, Any]:
     source = f"config file {shown(path)}"
     text = _read_text(path)
     values = _settings(_parse_json(text, source), source)
-    if all(name in values for name in FIELDS) and values["workdir"] == default_workdir(Config(**values)):
+    whole = all(name in values or name in _ADDED for name in FIELDS)
+    if whole and values["workdir"] == default_workdir(Config(**values)):
         del values["workdir"]
     return values
 

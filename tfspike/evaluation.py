@@ -135,14 +135,15 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
                           loss=config.loss)
     results = []
-    for draw in range(options.seeds if config.encoder == "poisson" else 1):
+    for draw in range(options.seeds if config.random_input else 1):
         results.append(evaluator.run(draw))
         say(f"draw {draw + 1}: test accuracy {100 * results[-1].accuracy:.2f} %, loss {results[-1].loss:.4f}")
     accuracies = [result.accuracy for result in results]
     spread = float(np.std(accuracies, ddof=1)) if len(results) > 1 else None
     classes = np.mean([result.per_class for result in results], axis=0)
     return {
-        "workdir": options.workdir, "model": config.model, "dataset": info.name, "gradient": config.gradient,
+        "workdir": options.workdir, "model": config.model, "dataset": info.name, "neuron": config.neuron,
+        "gradient": config.gradient if config.neuron == "lif" else None,
         "checkpoint": options.checkpoint, "step": checkpoint.step, "timesteps": model.timesteps,
         "records": len(test), "seeds": len(results), "test_accuracy": float(np.mean(accuracies)),
         "test_accuracy_std": spread, "test_accuracies": accuracies,
@@ -161,11 +162,12 @@ def describe(record: dict[str, Any]) -> str:
     else:
         how = "one draw" if record["seeds"] == 1 else f"{record['seeds']} draws"
     lines = [f"{record['model']} on {record['dataset']}, {record['checkpoint']} checkpoint (step {record['step']}), "
-             f"T = {record['timesteps']}, {record['records']} test records",
+             + ("ReLU, no time" if record["neuron"] == "relu" else f"T = {record['timesteps']}")
+             + f", {record['records']} test records",
              f"test accuracy {100 * record['test_accuracy']:.2f} % ({how})", "", "accuracy per class"]
     lines += [f"  {name:<20} {'no records' if value is None else f'{100 * value:6.2f} %'}"
               for name, value in record["per_class"].items()]
-    lines += ["", "firing rate, spikes per step"]
+    lines += ["", "firing rate, spikes per step"] if record["rates"] else []
     lines += [f"  {name:<20} {rate:.4f}" for name, rate in record["rates"].items()]
     return "\n".join(lines)
 
@@ -178,5 +180,5 @@ def json_line(record: dict[str, Any]) -> str:
 def predict(options: EvalOptions, say: workdir.Say = print) -> list[prediction.Prediction]:
     """Classifies image files with a run's network; errors as for `prediction.predict_files` and `workdir.load_run`."""
     model, config, info, _ = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
-    return prediction.predict_files(model, info, options.predict, options.seeds if config.encoder == "poisson" else 1,
+    return prediction.predict_files(model, info, options.predict, options.seeds if config.random_input else 1,
                                     loss=config.loss)

@@ -114,6 +114,11 @@ def parse_eval(argv: Sequence[str] | None = None) -> EvalOptions:
     return EvalOptions(**_given(argv, (EvalOptions,), "python eval.py --workdir=FOLDER [--flag=value ...]"))
 
 
+def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
+    """Reads the command line of another command into its dataclass of settings; errors as for `parse`."""
+    return options(**_given(argv, (options,), usage))
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError."""

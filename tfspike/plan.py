@@ -25,7 +25,7 @@ _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.l
            keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
            keras.layers.AveragePooling2D, keras.layers.AveragePooling3D, keras.layers.GlobalAveragePooling2D,
            keras.layers.ZeroPadding2D, keras.layers.Cropping2D, keras.layers.UpSampling2D, keras.layers.Flatten,
-           keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity)
+           keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity, keras.layers.Rescaling)
 
 
 def _is_linear(layer: keras.layers.Layer) -> bool:

@@ -81,6 +81,9 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
     """What `write` puts on paper; arguments and errors as there."""
     model, config, info, checkpoint = workdir.load_run(run, _option(options, "checkpoint") or "best",
                                                        _option(options, "timesteps"), say)
+    if config.neuron == "relu":
+        raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
+                        f"first: python -m tfspike.conversion --run={run}")
     test = datasets.load(config.dataset, "test", _option(options, "data_dir") or config.data_dir, model.timesteps)
     say(f"analysing {len(test)} test images over {model.timesteps} steps")
     result = analysis.analyse(model, _Normalised(test.images, info), test.labels,

@@ -16,6 +16,7 @@ import keras
 
 from tfspike import plan as plans
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.models import ReluModel
 
 # Bytes that do not follow from shapes, fitted to measured processes: allocator, thread pools, traced and optimised
 # graphs (which grow with the layers, and more with a backward pass over steps).
@@ -133,6 +134,8 @@ def layer_table(model: keras.Model, batch_size: int, training: bool = True, opti
       model, batch_size, training, optimizer: as for `layers`.
       rates: mean firing rates by layer, spikes per step, to be shown beside.
     """
+    if isinstance(model, ReluModel):
+        return _ann_table(model)
     rows = layers(model, batch_size, training, optimizer)
     head = ["layer", "kind", "output", "parameters", "MACs/step", "memory"] + (["spikes/step"] if rates else [])
     lines = [head]
@@ -145,6 +148,20 @@ def layer_table(model: keras.Model, batch_size: int, training: bool = True, opti
               _bytes(sum(sum(row.memory.values()) for row in rows))] + ([""] if rates else [])
     return "\n".join([*_aligned([*lines, totals]), "", _sentence(memory(model, batch_size, training, optimizer), model,
                                                                    batch_size, training, macs)])
+
+
+def _ann_table(model: Any) -> str:
+    """The layers of a network without time. Its memory is not estimated: it is that of any Keras model."""
+    rows = []
+    for layer in model.layers:
+        shape, parameters = tuple(layer.output.shape[1:]), sum(math.prod(v.shape) for v in layer.trainable_variables)
+        rows.append((layer.name, type(layer).__name__, shape, parameters, _macs(layer, shape)))
+    cells = [[name, kind, "x".join(map(str, shape)), _whole(parameters), _short(macs)]
+             for name, kind, shape, parameters, macs in rows]
+    macs = sum(row[-1] for row in rows)
+    totals = ["total", "", "", _whole(sum(row[-2] for row in rows)), _short(macs)]
+    return "\n".join([*_aligned([["layer", "kind", "output", "parameters", "MACs"], *cells, totals]), "",
+                      f"{_short(macs)} multiply-accumulates per image; no time steps (--neuron=relu)."])
 
 
 def _sentence(estimate: Memory, model: Any, batch_size: int, training: bool, macs: int) -> str:

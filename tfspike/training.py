@@ -382,7 +382,8 @@ class Trainer:
             text = f"  validation loss {result.loss:.4f}  accuracy {100 * result.accuracy:.2f} %" + " (best)" * best
         self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %"
                  + text)
-        self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
+        if rates:
+            self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
         examples = self.example(_LOGGED)
         self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()},
                                      **(self._energy(examples) if self.where.is_chief else {})},
@@ -394,7 +395,9 @@ class Trainer:
         self._shown = time.monotonic(), self.step  # validation does not count as training time
 
     def _energy(self, examples: np.ndarray) -> dict[str, float]:
-        """Energy of a few images in the 45 nm model, and as a share of that of an ANN of the same shape."""
+        """Energy of a few images in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
+        if self.model.plan is None:
+            return {}
         from tfspike import analysis
         from tfspike.energy import EnergyModel
 

@@ -28,6 +28,7 @@ from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished.json"
+CONVERTED = "model.keras"  # of a folder that `tfspike.conversion` wrote
 Say = Callable[[str], None]
 
 
@@ -95,6 +96,9 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
     if resume == "never":
         raise UserError(f"--resume=never, but {workdir} holds a run; delete that folder or give another --workdir.")
     config_lib.check_resumable(config_lib.read_run(workdir), config)
+    if "converted" in about(workdir):
+        raise UserError(f"{workdir} holds a converted network, not a run to continue; to train it further, give "
+                        f"--init_from={os.path.join(workdir, 'model.keras')} and another --workdir.")
     _check_init(workdir, options)
     if _is_finished(workdir, config):
         return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}. Raise --epochs to continue.")
@@ -254,6 +258,14 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
     """
     from tfspike import models
 
+    if config.neuron == "relu":
+        if timesteps is not None:
+            raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
+                            "an ANN (--neuron=relu); leave it out, or convert the ANN: python -m tfspike.conversion "
+                            f"--run={config.workdir}")
+        return models.create(config.model, tuple(info.image_shape), info.num_classes, config.timesteps,
+                             dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
+                             dtype=config.precision, neuron="relu")
     encoder = None if config.encoder == "none" else config.encoder
     return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
                          gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
@@ -286,6 +298,39 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     data = about(workdir).get("data")
     info = datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
     checkpoint = open_checkpoint(workdir, say, which)
+    converted = _converted(workdir, timesteps)
+    if converted is not None:
+        return converted, config, info, checkpoint
     model = build_model(config, info, timesteps)
     checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
-    return fold(model), config, info, checkpoint
+    return (model if config.neuron == "relu" else fold(model)), config, info, checkpoint
+
+
+def _converted(workdir: str, timesteps: int | None) -> Any:
+    """The network that `tfspike.conversion` left in `workdir`, with a window of `timesteps`; None in other runs.
+
+    Its shortcuts may carry factors, which no configuration describes: layers and weights come from the .keras file.
+    """
+    if "converted" not in about(workdir):
+        return None
+    import keras
+
+    import tfspike.models  # noqa: F401 (registers the layers that the file names)
+    from tfspike.encoders import Encoder
+
+    path = os.path.join(workdir, CONVERTED)
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or "no details").splitlines()[0][:200]
+        raise UserError(f"The converted network {path} cannot be read ({first}); convert the ANN again.") from None
+    if timesteps is None:
+        return model
+
+    def longer(layer: Any) -> Any:
+        changed = {"timesteps": timesteps} if isinstance(layer, Encoder) else {}
+        return type(layer).from_config({**layer.get_config(), **changed})
+
+    other = keras.models.clone_model(model, clone_function=longer)
+    other.set_weights(model.get_weights())
+    return other

@@ -39,7 +39,7 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
     Files are for inference: normalisation is folded into the weights (`tfspike.folding.fold`).
 
     Args:
-      model: a `tfspike.models.SpikingModel`.
+      model: a `tfspike.models.SpikingModel`, or a `tfspike.models.ReluModel` (as "keras" alone).
       info: has `scale`, `offset` (x = p * scale + offset for pixels p of 0 to 255) and `class_names`.
       formats: some of `FORMATS`.
       folder: where the files go: saved_model/, model.tflite, model.nir, model.keras.
@@ -62,10 +62,14 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
             raise UserError(f"`formats` takes {', '.join(FORMATS)}. Received: {form!r}.")
     from tfspike.export import verify  # TensorFlow, only now
     from tfspike.folding import fold
+    from tfspike.models import ReluModel
 
+    if isinstance(model, ReluModel) and set(formats) - {"keras"}:
+        raise UserError("An ANN (neuron='relu') is saved as keras alone; convert it to a spiking network for other "
+                        f"formats. Received: formats={','.join(formats)}.")
     if getattr(model, "plan", None) is not None:
         model = fold(model)
-    sample = verify.Sample(model, info, example)
+    sample = (verify.AnnSample if isinstance(model, ReluModel) else verify.Sample)(model, info, example)
     try:
         os.makedirs(folder, exist_ok=True)
         return {form: _place(os.path.join(os.fspath(folder), _NAMES[form]), _writer(form, model, info, weights, target),

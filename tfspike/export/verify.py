@@ -74,6 +74,20 @@ class Sample:
         return self._known[key]
 
 
+class AnnSample:
+    """The same for an ANN (`tfspike.models.ReluModel`), whose file is loaded and compared with it.
+
+    Args:
+      model, info, example: as for `tfspike.export.save`.
+    """
+
+    def __init__(self, model: Any, info: Any, example: Any = None):
+        self.model = model
+        shape = tuple(model.inputs[0].shape[1:])
+        example = _noise(shape, False) if example is None else np.asarray(example, np.float32)
+        self.images = example * np.asarray(info.scale, np.float32) + np.asarray(info.offset, np.float32)
+
+
 def _noise(shape: tuple[int, ...], binary: bool) -> np.ndarray:
     numbers = np.random.default_rng(0).random((2, *shape))
     return (numbers < 0.3).astype(np.float32) if binary else (255 * numbers).astype(np.uint8).astype(np.float32)
@@ -141,7 +155,8 @@ def run_standalone(form: str, path: str, given: dict[str, np.ndarray]) -> dict[s
             return dict(archive)
 
 
-def check(form: str, path: str, sample: Sample, weights: str = "float32", target: str = "nir") -> dict[str, Any]:
+def check(form: str, path: str, sample: Sample | AnnSample, weights: str = "float32",
+          target: str = "nir") -> dict[str, Any]:
     """Runs a file and compares it with the model.
 
     Returns:
@@ -150,7 +165,7 @@ def check(form: str, path: str, sample: Sample, weights: str = "float32", target
     Raises:
       UserError: it does not compute what the model does.
     """
-    if form == "keras":
+    if form == "keras" or isinstance(sample, AnnSample):
         return _check_keras(path, sample)
     rows = slice(_NIR_ROWS if form == "nir" else None)
     found = run_standalone(form, path, {key: x[rows] if x.ndim else x for key, x in sample.given.items()})
@@ -222,8 +237,8 @@ def _compare_scores(form: str, endpoint: str, found: np.ndarray, want: np.ndarra
                         "it was removed.")
 
 
-def _check_keras(path: str, sample: Sample) -> dict[str, Any]:
-    inputs = sample.given["spikes"] if sample.from_events else sample.images
+def _check_keras(path: str, sample: Sample | AnnSample) -> dict[str, Any]:
+    inputs = sample.given["spikes"] if isinstance(sample, Sample) and sample.from_events else sample.images
     again = keras.models.load_model(path)
     want, found = sample.model(inputs).numpy(), again(inputs).numpy()
     if not np.array_equal(want, found):

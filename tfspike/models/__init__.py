@@ -12,7 +12,8 @@ from tfspike.checks import check_choice, check_count, check_leak, check_share, c
 from tfspike.errors import UserError
 from tfspike.gradients import GRADIENTS
 from tfspike.layers import OverTime, Readout
-from tfspike.models import blocks
+from tfspike.models import ann, blocks
+from tfspike.models.ann import ReluModel
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.surrogates import LEAK_AWARE, SURROGATES
 from tfspike.variants import VARIANTS, Block, Conv, Pool
@@ -20,7 +21,10 @@ from tfspike.variants import VARIANTS, Block, Conv, Pool
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
 
-__all__ = ["SpikingModel", "available", "create"]
+__all__ = ["ReluModel", "SpikingModel", "available", "create"]
+
+_SPIKING_ONLY: dict[str, Any] = {"gradient": "event", "encoder": "poisson", "leak": 0.99, "threshold": 1.0,
+                                 "surrogate": LEAK_AWARE, "norm": None, "pooling": "neuron"}
 
 
 def available() -> list[str]:
@@ -31,9 +35,9 @@ def available() -> list[str]:
 def create(name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int, *,
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
-           dtype: Any = None, surrogate: str = LEAK_AWARE, norm: str | None = None,
-           pooling: str = "neuron") -> SpikingModel:
-    """Builds a spiking network.
+           dtype: Any = None, surrogate: str = LEAK_AWARE, norm: str | None = None, pooling: str = "neuron",
+           neuron: str = "lif") -> SpikingModel | ReluModel:
+    """Builds a spiking network, or its ANN twin.
 
     Args:
       name: one of `available()`.
@@ -55,9 +59,13 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         learn; None, as in the paper, does not.
       pooling: "neuron" puts neurons of threshold .75 behind every average pooling, as in the paper; "average" passes
         averages on, which loses nothing in a window of few steps.
+      neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
+        order, no time. `timesteps` is not used then, and the other settings of spiking
+        neurons (gradient, encoder, leak, threshold, surrogate, norm, pooling) keep their defaults.
 
     Returns:
-      A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`.
+      A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
+      of the twin, to logits `[B, classes]`.
 
     Raises:
       UserError: an argument is out of range, or the images are too small for the network.
@@ -76,6 +84,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     check_count("num_classes", num_classes)
     check_count("timesteps", timesteps)
     check_choice("encoder", encoder, encoders.NAMES)
+    if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
+        _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
+                        surrogate=surrogate, norm=norm, pooling=pooling)
     hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
     builder = blocks.Builder(
         leak=check_leak(leak), threshold=check_threshold(threshold),
@@ -94,7 +105,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         x = blocks.norm(blocks.dense(x, builder, hidden, "hidden"), builder, "hidden")
         x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, num_classes, "output")
-    return SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
+    model = SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
+    return model if neuron == "lif" else ann.twin(model)
 
 
 def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
@@ -111,6 +123,14 @@ def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
             block += 1
             x = blocks.residual_block(x, builder, stage.filters, stage.strides, f"block{block}")
     return x
+
+
+def _refuse_spiking(**given: Any) -> None:
+    """An argument that an ANN would ignore would be believed to have mattered."""
+    for name, value in given.items():
+        if value != _SPIKING_ONLY[name]:
+            raise UserError(f"`{name}` is for spiking neurons, and neuron='relu' has none: leave it out. "
+                            f"Received: {name}={value!r}.")
 
 
 def _check_kappa(kappa: Any) -> float:

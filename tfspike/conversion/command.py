@@ -1,0 +1,109 @@
+"""What `python -m tfspike.conversion` does: converts, writes a folder that `eval.py` takes, and compares with the ANN.
+
+    OUT/config.json      settings of the spiking network; "converted" says how it was made
+    OUT/model.keras      the network
+    OUT/checkpoints/     its weights
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from tfspike import analysis, checkpoints, datasets, workdir
+from tfspike import config as config_lib
+from tfspike.config import Config
+from tfspike.conversion.balance import PERCENTILES, Conversion, convert
+from tfspike.conversion.options import ConversionOptions
+from tfspike.errors import UserError
+
+
+def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
+    """Converts the ANN of a run, saves the result and measures both on test images.
+
+    Args:
+      options: of the command.
+      say: takes lines of progress.
+
+    Returns:
+      A record fit for JSON: `ann_accuracy`, and by step `accuracy` and `spikes_per_image` (those of all layers and the
+      input), from one pass through the window; `neuron_spikes_per_image` (without the input) of the whole window.
+
+    Raises:
+      UserError: the run, its data or the folder to write to cannot be used, or the network cannot be converted.
+    """
+    ann, config, info, checkpoint = workdir.load_run(options.run, options.checkpoint, say=say)
+    if config.neuron != "relu":
+        raise UserError(f"--run takes a run of train.py --neuron=relu, and {options.run} holds a spiking network "
+                        "already; test it with eval.py.")
+    percentile = PERCENTILES[options.method] if options.percentile is None else options.percentile
+    out = options.out or os.path.join(options.run, f"{options.method}-{percentile:g}-T{options.timesteps}")
+    _require_free(out)
+    data_dir = options.data_dir or config.data_dir
+    train = datasets.load(config.dataset, "train", data_dir)
+    chosen, _ = datasets.split_indices(len(train), config.val_fraction, config.seed, train.name)
+    chosen = chosen[:options.calibration]
+    say(f"Balancing thresholds ({options.method}, percentile {percentile:g}) on {len(chosen)} training images.")
+    converted = convert(ann, info.normalise(train.images[chosen]), options.method, percentile, options.timesteps,
+                        options.encoder, seed=options.seed)
+    about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
+             "percentile": percentile, "calibration": len(chosen), "scales": converted.scales}
+    _write(out, converted, config, options, about, checkpoint.step)
+    say(f"Written to {out}. To look at it: python eval.py --workdir={out}")
+    test = datasets.load(config.dataset, "test", data_dir)
+    count = min(options.images or len(test), len(test))
+    images, labels = info.normalise(test.images[:count]), test.labels[:count]
+    answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, count, 100)])
+    found = analysis.analyse(converted.model, images, labels, seed=options.seed)
+    steps = sorted({step for step in (*options.steps, options.timesteps) if step <= options.timesteps})
+    return {"out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, "records": count,
+            **about, "ann_accuracy": float(np.mean(answers == labels)),
+            "accuracy": {str(step): float(found.accuracy_by_step[step - 1]) for step in steps},
+            "spikes_per_image": {str(step): float(found.spikes_by_step[step - 1]) for step in steps},
+            "neuron_spikes_per_image": float(sum(layer.spikes for layer in found.layers if layer.kind != "input")),
+            "rates": {layer.name: layer.rate for layer in found.layers if layer.kind in ("lif", "pooling")}}
+
+
+def _require_free(out: str) -> None:
+    if os.path.exists(os.path.join(out, "config.json")) and "converted" not in workdir.about(out):
+        raise UserError(f"--out={out} holds a run; give another folder.")
+
+
+def _write(out: str, converted: Conversion, config: Config, options: ConversionOptions, about: dict[str, Any],
+           step: int) -> None:
+    """A folder that eval.py, reports and exports take for a run."""
+    settings = dataclasses.replace(config, neuron="lif", timesteps=options.timesteps, encoder=options.encoder, leak=1.0,
+                                   threshold=1.0, export=(), workdir=out)
+    record = {"versions": workdir.versions(), "commit": workdir.commit(), "commands": [workdir.command()],
+              "data": workdir.about(options.run).get("data"), "init_from": None, "converted": about}
+    try:
+        os.makedirs(out, exist_ok=True)
+        converted.model.save(os.path.join(out, workdir.CONVERTED))
+        parts: dict[str, Any] = {"model": checkpoints.collect(converted.model.variables), "optimizer": {}}
+        checkpoints.save(os.path.join(out, workdir.CHECKPOINTS), step, parts,
+                         {"config": dataclasses.asdict(settings)}, keep=1, best=True)
+        checkpoints.write_file(os.path.join(out, "config.json"), config_lib.to_json(settings, record))
+    except OSError as error:
+        raise UserError(f"Cannot write into {out} ({error.strerror or error}); give a folder that can be written as "
+                        "--out.") from None
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The record as lines for a reader."""
+    lines = [f"{record['model']} on {record['dataset']}, {record['records']} test images, one draw of the input",
+             f"ANN                  {100 * record['ann_accuracy']:6.2f} %", "",
+             "  steps    accuracy    spikes per image (input included)"]
+    lines += [f"  {step:>5}    {100 * accuracy:6.2f} %    {record['spikes_per_image'][step]:>10,.0f}"
+              for step, accuracy in record["accuracy"].items()]
+    lines += ["", f"{record['neuron_spikes_per_image']:,.0f} of them from neurons, in {record['timesteps']} steps", "",
+              "firing rate, spikes per step"]
+    return "\n".join([*lines, *(f"  {name:<20} {rate:.4f}" for name, rate in record["rates"].items())])
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """The record on one line."""
+    return json.dumps(record, allow_nan=False)

@@ -1,0 +1,237 @@
+"""A ReLU network read as neurons and the synapses between them, and rebuilt with spiking ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfspike import encoders
+from tfspike import plan as plans
+from tfspike.errors import UserError
+from tfspike.layers import LIF, OverTime, PoolingIF, Readout
+from tfspike.models import SpikingModel
+
+INPUT = ""  # where a path begins that comes from the encoder
+
+_WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+_PASSING = (keras.layers.ZeroPadding2D, keras.layers.Flatten, keras.layers.Identity)
+_LEGAL = ("Conv2D, DepthwiseConv2D and Dense without bias, ReLU, AveragePooling2D behind a ReLU, Add, ZeroPadding2D, "
+          "Flatten and dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call of a layer.
+
+    Attributes:
+      call: the call.
+      kind: "weights", "relu", "pool" (an average of several, which gets a neuron), "sum", "pass" or "drop".
+      sources: for every tensor that enters: the ReLU (or `INPUT`) whose rates it carries, None where it is a current.
+      target: the ReLU that its current goes to; None for the readout. Meaningless where no current comes out.
+    """
+
+    call: plans.Call
+    kind: str
+    sources: tuple[str | None, ...]
+    target: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons:
+    """A layer of neurons, ReLU or pooling, and what drives it.
+
+    Attributes:
+      step: the layer's step.
+      path: calls from the rates in front to what enters the layer (of a pooling: the average itself, too).
+      roots: the tensors that the path begins with, by `id`: those of other neurons, or the input.
+    """
+
+    step: Step
+    path: tuple[plans.Call, ...]
+    roots: frozenset[int]
+
+
+class Network:
+    """A ReLU network, read.
+
+    Args:
+      model: a functional Keras model from images to logits, such as `tfspike.models.ReluModel`.
+
+    Attributes:
+      input, output: symbolic tensors.
+      steps: calls in the order of the forward pass.
+      neurons: layers of neurons, in that order.
+      origin: the ReLU (or `INPUT`) whose rates a tensor carries, by the tensor's `id`.
+
+    Raises:
+      UserError: a layer, a bias or an arrangement that spiking neurons cannot follow.
+    """
+
+    def __init__(self, model: keras.Model):
+        try:
+            inputs, calls, outputs = plans.calls_of(model)
+        except (AttributeError, ValueError, TypeError):
+            raise UserError("The network to convert must be a functional Keras model such as models.create(..., "
+                            f"neuron='relu'). Received: a {type(model).__name__}.") from None
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise UserError("The network to convert must have one input and one output. "
+                            f"Received: {len(inputs)} and {len(outputs)}.")
+        self.name: str = model.name
+        self.input, self.output = inputs[0], outputs[0]
+        self.origin: dict[int, str | None] = {id(self.input): INPUT}
+        kinds = [self._kind(call) for call in calls]
+        if self.origin[id(self.output)] is not None:
+            raise UserError("The network to convert must end with logits, the sums of a layer with weights; it ends "
+                            f"with the rates of {calls[-1].layer.name!r}. Leave its last activation out.")
+        targets = self._targets(calls, kinds)
+        self.steps = [Step(call, kind, tuple(self.origin[id(x)] for x in _sources(call)),
+                           targets.get(id(call.outputs[0]))) for call, kind in zip(calls, kinds)]
+        self.neurons = self._neurons()
+        if not self.relus:
+            raise UserError("The network to convert has no ReLU, so nothing in it could fire.")
+
+    @property
+    def relus(self) -> list[str]:
+        """Names of the ReLU layers, in the order of the forward pass."""
+        return [neurons.step.call.layer.name for neurons in self.neurons if neurons.step.kind == "relu"]
+
+    def _kind(self, call: plans.Call) -> str:
+        """What a call is; notes whose rates its output carries."""
+        layer, sources = call.layer, [self.origin[id(x)] for x in _sources(call)]
+        kind = _kind_of(layer)
+        if kind == "relu":
+            if sources != [None]:
+                raise UserError(f"ReLU {layer.name!r} must follow a layer with weights or a sum; leave it out.")
+            self.origin[id(call.outputs[0])] = layer.name
+            return kind
+        if kind == "pool":
+            if sources == [None] or sources == [INPUT]:
+                raise UserError(f"Average pooling {layer.name!r} must follow a ReLU, because spikes are what its "
+                                "neurons average; move it behind the next ReLU.")
+            if math.prod(layer.pool_size) == 1:
+                kind = "pass"
+        self.origin[id(call.outputs[0])] = None if kind in ("weights", "sum") else sources[0]
+        return kind
+
+    def _targets(self, calls: tuple[plans.Call, ...], kinds: list[str]) -> dict[int, str | None]:
+        """The one ReLU that each current goes to (None: the readout), by the tensor's `id`."""
+        found: dict[int, set[str | None]] = {id(self.output): {None}}
+        for call, kind in zip(reversed(calls), reversed(kinds)):
+            ends = {call.layer.name} if kind == "relu" else found.get(id(call.outputs[0]), set())
+            for x in _sources(call):
+                if self.origin[id(x)] is None:
+                    found.setdefault(id(x), set()).update(ends)
+        for call in calls:
+            ends = found.get(id(call.outputs[0]), {None})
+            if len(ends) != 1:
+                raise UserError(f"The sums of layer {call.layer.name!r} go to {len(ends)} layers of neurons with "
+                                "scales of their own; only rates, behind a ReLU, may be shared.")
+        return {key: next(iter(ends)) for key, ends in found.items()}
+
+    def _neurons(self) -> list[Neurons]:
+        made: list[Neurons] = []
+        producers = {id(step.call.outputs[0]): step for step in self.steps}
+        for step in self.steps:
+            if step.kind not in ("relu", "pool"):
+                continue
+            wanted = {id(x) for x in _sources(step.call)}
+            path: list[plans.Call] = [step.call] if step.kind == "pool" else []
+            for earlier in reversed(self.steps[:self.steps.index(step)]):
+                if id(earlier.call.outputs[0]) in wanted and earlier.kind not in ("relu", "pool"):
+                    path.insert(0, earlier.call)
+                    wanted |= {id(x) for x in _sources(earlier.call)}
+            roots = {x for x in wanted if x not in producers or producers[x].kind in ("relu", "pool")}
+            made.append(Neurons(step, tuple(path), frozenset(roots)))
+        return made
+
+    def spiking(self, scales: Mapping[str, float], timesteps: int, encoder: str, gradient: str,
+                seed: int) -> SpikingModel:
+        """The same network of spiking neurons; arguments as for `tfspike.conversion.build`."""
+
+        def factor(source: str | None, target: str | None) -> float:
+            if source is None:
+                return 1.0
+            return float((scales[source] if source else 1.0) / (1.0 if target is None else scales[target]))
+
+        image = keras.Input(tuple(self.input.shape[1:]), dtype="float32", name="input")
+        x = encoders.create(encoder, timesteps, seed=seed, name="encoder")(image)
+        values: dict[int, Any] = {id(self.input): x}
+        weights: list[tuple[Any, Any]] = []
+        steps = {id(step.call): step for step in self.steps}
+
+        def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            step, layer = steps[id(call)], call.layer
+            if step.kind == "drop":
+                return args[0]
+            if step.kind == "relu":
+                return LIF(1.0, 1.0, gradient, dtype=layer.dtype_policy,
+                           name=f"{layer.name.removesuffix('_relu')}_lif")(*args)
+            if step.kind == "sum":
+                return _copy(layer)([_rescaled(x, factor(source, step.target), layer, i)
+                                     for i, (x, source) in enumerate(zip(keras.tree.flatten(args), step.sources))])
+            if isinstance(layer, keras.layers.Activation):  # a linear one, in front of the readout
+                return args[0]
+            inner = _copy(layer, "dense" if isinstance(layer, keras.layers.Dense) else "conv")
+            out = OverTime(inner, name=layer.name)(*args)
+            if step.kind == "weights":
+                kernel = keras.ops.convert_to_numpy(layer.kernel)
+                weights.append((inner, kernel * factor(step.sources[0], step.target)))
+            if step.kind == "pool":
+                # a sum of n spikes, over n, exceeds 1 - 1/n strictly from the n-th spike on
+                short = layer.name.removesuffix("_average")
+                out = PoolingIF(1.0 - 1.0 / math.prod(layer.pool_size), gradient, dtype=layer.dtype_policy,
+                                name=short if short != layer.name else f"{short}_if")(out)
+            return out
+
+        values = plans.run([step.call for step in self.steps], values, handler)
+        model = SpikingModel(image, Readout(1.0, name="readout")(values[id(self.output)]), name=self.name)
+        for layer, kernel in weights:
+            layer.kernel.assign(kernel)
+        return model
+
+
+def _kind_of(layer: keras.layers.Layer) -> str:
+    """What a layer is to the conversion; refuses what it cannot be anything to."""
+    name, kind = layer.name, type(layer).__name__
+    if isinstance(layer, _WEIGHTED) and type(layer) in _WEIGHTED:
+        if layer.use_bias:
+            raise UserError(f"Layer {name!r} has a bias, which no spike carries; train the network with "
+                            "use_bias=False.")
+        if layer.activation is not keras.activations.linear:
+            raise UserError(f"Layer {name!r} has an activation of its own; give it a ReLU layer behind it instead.")
+        return "weights"
+    plain = isinstance(layer, keras.layers.ReLU) and layer.max_value is None and not (
+        layer.negative_slope or layer.threshold)
+    if plain or (isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu):
+        return "relu"
+    if isinstance(layer, keras.layers.AveragePooling2D):
+        return "pool"
+    if isinstance(layer, keras.layers.Add):
+        return "sum"
+    if isinstance(layer, keras.layers.Dropout) or hasattr(layer, "draw_mask"):
+        return "drop"
+    if isinstance(layer, _PASSING) or (
+            isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear):
+        return "pass"
+    raise UserError(f"Layer {name!r}, a {kind}, has no counterpart among integrate-and-fire neurons. Conversion takes "
+                    f"{_LEGAL}.")
+
+
+def _rescaled(x: Any, factor: float, layer: keras.layers.Layer, position: int) -> Any:
+    """The factor of an identity shortcut, which has no weights to take it; a current has its factor already (1)."""
+    if factor == 1.0:
+        return x
+    scale = keras.layers.Rescaling(factor, dtype=layer.dtype_policy, name="rescaling")
+    return OverTime(scale, name=f"{layer.name}_identity{position}")(x)
+
+
+def _sources(call: plans.Call) -> list[Any]:
+    return [x for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)]
+
+
+def _copy(layer: keras.layers.Layer, name: str | None = None) -> keras.layers.Layer:
+    return type(layer).from_config({**layer.get_config(), **({} if name is None else {"name": name})})

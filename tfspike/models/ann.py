@@ -1,0 +1,118 @@
+"""The ANN twin of a spiking network: the same stack with ReLU in place of LIF neurons, and without time.
+
+    twin = models.create("vgg9", (32, 32, 3), 10, timesteps=100, neuron="relu")
+
+The twin is derived from the spiking model's plan, so that no network has to be described twice: synapses stay what they
+are, a LIF neuron becomes a ReLU, average pooling loses the pooling neuron behind it, the readout becomes the logits.
+Weights have the same shapes, order and first values; layers keep their names, with "relu" for "lif".
+
+The nets that Diehl et al. 2015 and Sengupta et al. 2019 convert to spiking ones are of this kind: ReLU, no bias,
+average pooling, dropout. `tfspike.conversion` does that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspike import plan as plans
+from tfspike.errors import UserError
+from tfspike.layers import LIF, OverTime, PoolingIF, WindowDropout
+from tfspike.models.spiking_model import SpikingModel
+
+# What a window may hold besides neurons, synapses and dropout; it treats every step alone, and so needs no change.
+_STEPWISE = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
+             keras.layers.Identity, keras.layers.Activation)
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class ReluModel(keras.Model):
+    """`ReluModel(inputs, outputs)`: a functional Keras model, with what training and evaluation ask a network for.
+
+    An ordinary Keras model in every way; it has one step of time and no spiking layers.
+    """
+
+    plan = None
+    engine = None
+    timesteps = 1
+
+    @property
+    def spiking_layers(self) -> list[str]:
+        """None of its neurons fire."""
+        return []
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None,
+             seed: int | tf.Tensor | None = None) -> tf.Tensor:
+        """Images `[B, H, W, C]` to logits `[B, classes]`, float32; `seed` is not used, as nothing here is random."""
+        return super().call(inputs, training=training, mask=mask)
+
+    def observe(self, inputs: tf.Tensor, training: bool | None = None,
+                seed: int | tf.Tensor | None = None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """`(logits [B, classes], {})`: what `SpikingModel.observe` returns, without spikes to count."""
+        return self(inputs, training=training), {}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class Dropout(WindowDropout):
+    """Inverted dropout on activations `[B, ...]`.
+
+    Masks are keyed by training step and replica, as of all random numbers here; Keras' own layer keeps a generator
+    that draws the same on every replica.
+    """
+
+    def call(self, activations: tf.Tensor, training: bool | None = None) -> tf.Tensor:  # type: ignore[override]
+        if not training or self.rate == 0.0:
+            return activations
+        return activations * tf.cast(self.draw_mask(tf.shape(activations)), activations.dtype)
+
+    def compute_output_spec(self, activations: Any, training: Any = None) -> keras.KerasTensor:  # type: ignore[override]
+        return keras.KerasTensor(activations.shape, dtype=self.compute_dtype)
+
+
+def twin(model: SpikingModel) -> ReluModel:
+    """The ANN of the same stack, with the weights that `model` has now.
+
+    Args:
+      model: a `SpikingModel` of convolutions, dense layers, pooling, merges and dropout.
+
+    Returns:
+      A model from images `[B, H, W, C]` to logits `[B, classes]`.
+
+    Raises:
+      UserError: a layer has no counterpart in an ANN, or the model has no single window.
+    """
+    plan = model._required_plan()
+    inputs = keras.Input(plan.encoder.outputs[0].shape[2:], dtype="float32", name="input")
+    values = plans.run(plan.window, {id(plan.encoder.outputs[0]): inputs}, _without_time)
+    # sums of logits are float32 under a mixed policy too, as the readout's are
+    logits = keras.layers.Activation("linear", dtype="float32", name="readout")(values[id(plan.readout.args[0])])
+    values = plans.run(plan.after, {id(plan.readout.outputs[0]): logits}, _copied)
+    net = ReluModel(inputs, values[id(plan.outputs[0])], name=model.name)
+    for ours, theirs in zip(net.trainable_variables, model.trainable_variables):
+        ours.assign(theirs.value)
+    return net
+
+
+def _without_time(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls the counterpart of a layer of the window; to be handed to `plans.run` with symbolic values."""
+    layer = call.layer
+    if isinstance(layer, PoolingIF):
+        return args[0]
+    if isinstance(layer, LIF):
+        counterpart = keras.layers.ReLU(dtype=layer.dtype_policy, name=f"{layer.name.removesuffix('_lif')}_relu")
+    elif isinstance(layer, WindowDropout):
+        counterpart = Dropout.from_config(layer.get_config())
+    elif isinstance(layer, OverTime):
+        counterpart = type(layer.layer).from_config({**layer.layer.get_config(), "name": layer.name})
+    elif isinstance(layer, _STEPWISE):
+        return _copied(call, args, kwargs)
+    else:
+        raise UserError(f"Layer {layer.name!r}, a {type(layer).__name__}, has no counterpart in an ANN: a twin is made "
+                        "of LIF neurons, pooling neurons, OverTime, merges and dropout.")
+    return counterpart(*args, **kwargs)
+
+
+def _copied(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return type(call.layer).from_config(call.layer.get_config())(*args, **kwargs)
