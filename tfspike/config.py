@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tfspike import recipes
+from tfspike import configs, recipes
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 
@@ -25,7 +25,10 @@ FORMAT = 1
 DATASETS = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
 DATASET_ALIASES = {"svhn": "svhn_cropped"}
 EVENT_DATASETS = ("nmnist",)
+EXTRA_DATASETS = ("svhn_cropped",)  # those of DATASETS that have a split "extra"
 RESUME_WORDS = ("auto", "never", "must")
+# Settings that runs of earlier versions do not name, with the value that says what those did.
+_ADDED: dict[str, Any] = {"extra": False}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -175,6 +178,7 @@ class Config:
     data_dir: str | None = setting(None,
                                    "Folder of the prepared data sets; none means TFDS' own folder, with download.",
                                    group="What to train", legal="a folder", path=True, experiment=False)
+    extra: bool = setting(False, "Train on the split extra as well, which SVHN has.", group="What to train")
     workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
                                   group="What to train", legal="a folder", path=True, experiment=False)
 
@@ -264,6 +268,9 @@ class Config:
         if self.encoder == "none" and self.dataset in DATASETS and self.dataset not in EVENT_DATASETS:
             raise UserError(f"--encoder=none takes spike trains, but {self.dataset} holds images; "
                             "use --encoder=poisson, direct or latency.")
+        if self.extra and self.dataset in DATASETS and self.dataset not in EXTRA_DATASETS:
+            raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
+                            "has not; use --noextra.")
 
     def warnings(self) -> list[str]:
         """Returns sentences about legal settings that are probably not meant."""
@@ -286,8 +293,8 @@ class RunOptions:
       UserError: a value is illegal, contradicts another one, or names a path that is not there.
     """
 
-    preset: str | None = setting(None, "A named set of settings, below --config and flags.", group="This command",
-                                 choices=recipes.PRESETS)
+    preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
+                                 group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
     config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
                                  group="This command", legal="a JSON file", path=True)
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
@@ -324,7 +331,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
 
     Args:
       given: settings given on the command line (or by a caller), by field name.
-      preset: a key of `recipes.PRESETS`.
+      preset: a key of `configs.EXPERIMENTS`.
       config_file: path of a JSON file of settings.
 
     Returns:
@@ -334,7 +341,10 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
       UserError: a name or value is illegal, or the file cannot be used.
     """
     RunOptions(preset=preset)  # refuses an unknown name
-    bundle = _checked(recipes.PRESETS[preset] if preset is not None else {}, f"preset {preset}")
+    if preset == configs.LIST:
+        raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
+                        f"{', '.join(configs.EXPERIMENTS)}.")
+    bundle = _checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
     asked = read_settings(config_file) if config_file is not None else {}
     asked.update(_checked(given or {}, "the settings"))
     defaults = {name: field.default for name, field in FIELDS.items()}
@@ -351,6 +361,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
 def default_workdir(config: Config) -> str:
     """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
     keys = {name: getattr(config, name) for name, field in FIELDS.items() if field.metadata["experiment"]}
+    keys = {name: value for name, value in keys.items() if name not in _ADDED or value != _ADDED[name]}
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
     dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
     return os.path.join("runs", f"{config.model}-{dataset}-{config.gradient}-{digest}")
@@ -401,7 +412,7 @@ def from_json(text: str, source: str = "the configuration") -> Config:
     Raises:
       UserError: the text is no such configuration, one of another format, or lacks a setting.
     """
-    values = _settings(_parse_json(text, source), source)
+    values = {**_ADDED, **_settings(_parse_json(text, source), source)}
     missing = [name for name in FIELDS if name not in values]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}; "
@@ -433,7 +444,8 @@ def read_settings(path: str) -> dict[str, Any]:
     source = f"config file {shown(path)}"
     text = _read_text(path)
     values = _settings(_parse_json(text, source), source)
-    if all(name in values for name in FIELDS) and values["workdir"] == default_workdir(Config(**values)):
+    whole = all(name in values or name in _ADDED for name in FIELDS)
+    if whole and values["workdir"] == default_workdir(Config(**values)):
         del values["workdir"]
     return values
 
