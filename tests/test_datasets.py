@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfspike import datasets
+from tfspike import config, datasets
 from tfspike.errors import UserError
 
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -417,6 +417,9 @@ class TestExtra:
         np.testing.assert_array_equal(got.images, np.stack(images + more))
         assert got.labels.tolist() == labels[:6] + labels and got.num_train == 15 and without.num_train == 6
         assert len(test) == test.num_test == 2 and test.num_train == 15
+
+    def test_the_configuration_knows_the_same_sets(self):
+        assert config.DATASETS == datasets.KNOWN and config.EXTRA_DATASETS == datasets._WITH_EXTRA
 
     def test_a_copy_without_it_and_a_set_that_never_has_it_are_refused(self, tmp_path):
         write_tfds(tmp_path, noise(4), [0, 1, 0, 1])
