@@ -43,7 +43,8 @@ def test_an_experiment_says_all_that_makes_it_even_if_recipes_change(name: str) 
     said = set(EXPERIMENTS[name].settings)
     assert said >= {"model", "dataset", "timesteps", "gradient", "encoder", "leak", "threshold", "dropout", "init", "kappa",
                     "epochs", "batch_size", "learning_rate", "lr_milestones", "lr_factor", "optimizer", "weight_decay",
-                    "clip_norm", "val_fraction", "augment", "precision"}
+                    "clip_norm", "val_fraction", "augment", "precision", "surrogate", "norm", "pooling", "loss",
+                    "label_smoothing", "lr_schedule", "warmup_epochs"}
     assert said <= set(FIELDS)
 
 
@@ -62,6 +63,8 @@ def test_a_preset_of_the_paper_is_its_row(name: str) -> None:
     assert made.weight_decay == pytest.approx(5e-4 / batch, rel=1e-12)
     assert (made.gradient, made.optimizer, made.clip_norm, made.init) == ("event", "sgd", 0.0, "normal")
     assert (made.leak, made.threshold, made.precision, made.val_fraction) == (0.99, 1.0, "float32", 0.1)
+    assert (made.surrogate, made.norm, made.pooling, made.loss) == ("leak_aware", "none", "neuron", "squared")
+    assert (made.label_smoothing, made.lr_schedule, made.warmup_epochs) == (0.0, "milestones", 0)
     assert made.encoder == ("none" if dataset == "nmnist" else "poisson")
     assert (made.dropout, made.kappa) == {"lenet": (0.0, 2.0), "vgg7": (0.2, 2.0), "vgg9": (0.2, 2.0),
                                           "resnet7": (0.25, 1.0), "resnet9": (0.25, 1.0), "resnet11": (0.25, 1.0)}[model]

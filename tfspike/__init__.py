@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 _HOME = {
     "LIFCell": "cells", "PoolingIFCell": "cells", "LeakyIntegratorCell": "cells",
     "LIF": "layers", "PoolingIF": "layers", "Readout": "layers", "LeakAware": "layers", "OverTime": "layers",
-    "WindowDropout": "layers",
+    "WindowDropout": "layers", "ThresholdNorm": "normalisation",
     "PoissonEncoder": "encoders", "DirectEncoder": "encoders", "LatencyEncoder": "encoders", "SpikeInput": "encoders",
     "SpikingModel": "models", "UserError": "errors",
 }
 _MODULES = ("analysis", "cells", "checkpoints", "config", "datasets", "encoders", "engine", "errors", "export",
-            "gradients", "initialisation", "layers", "models", "plan", "report", "training", "variants")
+            "folding", "gradients", "initialisation", "layers", "models", "normalisation", "plan", "report",
+            "surrogates", "training", "variants")
 
 __all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
 

@@ -16,12 +16,16 @@ def check_leak(leak: Any) -> float:
     return float(leak)
 
 
+def check_positive(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises UserError unless it is finite and above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0.0 or math.isinf(value):
+        raise UserError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}.")
+    return float(value)
+
+
 def check_threshold(threshold: Any) -> float:
     """Returns `threshold` as a float; raises UserError unless it is finite and above 0."""
-    if (isinstance(threshold, bool) or not isinstance(threshold, (int, float))
-            or not threshold > 0.0 or math.isinf(threshold)):
-        raise UserError(f"`threshold` must be a finite number above 0. Received: threshold={threshold!r}.")
-    return float(threshold)
+    return check_positive("threshold", threshold)
 
 
 def check_choice(name: str, value: Any, legal: tuple[Any, ...]) -> Any:

@@ -26,6 +26,7 @@ DATASETS = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "sv
 DATASET_ALIASES = {"svhn": "svhn_cropped"}
 EVENT_DATASETS = ("nmnist",)
 EXTRA_DATASETS = ("svhn_cropped",)  # those of DATASETS that have a split "extra"
+SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
 RESUME_WORDS = ("auto", "never", "must")
 # Settings that runs of earlier versions do not name, with the value that says what those did.
 _ADDED: dict[str, Any] = {"extra": False}
@@ -185,6 +186,12 @@ class Config:
     timesteps: int = setting(50, "Length of the window, in steps.", group="Network", **_at_least(1))
     gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
                             group="Network", choices=("event", "rate"))
+    surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
+                             "or a function of the membrane potential.", group="Network", choices=SURROGATES)
+    norm: str = setting("none", "Normalisation of currents over time and batch (tdbn), which deep networks need.",
+                        group="Network", choices=("none", "tdbn"))
+    pooling: str = setting("neuron", "What follows an average pooling: neurons, or nothing (average), for windows of "
+                           "few steps.", group="Network", choices=("neuron", "average"))
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
     leak: float = setting(0.99, "What is kept of the membrane potential per step.", group="Network",
@@ -208,8 +215,16 @@ class Config:
     steps_per_epoch: int | None = setting(None, "Steps that count as an epoch; none means all of the training data.",
                                           group="Training", **_at_least(1))
     batch_size: int = setting(32, "Images per step, over all devices.", group="Training", **_at_least(1))
+    loss: str = setting("squared", "What is minimised: the squared error of the scores, or their cross entropy.",
+                        group="Training", choices=("squared", "cross_entropy"))
+    label_smoothing: float = setting(0.0, "Share of the target that is spread over all classes.", group="Training",
+                                     **_SHARE)
     learning_rate: float = setting(0.1, "For the loss summed over classes and averaged over the batch.",
                                    group="Training", **_POSITIVE)
+    lr_schedule: str = setting("milestones", "How the learning rate falls: at --lr_milestones, or to 0 over all epochs "
+                               "(cosine).", group="Training", choices=("milestones", "cosine"))
+    warmup_epochs: int = setting(0, "Epochs over which the learning rate rises from 0.", group="Training",
+                                 **_at_least(0))
     lr_milestones: tuple[int, ...] = setting((), "Finished epochs after which the learning rate is multiplied by "
                                              "--lr_factor.", group="Training", **_at_least(1))
     lr_factor: float = setting(0.2, "What a milestone multiplies the learning rate by.", group="Training", **_POSITIVE)
@@ -258,6 +273,11 @@ class Config:
         if any(a >= b for a, b in zip(self.lr_milestones, self.lr_milestones[1:])):
             raise UserError(f"--lr_milestones must increase; received {shown(self.lr_milestones)}. "
                             "Give each epoch once, the earliest first.")
+        if self.lr_schedule == "cosine" and self.lr_milestones:
+            raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
+                            f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
+        if self.norm != "none" and self.init == "rate":
+            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use --init=normal.")
         if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
             raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
         if self.export == ("none",):

@@ -34,10 +34,13 @@ from tfspike import plan as plans
 from tfspike.encoders import DirectEncoder, LatencyEncoder, PoissonEncoder
 from tfspike.errors import UserError
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.normalisation import ThresholdNorm
 
 _WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
              keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
              keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+# A normalisation folds into the weights in front of it (`tfspike.folding`), and a bias is no synaptic operation.
+_NO_SYNAPSES = (WindowDropout, ThresholdNorm)
 _SUMS = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average)
 
 
@@ -206,11 +209,11 @@ def _through(call: plans.Call, sources: list[Any], events: list[str],
         group = _group(name, kind, sources[0], "real" if events[0] == "current" else events[0], effective, present[0],
                        dense)
         return [group], "current", np.ones(call.outputs[0].shape[2:], np.float32)
-    if layer.weights and not isinstance(call.layer, WindowDropout):
+    if layer.weights and not isinstance(call.layer, _NO_SYNAPSES):
         raise UserError(f"The operations of layer {name!r}, a {type(layer).__name__}, cannot be counted; dense, "
                         "convolution and average pooling layers can.")
     kind = next((kind for kind in ("current", "real", "mixed") if kind in events), "spikes")
-    if isinstance(call.layer, WindowDropout):
+    if isinstance(call.layer, _NO_SYNAPSES):
         return [], kind, present[0]
     ones = [tf.constant(there[np.newaxis, np.newaxis]) for there in present]  # [T=1, B=1, *positions]
     passed = call.layer(ones if len(ones) > 1 else ones[0])

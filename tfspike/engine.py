@@ -10,6 +10,9 @@ chunk is forgotten but for what the backward pass needs:
   the first, gives each layer its recorded spikes, and carries delta to the chunk before. The forward convolutions of
   this pass are never used and never computed.
 
+A normalisation looks at a whole window before the next layer may begin, so in training such a net runs in one chunk; a
+window that is longer than a chunk is trained layer by layer (`Engine.can_train`).
+
 The values are those of the layer-by-layer road (`tfspike.gradients`); tests compare the two.
 """
 
@@ -24,7 +27,9 @@ import tensorflow as tf
 from tfspike import gradients, kernels
 from tfspike import plan as plans
 from tfspike.gradients import NeuronState
-from tfspike.layers import SpikingLayer, WindowDropout
+from tfspike.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.normalisation import ThresholdNorm
+from tfspike.surrogates import LEAK_AWARE
 
 
 class Record(NamedTuple):
@@ -35,12 +40,14 @@ class Record(NamedTuple):
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       bits: recorded spikes of every spiking layer, `[chunks, bytes, B, ...]` uint8; empty unless asked for.
+      moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
     """
 
     output: tf.Tensor
     states: list[NeuronState]
     input_rate: tf.Tensor
     bits: list[tf.Tensor]
+    moments: list[tuple[tf.Tensor, tf.Tensor]]
 
 
 class Engine:
@@ -60,6 +67,13 @@ class Engine:
         self.chunk = chunk
         self.kernel = kernels.choose(kernel)
 
+    @property
+    def can_train(self) -> bool:
+        """Whether training takes this road; inference always does."""
+        through_time = self.gradient == "event" and any(
+            call.layer.surrogate != LEAK_AWARE for call in self.plan.spiking)  # needs all membrane potentials
+        return not through_time and not (self.plan.norms and self.timesteps > kernels.MOST_STEPS)
+
     # ---- public ------------------------------------------------------------------------------------------------
 
     def run(self, inputs: tf.Tensor, training: bool, seed: Any = None, weights: Sequence[Any] = ()) -> Record:
@@ -75,7 +89,7 @@ class Engine:
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         if not training:
-            return self._forward(inputs, key, masks, keep_bits=False)
+            return self._forward(inputs, key, masks, keep_bits=False, training=False)
         final: list[Any] = []
         weights, frozen = self._split(weights)
         constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]
@@ -84,34 +98,45 @@ class Engine:
         @tf.custom_gradient
         def window(*values: tf.Tensor):
             with _substituted(weights, values, fixed):
-                record = self._forward(inputs, key, masks, keep_bits=self.gradient == "event")
+                record = self._forward(inputs, key, masks, keep_bits=self.gradient == "event", training=True)
 
             def grad(upstream: tf.Tensor, *_: Any) -> list[tf.Tensor]:
                 backward = self._backward_event if self.gradient == "event" else self._backward_rate
                 return backward(record, inputs, key, masks, weights, values, fixed, upstream)
 
-            flat = [part for state in record.states for part in state]
+            flat = [part for group in (*record.states, *record.moments) for part in group]
             return (record.output, record.input_rate, *flat), grad
 
         output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
-        states = [NeuronState(*map(tf.stop_gradient, final[i:i + 3])) for i in range(0, len(final), 3)]
-        return Record(output, states, tf.stop_gradient(input_rate), [])
+        final = list(map(tf.stop_gradient, final))
+        count = 3 * len(self.plan.spiking)
+        states = [NeuronState(*final[i:i + 3]) for i in range(0, count, 3)]
+        moments = list(zip(final[count::2], final[count + 1::2]))
+        for call, (mean, variance) in zip(self.plan.norms, moments):
+            call.layer.follow(mean, variance)
+        return Record(output, states, tf.stop_gradient(input_rate), [], moments)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
-    def _forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor], keep_bits: bool) -> Record:
-        chunk, rest = self.chunks(inputs.shape[0])
+    def _forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor], keep_bits: bool,
+                 training: bool) -> Record:
+        chunk, rest = self.chunks(inputs.shape[0], training)
         count = self.timesteps // chunk
         batch = tf.shape(inputs)[0]
         states = [gradients.zero_state((batch, *_feature_shape(call))) for call in self.plan.spiking]
         membrane = tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32)
         total = tf.zeros((batch, *self.plan.encoder.outputs[0].shape[2:]), tf.float32)
         recorded = [tf.TensorArray(tf.uint8, size=count + (rest > 0)) for _ in states] if keep_bits else []
+        moments: list[tuple[tf.Tensor, tf.Tensor]] = []
+
+        def measure(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+            moments.append(call.layer.moments(currents))
+            return call.layer.normalise(currents, *moments[-1])
 
         def body(i: tf.Tensor, steps: int, states: list[NeuronState], membrane: tf.Tensor, total: tf.Tensor,
                  recorded: list[tf.TensorArray]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
-            states, current, bits = self._simulate(train, states, masks, keep_bits)
+            states, current, bits = self._simulate(train, states, masks, keep_bits, measure if training else None)
             for t in range(steps):
                 membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
             total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
@@ -119,16 +144,19 @@ class Engine:
             return i + 1, states, membrane, total, recorded
 
         loop = (tf.constant(0), states, membrane, total, recorded)
-        loop = tf.while_loop(lambda i, *_: i < count, lambda i, *carried: body(i, chunk, *carried), loop,
-                             maximum_iterations=count, parallel_iterations=1)
+        if count == 1:  # without a loop: the moments of a window in one chunk can leave it
+            loop = body(loop[0], chunk, *loop[1:])
+        else:
+            loop = tf.while_loop(lambda i, *_: i < count, lambda i, *carried: body(i, chunk, *carried), loop,
+                                 maximum_iterations=count, parallel_iterations=1)
         if rest:
             loop = body(loop[0], rest, *loop[1:])
         _, states, membrane, total, recorded = loop
         return Record(membrane / self.timesteps, [NeuronState(*state) for state in states], total / self.timesteps,
-                      [array.stack() for array in recorded])
+                      [array.stack() for array in recorded], moments)
 
-    def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor],
-                  keep_bits: bool) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor]]:
+    def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
+                  norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor]]:
         """One chunk through all layers: `(new states, readout current, recorded bits)`."""
         pending = iter(states)
         after: list[NeuronState] = []
@@ -140,7 +168,7 @@ class Engine:
             bits.append(packed)
             return spikes
 
-        current = self._walk(train, masks, neurons)
+        current = self._walk(train, masks, neurons, norms)
         return after, current, bits if keep_bits else []
 
     # ---- backward ----------------------------------------------------------------------------------------------
@@ -150,20 +178,24 @@ class Engine:
                        upstream: tf.Tensor) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
         rates = {id(call): state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
+        variances = {id(call): variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
         slopes = self._slopes(record)
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             rate = tf.cast(rates[id(call)][tf.newaxis], currents.dtype)
             return kernels.replay_rate(currents, rate, slopes[id(call)])
 
-        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, weights, values, fixed,
+        def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+            return call.layer.normalise_rate(currents, variances[id(call)])
+
+        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, norms, weights, values, fixed,
                               upstream[tf.newaxis])
 
     def _backward_event(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
                         weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
                        upstream: tf.Tensor) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
-        chunk, rest = self.chunks(inputs.shape[0])
+        chunk, rest = self.chunks(inputs.shape[0], training=True)
         count = self.timesteps // chunk
         slopes = self._slopes(record)
         values = [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(weights))]
@@ -179,37 +211,48 @@ class Engine:
                 return kernels.replay_event(currents, packed[id(call)], slopes[id(call)], carried[id(call)],
                                             lambda delta: first.__setitem__(id(call), delta), self.kernel)
 
+            def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+                return call.layer.normalise(currents, *call.layer.moments(currents))
+
             delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
-            grads = self._gradient(train, masks, neurons, weights, values, fixed, delta)
+            grads = self._gradient(train, masks, neurons, norms, weights, values, fixed, delta)
             carries = [first[id(call)] for call in spiking]
             return i - 1, carries, [total + tf.cast(grad, tf.float32) for total, grad in zip(sums, grads)]
 
         loop = (tf.constant(count), [tf.zeros_like(state.membrane) for state in record.states],
                 [tf.zeros(value.shape, tf.float32) for value in values])
         loop = body(loop[0], rest, *loop[1:]) if rest else (loop[0] - 1, *loop[1:])
+        if count == 1:
+            return body(loop[0], chunk, *loop[1:])[2]
         loop = tf.while_loop(lambda i, *_: i >= 0, lambda i, *carried: body(i, chunk, *carried), loop,
                              maximum_iterations=count, parallel_iterations=1)
         return loop[2]
 
-    def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, weights: Sequence[Any],
-                  values: Sequence[tf.Tensor], fixed: Sequence[Any], delta: tf.Tensor) -> list[tf.Tensor]:
+    def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any,
+                  weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
+                  delta: tf.Tensor) -> list[tf.Tensor]:
         """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, on recorded activity."""
         train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             with _substituted(weights, values, fixed):
-                current = self._walk(train, masks, neurons)
+                current = self._walk(train, masks, neurons, norms)
         return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     # ---- helpers -----------------------------------------------------------------------------------------------
 
-    def _walk(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any) -> tf.Tensor:
-        """A stretch of the encoded input through all layers to the readout's current; neurons do as `neurons` says."""
+    def _walk(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any = None) -> tf.Tensor:
+        """A stretch of the encoded input through all layers to the readout's current.
+
+        Neurons do as `neurons` says, normalisations as `norms` does; None means with the running statistics.
+        """
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if isinstance(call.layer, SpikingLayer):
                 return neurons(call, tf.cast(args[0], call.layer.compute_dtype))
+            if norms is not None and isinstance(call.layer, ThresholdNorm):
+                return norms(call, args[0])
             if isinstance(call.layer, WindowDropout):
                 return call.layer(args[0], window_mask=masks.get(id(call)))
             return plans.plain(call, args, kwargs)
@@ -218,7 +261,7 @@ class Engine:
         return values[id(self.plan.readout.args[0])]
 
     def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
-        return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron)
+        return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron, self.timesteps)
                 for call, state in zip(self.plan.spiking, record.states)}
 
     def _split(self, weights: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -228,17 +271,19 @@ class Engine:
         return [v for v in held if id(v) in wanted], [v for v in held if id(v) not in wanted]
 
     def _compute_dtypes(self, weights: Sequence[Any]) -> list[str]:
-        """Weights are cast to their layer's compute dtype once, not once per chunk."""
+        """Weights of synapses are cast to their layer's compute dtype once, not once per chunk."""
         dtypes = {id(variable): call.layer.compute_dtype for call in self.plan.window
-                  for variable in call.layer.trainable_variables}
+                  for variable in call.layer.trainable_variables if isinstance(call.layer, OverTime)}
         return [dtypes.get(id(weight), weight.dtype) for weight in weights]
 
     def _draw_masks(self, batch: tf.Tensor) -> dict[int, tf.Tensor]:
         return {id(call): call.layer.draw_mask((batch, *_feature_shape(call)))
                 for call in self.plan.dropouts if call.layer.rate > 0.0}
 
-    def chunks(self, batch: int | None) -> tuple[int, int]:
+    def chunks(self, batch: int | None, training: bool = False) -> tuple[int, int]:
         """`(steps per chunk, steps in the last, shorter chunk)` for a batch of this size."""
+        if training and self.plan.norms:
+            return self.timesteps, 0
         if self.chunk is not None:
             chunk = min(self.chunk, self.timesteps, kernels.MOST_STEPS)
         else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfspike import datasets, distribution, prediction, workdir
+from tfspike import datasets, distribution, losses, prediction, workdir
 from tfspike.distribution import Place
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ class Result:
       outputs: V_T / T, `[N, classes]` float32.
       labels: `[N]` int32.
       rates: mean firing rate of every spiking layer, spikes per step.
+      loss_kind: one of `losses.LOSSES`.
     """
 
     outputs: np.ndarray
     labels: np.ndarray
     rates: dict[str, float]
+    loss_kind: str = "squared"
 
     @property
     def accuracy(self) -> float:
@@ -46,9 +48,8 @@ class Result:
 
     @property
     def loss(self) -> float:
-        """Squared error summed over classes, mean over records."""
-        wanted = np.eye(self.outputs.shape[1])[self.labels]
-        return float(np.mean(np.sum((self.outputs.astype(np.float64) - wanted)**2, axis=1)))
+        """Mean over records."""
+        return losses.mean(self.loss_kind, self.outputs, self.labels)
 
     @property
     def per_class(self) -> np.ndarray:
@@ -68,12 +69,13 @@ class Evaluator:
       part: records per replica and step; answers to Poisson input depend on it, through the noise alone.
       strategy: None for one device.
       where: this worker.
+      loss: what the network was trained with, for `Result.loss`.
     """
 
     def __init__(self, model: Any, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
                  indices: np.ndarray | None = None, strategy: tf.distribute.Strategy | None = None,
-                 where: Place = Place()):  # noqa: B008 (frozen)
-        self.model = model
+                 where: Place = Place(), loss: str = "squared"):  # noqa: B008 (frozen)
+        self.model, self.loss = model, loss
         self.strategy = strategy or tf.distribute.get_strategy()
         self.where = where
         self._replicas = self.strategy.num_replicas_in_sync
@@ -95,7 +97,7 @@ class Evaluator:
                 totals += part
         labels = self.stream.labels[self.stream.indices]
         rates = dict(zip(self.model.spiking_layers, (totals[:-1] / totals[-1]).tolist()))
-        return Result(np.concatenate(outputs)[:len(labels)], labels, rates)
+        return Result(np.concatenate(outputs)[:len(labels)], labels, rates, self.loss)
 
     def _compute(self, images: Any, weights: Any, first_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         output, sums = self.strategy.run(self._replica, args=(images, weights, first_seed))
@@ -133,7 +135,8 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
     """
     model, config, info, checkpoint = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
     test = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
-    evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size)
+    evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
+                          loss=config.loss)
     results = []
     for draw in range(options.seeds if config.encoder == "poisson" else 1):
         results.append(evaluator.run(draw))
@@ -181,4 +184,5 @@ def json_line(record: dict[str, Any]) -> str:
 def predict(options: EvalOptions, say: workdir.Say = print) -> list[prediction.Prediction]:
     """Classifies image files with a run's network; errors as for `prediction.predict_files` and `workdir.load_run`."""
     model, config, info, _ = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
-    return prediction.predict_files(model, info, options.predict, options.seeds if config.encoder == "poisson" else 1)
+    return prediction.predict_files(model, info, options.predict, options.seeds if config.encoder == "poisson" else 1,
+                                    loss=config.loss)

@@ -34,6 +34,13 @@ Gradient "rate", accumulated over the window (the paper's equations), with the d
 
     dL/dd = slope dL/dr,   that is   delta_t = slope mean over t of g_t,   the same for every step
 
+Both with a surrogate h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t = gain
+(u_t - theta). "event" is then backpropagation through time with the reset held constant (STBP, Wu et al. 2018), and
+"rate" takes the mean of h as the slope (rate-based backpropagation, Yu et al. 2024):
+
+    event    delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1)
+    rate     slope   = gain mean over t of h(x_t)
+
 Membrane, count and trace are float32 whatever the dtype of currents and spikes: bfloat16 cannot integrate small
 currents. Spike trains are time-major, `[T, B, ...]`.
 """
@@ -46,6 +53,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfspike import surrogates
+from tfspike.surrogates import LEAK_AWARE
+
 GRADIENTS = ("event", "rate")
 
 
@@ -53,24 +63,29 @@ class Neuron(NamedTuple):
     """Constants of a spiking neuron.
 
     `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
-    without leak and with threshold .75 is not a pooling neuron.
+    without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
+    spike: "leak_aware" or one of `surrogates.DERIVATIVES`.
     """
 
     leak: float
     threshold: float
     gain: float
+    surrogate: str = LEAK_AWARE
 
     @classmethod
-    def lif(cls, leak: float, threshold: float) -> Neuron:
-        return cls(leak, threshold, 1.0 / threshold)
+    def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE) -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate)
 
     @classmethod
-    def pooling(cls, threshold: float = 0.75) -> Neuron:
-        return cls(1.0, threshold, 1.0)
+    def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE) -> Neuron:
+        return cls(1.0, threshold, 1.0, surrogate)
 
 
 class NeuronState(NamedTuple):
-    """What a neuron carries from one step to the next, each `[B, ...]`, float32."""
+    """What a neuron carries from one step to the next, each `[B, ...]`, float32.
+
+    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t).
+    """
 
     membrane: tf.Tensor
     count: tf.Tensor
@@ -83,21 +98,24 @@ def zero_state(shape: tf.Tensor | tuple[int, ...]) -> NeuronState:
     return NeuronState(zeros, zeros, zeros)
 
 
-def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """Leak-aware pseudo-derivative of a neuron's activity with respect to its net input (paper, Eqs. 19-26).
+def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor | int = 1) -> tf.Tensor:
+    """Pseudo-derivative of a neuron's activity with respect to its net input (leak-aware: paper, Eqs. 19-26).
 
     Args:
       count: N, spikes in the window, `[B, ...]`.
-      trace: F, leaky trace at the window's end, `[B, ...]`.
-      neuron: the neuron's constants. Below a leak of 1/e the slope can turn negative.
+      trace: of the state at the window's end, `[B, ...]`.
+      neuron: the neuron's constants. Below a leak of 1/e the leak-aware slope can turn negative.
+      steps: T, which a surrogate's sum is divided by; the leak-aware slope does not ask.
 
     Returns:
-      `[B, ...]` float32, 0 where the neuron never fired.
+      `[B, ...]` float32; leak-aware, it is 0 where the neuron never fired.
 
     >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
     >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))    # (1 - .69 * .75) / 2
     [0.   0.24]
     """
+    if neuron.surrogate != LEAK_AWARE:
+        return neuron.gain * trace / tf.cast(steps, tf.float32)
     fired = tf.cast(count > 0.0, tf.float32)
     return neuron.gain * (fired + math.log(neuron.leak) * trace / tf.maximum(count, 1.0))
 
@@ -107,6 +125,20 @@ def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Te
     u = membrane + tf.cast(current, tf.float32)
     fired = u > neuron.threshold
     return fired, tf.where(fired, 0.0, neuron.leak * u)
+
+
+def sensitivity(u: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """h((u - theta) gain) of a neuron with a surrogate, for membrane potentials before firing of any shape."""
+    return surrogates.derivative(neuron.surrogate, neuron.gain * (u - neuron.threshold))
+
+
+def tally(count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor, fired: tf.Tensor,
+          neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
+    """`(count, trace)` after one step with the membrane potential `u` before firing."""
+    spikes = tf.cast(fired, tf.float32)
+    if neuron.surrogate != LEAK_AWARE:
+        return count + spikes, trace + sensitivity(u, neuron)
+    return count + spikes, neuron.leak * trace + spikes
 
 
 def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
@@ -151,10 +183,9 @@ def simulate(currents: tf.Tensor, state: NeuronState, neuron: Neuron) -> tuple[t
     steps = tf.shape(currents)[0]
 
     def body(t, membrane, count, trace, train):
+        u = membrane + tf.cast(currents[t], tf.float32)
         fired, membrane = fire(membrane, currents[t], neuron)
-        spikes = tf.cast(fired, tf.float32)
-        train = train.write(t, tf.cast(fired, currents.dtype))
-        return t + 1, membrane, count + spikes, neuron.leak * trace + spikes, train
+        return t + 1, membrane, *tally(count, trace, u, fired, neuron), train.write(t, tf.cast(fired, currents.dtype))
 
     train = tf.TensorArray(currents.dtype, size=steps, element_shape=currents.shape[1:])
     _, membrane, count, trace, train = tf.while_loop(
@@ -190,12 +221,42 @@ def event_credit(spikes: tf.Tensor, slope: tf.Tensor, upstream: tf.Tensor,
     return delta, carry
 
 
+def through_time(spikes: tf.Tensor, currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, upstream: tf.Tensor,
+                 carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradient "event" with a surrogate: delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1), from the last step.
+
+    The reset is held constant: what it would do to the gradient makes training worse (Zenke and Vogels 2021).
+
+    Args:
+      spikes: s, `[T, B, ...]`, 0 or 1, what `simulate` gave for `currents` from `membrane` on.
+      currents: `[T, B, ...]`.
+      membrane: v_0, `[B, ...]` float32.
+      neuron: the neuron's constants.
+      upstream: g, `[T, B, ...]`.
+      carry: dL/dv_T, `[B, ...]` float32.
+
+    Returns:
+      `(delta [T, B, ...] in the dtype of upstream, delta_1 [B, ...] float32)`.
+    """
+    kept = [neuron.leak * (1.0 - tf.cast(spikes, tf.float32)), tf.cast(currents, tf.float32)]
+
+    def step(v: tf.Tensor, at: list[tf.Tensor]) -> tf.Tensor:
+        return at[0] * (v + at[1])
+
+    after = tf.scan(step, kept, initializer=membrane)
+    u = tf.concat([membrane[tf.newaxis], after[:-1]], axis=0) + kept[1]
+    direct = neuron.gain * sensitivity(u, neuron) * tf.cast(upstream, tf.float32)
+    delta = tf.scan(lambda later, at: at[0] + at[1] * later, [direct, kept[0]], initializer=carry, reverse=True)
+    return tf.cast(delta, upstream.dtype), delta[0]
+
+
 def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
                  gradient: str) -> tuple[tf.Tensor, NeuronState]:
-    """Steps a neuron through a window, with the leak-aware gradient of the whole window.
+    """Steps a neuron through a window, with the gradient of the whole window.
 
-    Forward: `simulate`. Backward: "event" or "rate" (module docstring). The slope is taken at the window's end from
-    the counts and traces of the final state, so a window that continues another continues its slope.
+    Forward: `simulate`. Backward: "event" or "rate" (module docstring). The leak-aware slope is taken at the window's
+    end from the counts and traces of the final state, so a window that continues another continues its slope; that of
+    a surrogate is the mean over this window's own steps.
 
     Args:
       currents: `[T, B, ...]`.
@@ -212,8 +273,11 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
         spikes, final = simulate(currents, NeuronState(membrane, count, trace), neuron)
 
         def grad(upstream, carry, _count, _trace):
-            factor = slope(final.count, final.trace, neuron)
-            if gradient == "event":
+            through = final.trace if neuron.surrogate == LEAK_AWARE else final.trace - trace
+            factor = slope(final.count, through, neuron, tf.shape(currents)[0])
+            if gradient == "event" and neuron.surrogate != LEAK_AWARE:
+                delta, first = through_time(spikes, currents, membrane, neuron, upstream, carry)
+            elif gradient == "event":
                 delta, first = event_credit(spikes, factor, upstream, carry)
             else:
                 mean = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)

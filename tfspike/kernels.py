@@ -5,9 +5,10 @@ steps of a chunk, with spikes packed one bit per neuron and step.
 
 Kernels: "plain" runs as ordinary TensorFlow operations, one pass over memory each. "xla" compiles a chunk into four
 passes, each of which goes over memory once: membranes and packed spikes; spikes, unpacked; counts and traces, from the
-packed spikes; and the backward recursion. Compiled in one piece, the compiler recomputes the chain of steps for every
-one of its results (LeNet's first layer, float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in
-three; plain 1.6). "auto" is "xla" on CPUs and "plain" where there is a GPU, on which "xla" has not been tried.
+packed spikes; and the backward recursion (a surrogate's sum, which needs the membranes, is a pass of its own).
+Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
+float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs
+and "plain" where there is a GPU, on which "xla" has not been tried.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from tfspike import gradients
 from tfspike.gradients import Neuron, NeuronState
+from tfspike.surrogates import LEAK_AWARE
 
 KERNELS = ("auto", "plain", "xla")
 # What "auto" is on a machine without a GPU.
@@ -56,13 +58,15 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
         bits, membrane = _integrate_xla(currents, state.membrane, neuron)
         spikes = _unpack_xla(bits, steps, currents.dtype)
         count, trace = _tally_xla(bits, state.count, state.trace, steps, neuron.leak)
+        if neuron.surrogate != LEAK_AWARE:
+            trace = _sense_xla(currents, state.membrane, state.trace, neuron)
         return spikes, NeuronState(membrane, count, trace), bits
     membrane, count, trace = state
     train, bits = [], tf.zeros_like(membrane, tf.uint8)
     for t in range(steps):
+        u = membrane + tf.cast(currents[t], tf.float32)
         fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        spikes = tf.cast(fired, tf.float32)
-        count, trace = count + spikes, neuron.leak * trace + spikes
+        count, trace = gradients.tally(count, trace, u, fired, neuron)
         train.append(tf.cast(fired, currents.dtype))
         if keep_bits:
             bits = _with_bit(bits, t, fired)
@@ -92,6 +96,15 @@ def _tally(bits: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, steps: int, leak
         spikes = tf.cast(_bit(bits, t), tf.float32)
         count, trace = count + spikes, leak * trace + spikes
     return count, trace
+
+
+def _sense(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """The trace of a neuron with a surrogate after a chunk: the sum of h at every step."""
+    for t in range(currents.shape[0]):
+        u = membrane + tf.cast(currents[t], tf.float32)
+        trace = trace + gradients.sensitivity(u, neuron)
+        _, membrane = gradients.fire(membrane, currents[t], neuron)
+    return trace
 
 
 def unpack(bits: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
@@ -168,7 +181,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _integrate_xla, _unpack_xla = _compiled(_integrate), _compiled(unpack)
-_tally_xla, _credit_xla = _compiled(_tally), _compiled(_credit)
+_tally_xla, _credit_xla, _sense_xla = _compiled(_tally), _compiled(_credit), _compiled(_sense)
 
 
 def choose(kernel: str) -> str:

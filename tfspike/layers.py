@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfspike import gradients, noise
 from tfspike.checks import check_choice, check_leak, check_share, check_threshold
 from tfspike.gradients import NeuronState
+from tfspike.surrogates import LEAK_AWARE, SURROGATES
 
 
 class SpikingLayer(keras.layers.Layer):
@@ -22,12 +23,15 @@ class SpikingLayer(keras.layers.Layer):
 
     Args:
       gradient: "event" or "rate" (`tfspike.gradients`).
+      surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
+        "triangular", "arctan" or "sigmoid" (`tfspike.surrogates`).
     """
 
-    def __init__(self, gradient: str = "event", **kwargs: Any):
+    def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, **kwargs: Any):
         # autocast would round a float32 state to bfloat16 on the way in
         super().__init__(autocast=False, **kwargs)
         self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
+        self.surrogate = check_choice("surrogate", surrogate, SURROGATES)
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -64,12 +68,12 @@ class SpikingLayer(keras.layers.Layer):
         return (spikes, NeuronState(*state)) if return_state else spikes
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "gradient": self.gradient}
+        return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate}
 
 
 @keras.saving.register_keras_serializable("tfspike")
 class LIF(SpikingLayer):
-    """Leaky integrate-and-fire neurons over a whole window, with the leak-aware gradient.
+    """Leaky integrate-and-fire neurons over a whole window, with the leak-aware gradient unless told otherwise.
 
         u_t = v_(t-1) + I_t        s_t = 1[u_t > threshold]        v_t = 0 if s_t else leak u_t
 
@@ -77,6 +81,7 @@ class LIF(SpikingLayer):
       leak: share of the membrane potential kept per step, in (0, 1]; exp(-1/tau) for a time constant of tau steps.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
+      surrogate: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.
@@ -87,14 +92,15 @@ class LIF(SpikingLayer):
     [0.0, 1.0, 0.0]
     """
 
-    def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event", **kwargs: Any):
-        super().__init__(gradient=gradient, **kwargs)
+    def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
+                 surrogate: str = LEAK_AWARE, **kwargs: Any):
+        super().__init__(gradient=gradient, surrogate=surrogate, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
 
     @property
     def neuron(self) -> gradients.Neuron:
-        return gradients.Neuron.lif(self.leak, self.threshold)
+        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold}
@@ -107,18 +113,19 @@ class PoolingIF(SpikingLayer):
     Args:
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
+      surrogate: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.
     """
 
-    def __init__(self, threshold: float = 0.75, gradient: str = "event", **kwargs: Any):
-        super().__init__(gradient=gradient, **kwargs)
+    def __init__(self, threshold: float = 0.75, gradient: str = "event", surrogate: str = LEAK_AWARE, **kwargs: Any):
+        super().__init__(gradient=gradient, surrogate=surrogate, **kwargs)
         self.threshold = check_threshold(threshold)
 
     @property
     def neuron(self) -> gradients.Neuron:
-        return gradients.Neuron.pooling(self.threshold)
+        return gradients.Neuron.pooling(self.threshold, self.surrogate)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold}

@@ -14,6 +14,7 @@ import keras
 
 from tfspike.encoders import Encoder
 from tfspike.layers import OverTime, Readout, SpikingLayer, WindowDropout
+from tfspike.normalisation import ThresholdNorm
 
 # Layers that treat every step alone and need no help: they may be given any stretch of a window.
 _STEPWISE = (OverTime, keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
@@ -28,7 +29,7 @@ _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.l
 
 
 def _is_linear(layer: keras.layers.Layer) -> bool:
-    """Whether a synapse, an `OverTime` or a merge, gives the mean of its outputs for the mean of its inputs."""
+    """Whether a layer, not of neurons, gives the mean of its outputs for the mean of its inputs."""
     if isinstance(layer, keras.layers.Activation):
         return False
     if not isinstance(layer, OverTime):
@@ -82,6 +83,11 @@ class Plan:
         return all(_is_linear(call.layer) for call in self.window)
 
     @property
+    def norms(self) -> list[Call]:
+        """Calls of normalisations, in the order of the forward pass; in training they look at a whole window."""
+        return [call for call in self.window if isinstance(call.layer, ThresholdNorm)]
+
+    @property
     def dropouts(self) -> list[Call]:
         """Calls of dropout layers, in the order of the forward pass."""
         return [call for call in self.window if isinstance(call.layer, WindowDropout)]
@@ -116,8 +122,8 @@ def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tup
 def trace(model: keras.Model) -> Plan | None:
     """The plan of `model`, or None where it is not one window between one encoder and one readout.
 
-    Layers that mix steps (anything but `OverTime`, merges, spiking layers and dropout) rule a plan out: such a model
-    is computed layer by layer.
+    Layers that mix steps (anything but `OverTime`, merges, spiking layers, dropout and `ThresholdNorm`) rule a plan
+    out: such a model is computed layer by layer.
     """
     inputs, calls, outputs = calls_of(model)
     encoders = [call for call in calls if isinstance(call.layer, Encoder)]
@@ -138,7 +144,7 @@ def trace(model: keras.Model) -> Plan | None:
             after.append(call)
             behind.update(map(id, call.outputs))
         elif sources & in_window:
-            if not isinstance(call.layer, (*_STEPWISE, SpikingLayer, WindowDropout)):
+            if not isinstance(call.layer, (*_STEPWISE, SpikingLayer, WindowDropout, ThresholdNorm)):
                 return None
             window.append(call)
             in_window.update(map(id, call.outputs))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfspike import losses
 from tfspike.checks import check_count
 from tfspike.datasets import load_images
 from tfspike.errors import UserError
@@ -31,11 +32,10 @@ class Prediction(NamedTuple):
 
 
 def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]] | str, seeds: int = 1,
-                  resize: bool = False) -> list[Prediction]:
+                  resize: bool = False, loss: str = "squared") -> list[Prediction]:
     """Classifies PNG and JPEG files, and folders of them.
 
-    The scores V_T / T are trained towards 1 for the true class and 0 for the others by a squared error, so they are
-    read as estimates of the classes' probabilities: confidence is the largest over the sum, all clipped to [0, 1].
+    Confidence is the probability that the scores V_T / T stand for (`tfspike.losses.probabilities`).
 
     Args:
       model: a `tfspike.models.SpikingModel` for images.
@@ -43,6 +43,7 @@ def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]]
       paths: files and folders.
       seeds: draws of the input's noise whose scores are averaged.
       resize: scale images of another size instead of refusing them.
+      loss: what the network was trained with.
 
     Returns:
       One prediction per file, in the order found.
@@ -56,16 +57,10 @@ def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]]
     images, files = load_images(paths, info.image_shape, resize)
     scores = np.concatenate([_scores(model, info.normalise(images[i:i + _BATCH]), seeds)
                              for i in range(0, len(images), _BATCH)])
-    return [_prediction(file, row, info.class_names) for file, row in zip(files, scores)]
+    shares = losses.probabilities(loss, scores)
+    return [Prediction(file, int(label), info.class_names[label], float(row[label]))
+            for file, label, row in zip(files, scores.argmax(axis=1), shares)]
 
 
 def _scores(model: Any, images: np.ndarray, seeds: int) -> np.ndarray:
     return np.mean([np.asarray(model(images, training=False, seed=seed)) for seed in range(seeds)], axis=0)
-
-
-def _prediction(path: str, scores: np.ndarray, names: Sequence[str]) -> Prediction:
-    label = int(np.argmax(scores))
-    shares = np.clip(scores, 0.0, 1.0)
-    total = float(shares.sum())
-    confidence = float(shares[label]) / total if total > 0 else 1.0 / len(scores)
-    return Prediction(path, label, names[label], confidence)

@@ -20,12 +20,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, summary, workdir
+from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, losses, summary, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.distribution import Place
 from tfspike.errors import UserError
 from tfspike.evaluation import Evaluator
 from tfspike.initialisation import initialise_rates
+from tfspike.optimisation import decays, learning_rate, make_optimizer
 from tfspike.profiling import Profile
 from tfspike.run_log import RunLog
 
@@ -47,26 +48,11 @@ class WorkerLost(RuntimeError):
     """Another worker of the cluster is gone, so that no step can be completed."""
 
 
-def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
-    """The configured optimiser. L2 weight decay of SGD and Adam is part of the gradient (`TrainStep`), not of it."""
-    rate = config.learning_rate
-    if config.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, name="sgd")
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(rate, name="adam")
-    return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, name="adamw")
-
-
-def learning_rate(config: Config, epochs_done: int) -> float:
-    """The learning rate after so many finished epochs."""
-    return config.learning_rate * config.lr_factor ** sum(epochs_done >= epoch for epoch in config.lr_milestones)
-
-
 class TrainStep:
     """One compiled step over all replicas: the same update as on one device with the global batch.
 
-    Loss: squared error summed over classes, averaged over the global batch. The gradient is summed over all replicas,
-    then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
+    Loss: the configured one (`tfspike.losses`), averaged over the global batch. The gradient is summed over all
+    replicas, then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
 
     Args:
       model, optimizer: built under `strategy`.
@@ -101,8 +87,8 @@ class TrainStep:
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             output, activity = self.model.observe(images, training=True)
-            wanted = tf.one_hot(labels, output.shape[-1])
-            loss = tf.reduce_sum(tf.square(output - wanted)) / self.config.batch_size
+            per_record = losses.per_record(self.config.loss, output, labels, self.config.label_smoothing)
+            loss = tf.reduce_sum(per_record) / self.config.batch_size
         grads = context.all_reduce(tf.distribute.ReduceOp.SUM, tape.gradient(loss, variables))
         correct = tf.equal(tf.argmax(output, axis=-1, output_type=labels.dtype), labels)
         stats = diagnosis.layer_statistics(activity, self.model.timesteps, grads, variables)
@@ -117,7 +103,8 @@ class TrainStep:
         if config.clip_norm > 0:
             grads, _ = tf.clip_by_global_norm(grads, config.clip_norm)
         if config.weight_decay > 0 and config.optimizer != "adamw":
-            grads = [grad + config.weight_decay * variable.value for grad, variable in zip(grads, variables)]
+            grads = [grad + config.weight_decay * variable.value if decays(variable) else grad
+                     for grad, variable in zip(grads, variables)]
         # A Keras optimiser sums what it is given over the replicas; every replica gives the same share of the whole.
         self.optimizer.apply([grad / replicas for grad in grads] if replicas > 1 else grads, variables)
 
@@ -191,8 +178,9 @@ class Trainer:
             self.optimizer.build(self.model.trainable_variables)
         self.train_step = TrainStep(self.model, self.optimizer, strategy, config)
         self.evaluator = Evaluator(self.model, self.data.images, self.data.labels, self.info, config.batch_size,
-                                   self.val_index, strategy, where) if len(self.val_index) else None
+                                   self.val_index, strategy, where, config.loss) if len(self.val_index) else None
         self.step = 0
+        self._rate: float | None = None  # what the optimiser was told last
         self.epoch_sums, self.interval = Sums(), Sums()
         self.best: dict[str, float] | None = None
         self.last_saved: str | None = None
@@ -314,8 +302,7 @@ class Trainer:
     def _loop(self, batches: Iterator[Any], stop: Signals, profile: Profile) -> None:
         pending: list[tuple[int, tf.Tensor]] = []
         while self.step < self.last_step:
-            if self.step % self.steps_per_epoch == 0:
-                self.optimizer.learning_rate = learning_rate(self.config, self.step // self.steps_per_epoch)
+            self._set_learning_rate()
             images, labels = next(batches)
             profile.before(self.step)
             values = self.train_step(images, labels, stop.received is not None)
@@ -337,6 +324,11 @@ class Trainer:
             if asked:
                 raise Stopped(stop.received or signal.SIGTERM)
 
+    def _set_learning_rate(self) -> None:
+        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        if rate != self._rate:
+            self.optimizer.learning_rate = self._rate = rate
+
     def _asked_to_stop(self, stop: Signals, values: tf.Tensor) -> bool:
         """Whether to stop after this step. Several workers stop after the same one: the flag went through it."""
         if self.where.workers == 1:
@@ -349,7 +341,7 @@ class Trainer:
             numbers = self.train_step.numbers(values)
             del numbers["stop"]
             numbers["accuracy"] = numbers.pop("correct") / self.config.batch_size
-            rate = learning_rate(self.config, (step - 1) // self.steps_per_epoch)
+            rate = learning_rate(self.config, step - 1, self.steps_per_epoch)
             for warning in self.watch.update(step, {**numbers, "learning_rate": rate}):
                 self.say(f"Warning: {warning}")
             self.epoch_sums.add(numbers)
@@ -370,7 +362,7 @@ class Trainer:
                  f"{speed * self.config.batch_size:.0f} images/s  {_duration(left)} left")
         self.log.scalars(self.step, {
             "train/loss": means.pop("loss"), "train/accuracy": means.pop("accuracy"),
-            "learning_rate": learning_rate(self.config, epoch), **means,
+            "learning_rate": learning_rate(self.config, self.step - 1, self.steps_per_epoch), **means,
             "time/images_per_second": speed * self.config.batch_size, "time/seconds_per_step": 1.0 / speed},
             event="train")
 

@@ -276,7 +276,8 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
     return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
                          gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
                          dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
-                         dtype=config.precision)
+                         dtype=config.precision, surrogate=config.surrogate,
+                         norm=None if config.norm == "none" else config.norm, pooling=config.pooling)
 
 
 def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
@@ -290,12 +291,14 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
       say: takes warnings.
 
     Returns:
-      The model, its configuration, its `datasets.DatasetInfo`, and the checkpoint its weights are from.
+      The model, with normalisation folded into its weights, its configuration, its `datasets.DatasetInfo`, and the
+      checkpoint its weights are from.
 
     Raises:
       UserError: there is no run, or what is needed of it is damaged.
     """
     from tfspike import datasets
+    from tfspike.folding import fold
 
     config = config_lib.read_run(workdir)
     data = about(workdir).get("data")
@@ -303,4 +306,4 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     checkpoint = open_checkpoint(workdir, say, which)
     model = build_model(config, info, timesteps)
     checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
-    return model, config, info, checkpoint
+    return fold(model), config, info, checkpoint

@@ -53,12 +53,18 @@ class Experiment:
     measured: Measured | None = None
 
 
-PAPER: Settings = {
-    "gradient": "event",  # what the authors' code computes
-    "encoder": "poisson", "leak": 0.99, "threshold": 1.0, "init": "normal", "precision": "float32",
-    "optimizer": "sgd", "lr_factor": 0.2, "clip_norm": 0.0,
+_METHOD: Settings = {
+    "surrogate": "leak_aware", "norm": "none", "pooling": "neuron", "leak": 0.99, "threshold": 1.0, "init": "normal",
+    "loss": "squared", "label_smoothing": 0.0, "optimizer": "sgd", "lr_schedule": "milestones", "lr_factor": 0.2,
+    "warmup_epochs": 0, "clip_norm": 0.0,
     # The authors chose the best epoch on the test set. Here a tenth of the training data is held out for that.
     "val_fraction": 0.1,
+}
+
+PAPER: Settings = {
+    **_METHOD,
+    "gradient": "event",  # what the authors' code computes
+    "encoder": "poisson", "precision": "float32",
 }
 """What the experiments of Lee et al. 2020 have in common. A file adds network, data, window and schedule.
 
@@ -66,8 +72,5 @@ The paper's learning rates are for the loss summed over the batch, here it is av
 updates need `learning_rate` = rate * B and `weight_decay` = decay / B.
 """
 
-CPU: Settings = {
-    "gradient": "rate", "precision": "mixed_bfloat16", "leak": 0.99, "threshold": 1.0, "init": "normal",
-    "optimizer": "sgd", "lr_factor": 0.2, "clip_norm": 0.0, "val_fraction": 0.1, "augment": False,
-}
+CPU: Settings = {**_METHOD, "gradient": "rate", "precision": "mixed_bfloat16", "augment": False}
 """What the experiments for two CPU cores have in common: the cheaper gradient, and synapses in bfloat16."""

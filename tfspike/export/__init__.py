@@ -36,6 +36,7 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
 
     A file is written beside its place, run on `example` in a process that does not import tfspike, compared with the
     model, and only then renamed: what lies in `folder` under its name is whole and proven, whenever the program dies.
+    Files are for inference: normalisation is folded into the weights (`tfspike.folding.fold`).
 
     Args:
       model: a `tfspike.models.SpikingModel`.
@@ -60,7 +61,10 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
         if form not in FORMATS:
             raise UserError(f"`formats` takes {', '.join(FORMATS)}. Received: {form!r}.")
     from tfspike.export import verify  # TensorFlow, only now
+    from tfspike.folding import fold
 
+    if getattr(model, "plan", None) is not None:
+        model = fold(model)
     sample = verify.Sample(model, info, example)
     try:
         os.makedirs(folder, exist_ok=True)

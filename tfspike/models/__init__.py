@@ -14,7 +14,11 @@ from tfspike.gradients import GRADIENTS
 from tfspike.layers import OverTime, Readout
 from tfspike.models import blocks
 from tfspike.models.spiking_model import SpikingModel
+from tfspike.surrogates import LEAK_AWARE, SURROGATES
 from tfspike.variants import VARIANTS, Block, Conv, Pool
+
+NORMS = (None, "tdbn")
+POOLINGS = ("neuron", "average")
 
 __all__ = ["SpikingModel", "available", "create"]
 
@@ -27,7 +31,8 @@ def available() -> list[str]:
 def create(name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int, *,
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
-           dtype: Any = None) -> SpikingModel:
+           dtype: Any = None, surrogate: str = LEAK_AWARE, norm: str | None = None,
+           pooling: str = "neuron") -> SpikingModel:
     """Builds a spiking network.
 
     Args:
@@ -44,6 +49,12 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in); None takes the network's own.
       seed: of weights, input noise and dropout.
       dtype: a Keras dtype policy such as "mixed_bfloat16"; None takes the global one.
+      surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
+        "triangular", "arctan" or "sigmoid" (`tfspike.surrogates`).
+      norm: "tdbn" normalises currents over time and batch (`tfspike.normalisation`), which deep networks need to
+        learn; None, as in the paper, does not.
+      pooling: "neuron" puts neurons of threshold .75 behind every average pooling, as in the paper; "average" passes
+        averages on, which loses nothing in a window of few steps.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`.
@@ -71,14 +82,17 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         gradient=check_choice("gradient", gradient, GRADIENTS),
         dropout=check_share("dropout", variant.dropout if dropout is None else dropout),
         kappa=_check_kappa(variant.kappa if kappa is None else kappa),
-        seed=check_count("seed", seed, least=0), dtype=dtype)
+        seed=check_count("seed", seed, least=0), dtype=dtype,
+        surrogate=check_choice("surrogate", surrogate, SURROGATES), norm=check_choice("norm", norm, NORMS),
+        pooling=check_choice("pooling", pooling, POOLINGS))
 
     inputs = keras.Input(shape if encoder else (timesteps, *shape), dtype="float32", name="input")
     x = encoders.create(encoder, timesteps, seed=builder.next_seed(), dtype=dtype, name="encoder")(inputs)
     x = _stack(x, variant.stages, builder)
     x = OverTime(keras.layers.Flatten(dtype=dtype), name="flatten")(x)
     if hidden:
-        x = blocks.lif(blocks.dense(x, builder, hidden, "hidden"), builder, "hidden")
+        x = blocks.norm(blocks.dense(x, builder, hidden, "hidden"), builder, "hidden")
+        x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, num_classes, "output")
     return SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
 

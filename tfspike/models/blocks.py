@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
 
 from tfspike.layers import LIF, OverTime, PoolingIF, WindowDropout
+from tfspike.normalisation import ThresholdNorm
 
 
 @dataclasses.dataclass
@@ -21,6 +23,9 @@ class Builder:
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       seed: of the network.
       dtype: dtype policy; None for the global one.
+      surrogate: what stands for the derivative of a spike (`tfspike.surrogates`).
+      norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
+      pooling: "neuron" puts pooling neurons behind every average pooling; "average" leaves them out.
     """
 
     leak: float
@@ -30,6 +35,9 @@ class Builder:
     kappa: float
     seed: int
     dtype: Any = None
+    surrogate: str = "leak_aware"
+    norm: str | None = None
+    pooling: str = "neuron"
     drawn: int = 0
 
     def next_seed(self) -> int:
@@ -55,21 +63,30 @@ def conv(x: Any, b: Builder, filters: int, kernel: int, stride: int, name: str) 
 
 def lif(x: Any, b: Builder, name: str) -> Any:
     """LIF neurons and, where the network has it, dropout on their spikes."""
-    x = LIF(b.leak, b.threshold, b.gradient, dtype=b.dtype, name=f"{name}_lif")(x)
+    x = LIF(b.leak, b.threshold, b.gradient, b.surrogate, dtype=b.dtype, name=f"{name}_lif")(x)
     if b.dropout:
         x = WindowDropout(b.dropout, seed=b.next_seed(), dtype=b.dtype, name=f"{name}_dropout")(x)
     return x
 
 
+def norm(x: Any, b: Builder, name: str, paths: int = 1) -> Any:
+    """Where the network has it, normalisation of currents, of which `paths` add up in front of the neurons."""
+    if b.norm is None:
+        return x
+    return ThresholdNorm(b.threshold, 1 / math.sqrt(paths), b.gradient, dtype=b.dtype, name=f"{name}_norm")(x)
+
+
 def conv_lif(x: Any, b: Builder, filters: int, kernel: int, name: str) -> Any:
-    """Convolution and LIF neurons."""
-    return lif(conv(x, b, filters, kernel, 1, name), b, name)
+    """Convolution, normalisation and LIF neurons."""
+    return lif(norm(conv(x, b, filters, kernel, 1, name), b, name), b, name)
 
 
 def pool(x: Any, b: Builder, name: str) -> Any:
-    """2x2 average pooling and pooling neurons; an odd last row or column is dropped."""
+    """2x2 average pooling and, where the network has them, pooling neurons; an odd last row or column is dropped."""
+    if b.pooling == "average":
+        return OverTime(keras.layers.AveragePooling2D(2, dtype=b.dtype), name=name)(x)
     x = OverTime(keras.layers.AveragePooling2D(2, dtype=b.dtype), name=f"{name}_average")(x)
-    return PoolingIF(gradient=b.gradient, dtype=b.dtype, name=name)(x)
+    return PoolingIF(gradient=b.gradient, surrogate=b.surrogate, dtype=b.dtype, name=name)(x)
 
 
 def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], name: str) -> Any:
@@ -79,10 +96,10 @@ def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], n
     else the spikes themselves, subsampled by the block's stride.
     """
     stride = strides[0] * strides[1]
-    main = lif(conv(x, b, filters, 3, strides[0], f"{name}_conv_a"), b, f"{name}_a")
-    main = conv(main, b, filters, 3, strides[1], f"{name}_conv_b")
+    main = lif(norm(conv(x, b, filters, 3, strides[0], f"{name}_conv_a"), b, f"{name}_conv_a"), b, f"{name}_a")
+    main = norm(conv(main, b, filters, 3, strides[1], f"{name}_conv_b"), b, f"{name}_conv_b", paths=2)
     if x.shape[-1] != filters:
-        shortcut = conv(x, b, filters, 1, stride, f"{name}_shortcut")
+        shortcut = norm(conv(x, b, filters, 1, stride, f"{name}_shortcut"), b, f"{name}_shortcut", paths=2)
     elif stride > 1:
         shortcut = OverTime(keras.layers.AveragePooling2D(1, stride, dtype=b.dtype), name=f"{name}_shortcut")(x)
     else:

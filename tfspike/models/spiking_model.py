@@ -12,6 +12,8 @@ from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
 from tfspike.engine import Engine
 from tfspike.errors import UserError
+from tfspike.layers import SpikingLayer, WindowDropout
+from tfspike.normalisation import ThresholdNorm
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -69,7 +71,7 @@ class SpikingModel(keras.Model):
         """
         if self.plan is None:
             return super().call(inputs, training=training, mask=mask)
-        if self.engine is None:
+        if self.engine is None or (training and not self.engine.can_train):
             return self.call_layers(inputs, training=training, seed=seed)
         return self.observe(inputs, training=training, seed=seed)[0]
 
@@ -81,6 +83,8 @@ class SpikingModel(keras.Model):
           `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass.
         """
         engine = self._required_engine()
+        if training and not engine.can_train:
+            return self._observe_layers(inputs, training, seed)
         plan = engine.plan
         values = plans.run(plan.before, {id(plan.inputs[0]): tf.convert_to_tensor(inputs)})
         source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
@@ -93,19 +97,28 @@ class SpikingModel(keras.Model):
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
                     seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """The same, layer by layer with whole windows in memory: slower, larger, and easy to read."""
+        return self._observe_layers(inputs, training, seed)[0]
+
+    def _observe_layers(self, inputs: tf.Tensor, training: bool | None,
+                        seed: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         plan = self._required_plan()
+        activity: dict[str, tf.Tensor] = {}
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if call is plan.encoder:
                 return call.layer(*args, training=training, seed=seed)
-            if call in plan.dropouts:
+            if isinstance(call.layer, (WindowDropout, ThresholdNorm)):
                 return call.layer(*args, training=training)
+            if isinstance(call.layer, SpikingLayer):
+                spikes, state = call.layer(*args, return_state=True)
+                activity[call.layer.name] = tf.stop_gradient(state.count)
+                return spikes
             return plans.plain(call, args, kwargs)
 
         values = plans.run((*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after),
                            {id(plan.inputs[0]): tf.convert_to_tensor(inputs)}, handler)
         outputs = [values[id(output)] for output in plan.outputs]
-        return outputs[0] if len(outputs) == 1 else outputs
+        return (outputs[0] if len(outputs) == 1 else outputs), activity
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.export` with the plain kernel, because a compiled one would tie the file to a machine.

@@ -1,0 +1,47 @@
+"""What training minimises, per record, from the scores V_T / T: in TensorFlow for steps, in NumPy for reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+LOSSES = ("squared", "cross_entropy")
+
+
+def per_record(kind: str, scores: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """The loss of every record, `[B]` float32.
+
+    Args:
+      kind: "squared", summed over classes (Lee et al. 2020, the authors' code; the paper has half of it), or
+        "cross_entropy" of the softmax of the scores.
+      scores: V_T / T, `[B, classes]`.
+      labels: `[B]`, integers.
+      smoothing: share of the target that is spread over all classes (Szegedy et al. 2016).
+    """
+    classes = scores.shape[-1]
+    wanted = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
+    if kind == "squared":
+        return tf.reduce_sum(tf.square(scores - wanted), axis=-1)
+    return tf.nn.softmax_cross_entropy_with_logits(wanted, scores)
+
+
+def mean(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean loss over records in float64, without smoothing: that is training's aim, not a measure of answers."""
+    scores = scores.astype(np.float64)
+    if kind == "squared":
+        return float(np.mean(np.sum((scores - np.eye(scores.shape[1])[labels])**2, axis=1)))
+    return float(np.mean(-np.log(np.maximum(probabilities(kind, scores), 1e-300))[np.arange(len(labels)), labels]))
+
+
+def probabilities(kind: str, scores: np.ndarray) -> np.ndarray:
+    """Scores `[N, classes]` read as the classes' probabilities.
+
+    The squared error trains them towards 1 for the true class and 0 for the others, so they are taken as they are,
+    clipped to [0, 1], over their sum; cross entropy trains their softmax.
+    """
+    if kind == "squared":
+        shares = np.clip(scores, 0.0, 1.0)
+        total = shares.sum(axis=1, keepdims=True)
+        return np.where(total > 0, shares / np.maximum(total, 1e-300), 1.0 / scores.shape[1])
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)

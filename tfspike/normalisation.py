@@ -1,0 +1,129 @@
+"""Threshold-dependent batch normalisation of currents (tdBN)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspike import gradients
+from tfspike.checks import check_choice, check_positive, check_share
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class ThresholdNorm(keras.layers.Layer):
+    """Normalises the currents of each channel over time, batch and space to the size of the threshold (tdBN).
+
+        y = gamma alpha threshold (I - mean) / sqrt(variance + epsilon) + beta
+
+    Source: Zheng et al. 2021, "Going Deeper With Directly-Trained Larger Spiking Neural Networks". Mean and variance
+    are those of the batch and the whole window in training, over all replicas of a distribution strategy; in
+    inference the running ones, so that the layer is one factor and one offset per channel, which
+    `tfspike.folding.fold` merges into the weights in front of it.
+
+    Under the gradient "rate" the mean current passes it once, as everything else does: the gradient is that of the
+    normalised mean current d (the mean over t of I), the statistics being those of the currents.
+
+    Args:
+      threshold: of the neurons behind it.
+      alpha: standard deviation of the output at the start, in thresholds; 1 / sqrt(2) where two paths add up.
+      gradient: "event" or "rate", that of the neurons.
+      momentum: share of the running statistics kept per training step.
+      epsilon: added to the variance.
+
+    Raises:
+      UserError: a constant out of range.
+    """
+
+    def __init__(self, threshold: float = 1.0, alpha: float = 1.0, gradient: str = "event", momentum: float = 0.9,
+                 epsilon: float = 1e-5, **kwargs: Any):
+        # autocast would round gamma, beta and the statistics to bfloat16
+        super().__init__(autocast=False, **kwargs)
+        self.threshold = check_positive("threshold", threshold)
+        self.alpha = check_positive("alpha", alpha)
+        self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
+        self.momentum = check_share("momentum", momentum)
+        self.epsilon = check_positive("epsilon", epsilon)
+
+    def build(self, input_shape: Any) -> None:
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(shape, "ones", "float32", name="gamma")
+        self.beta = self.add_weight(shape, "zeros", "float32", name="beta")
+        self.moving_mean = self.add_weight(shape, "zeros", "float32", trainable=False, aggregation="mean",
+                                           name="moving_mean")
+        self.moving_variance = self.add_weight(shape, "ones", "float32", trainable=False, aggregation="mean",
+                                               name="moving_variance")
+
+    def call(self, currents: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Currents `[T, B, ..., C]` to currents of the same shape and dtype.
+
+        Args:
+          currents: of a whole window in training, of any stretch of one in inference.
+          training: use the statistics of these currents, and let the running ones follow them.
+        """
+        if not training:
+            return self.normalise(currents, self.moving_mean.value, self.moving_variance.value)
+        mean, variance = self.moments(currents)
+        self.follow(mean, variance)
+        whole = self.normalise(currents, mean, variance)
+        if self.gradient == "event":
+            return whole
+        once = self.normalise_rate(tf.reduce_mean(tf.cast(currents, tf.float32), axis=0, keepdims=True), variance)
+        return _with_gradient_of(tf.stop_gradient(whole), once)
+
+    def moments(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance per channel `[C]`, float32, over everything else and over all replicas."""
+        currents = tf.cast(currents, tf.float32)
+        axes = list(range(len(currents.shape) - 1))
+        mean, square = tf.reduce_mean(currents, axes), tf.reduce_mean(tf.square(currents), axes)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            mean, square = (total / replica.num_replicas_in_sync
+                            for total in replica.all_reduce(tf.distribute.ReduceOp.SUM, [mean, square]))
+        return mean, tf.maximum(square - tf.square(mean), 0.0)
+
+    def normalise(self, currents: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """Currents `[T, B, ..., C]` with these statistics, in the layer's compute dtype."""
+        scale, offset = self._affine(mean, variance)
+        return tf.cast(tf.cast(currents, tf.float32) * scale + offset, self.compute_dtype)
+
+    def normalise_rate(self, mean_current: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """Mean currents `[1, B, ..., C]` with the variance of the currents themselves, whose gradient is that of
+        the mean currents' variance: the derivative of either by the mean current is 2 (d - mean) / n."""
+        mean, spread = self.moments(mean_current)
+        return self.normalise(mean_current, mean, spread + tf.stop_gradient(variance - spread))
+
+    def follow(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        """Moves the running statistics towards these; once per training step."""
+        for running, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            running.assign(self.momentum * running.value + (1.0 - self.momentum) * tf.stop_gradient(new))
+
+    def _affine(self, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        scale = (self.alpha * self.threshold) * self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
+        return scale, self.beta.value - mean * scale
+
+    def folded(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(factor, offset)` per channel `[C]` of inference: y = factor I + offset."""
+        return self._affine(self.moving_mean.value, self.moving_variance.value)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def compute_output_spec(self, currents: Any, training: Any = None) -> keras.KerasTensor:
+        return keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "threshold": self.threshold, "alpha": self.alpha, "gradient": self.gradient,
+                "momentum": self.momentum, "epsilon": self.epsilon}
+
+
+@tf.custom_gradient
+def _with_gradient_of(train: tf.Tensor, mean: tf.Tensor) -> Any:
+    """The train `[T, B, ...]` in value, its mean `[1, B, ...]` in gradient."""
+
+    def grad(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
+        total = tf.reduce_sum(tf.cast(upstream, tf.float32), axis=0, keepdims=True)
+        return None, tf.cast(total, mean.dtype)
+
+    return tf.identity(train), grad

@@ -1,0 +1,67 @@
+"""Surrogate derivatives: smooth stand-ins for the derivative of the spike function, which is 0 almost everywhere.
+
+A neuron fires where u > theta. Its spike is a step of x = (u - theta) gain, and the derivative of a step says nothing;
+a surrogate is the derivative h(x) of a smooth step H(x) that goes from 0 to 1 around x = 0:
+
+| name          | h(x)                          | H(x)                                | source |
+|---------------|-------------------------------|-------------------------------------|---|
+| "rectangular" | 1 where abs(x) < 1/2, else 0  | x + 1/2, clipped to 0..1            | Wu et al. 2018 (STBP) |
+| "triangular"  | max(0, 1 - abs(x))            | quadratic from -1 to 0 and 0 to 1   | Esser et al. 2016; Bellec 2018 |
+| "arctan"      | 1 / (1 + (pi x)^2)            | 1/2 + arctan(pi x) / pi             | Fang et al. 2021 |
+| "sigmoid"     | 4 S(4 x) (1 - S(4 x))         | S(4 x), the logistic function       | Zenke and Ganguli 2018 |
+
+Each has h(0) = 1 and an area of 1. "leak_aware" is none of them: the slope of Lee et al. 2020 is one number per neuron
+and window, from its spikes alone (`tfspike.gradients.slope`), and 0 for a neuron that never fired. A surrogate looks at
+the membrane potential, so a neuron that came near its threshold learns even where it did not fire.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+LEAK_AWARE = "leak_aware"
+
+
+def _triangle(x: tf.Tensor) -> tf.Tensor:
+    x = tf.clip_by_value(x, -1.0, 1.0)
+    return tf.where(x < 0.0, tf.square(1.0 + x) / 2.0, 1.0 - tf.square(1.0 - x) / 2.0)
+
+
+def _bell(x: tf.Tensor) -> tf.Tensor:
+    s = tf.sigmoid(4.0 * x)
+    return 4.0 * s * (1.0 - s)
+
+
+Function = Callable[[tf.Tensor], tf.Tensor]
+
+DERIVATIVES: dict[str, Function] = {
+    "rectangular": lambda x: tf.cast(tf.abs(x) < 0.5, x.dtype),
+    "triangular": lambda x: tf.maximum(1.0 - tf.abs(x), 0.0),
+    "arctan": lambda x: 1.0 / (1.0 + tf.square(math.pi * x)),
+    "sigmoid": _bell,
+}
+
+PRIMITIVES: dict[str, Function] = {
+    "rectangular": lambda x: tf.clip_by_value(x + 0.5, 0.0, 1.0),
+    "triangular": _triangle,
+    "arctan": lambda x: 0.5 + tf.atan(math.pi * x) / math.pi,
+    "sigmoid": lambda x: tf.sigmoid(4.0 * x),
+}
+
+SURROGATES = (LEAK_AWARE, *DERIVATIVES)
+
+
+def derivative(name: str, x: tf.Tensor) -> tf.Tensor:
+    """h(x), elementwise, in the dtype of `x`.
+
+    Args:
+      name: a key of `DERIVATIVES`.
+      x: distance of the membrane potential from the threshold, in thresholds.
+
+    >>> print(derivative("triangular", tf.constant([-2.0, -0.5, 0.0, 0.25])).numpy())
+    [0.   0.5  1.   0.75]
+    """
+    return DERIVATIVES[name](x)
