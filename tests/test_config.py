@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import config, recipes
+from tfspike import config, configs, recipes
 from tfspike.config import FIELDS, Config, RunOptions, resolve
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
@@ -70,7 +70,8 @@ def test_an_unknown_model_is_answered_with_all_names_and_the_nearest():
 @pytest.mark.parametrize("values, part", [
     ({"lr_milestones": (5, 3)}, "--lr_milestones must increase"), ({"lr_milestones": (3, 3)}, "must increase"),
     ({"export": ("nir", "nir")}, "once"), ({"export": ("none", "nir")}, "none only alone"),
-    ({"dataset": "nmnist"}, "--encoder=none"), ({"encoder": "none"}, "--encoder=poisson")])
+    ({"dataset": "nmnist"}, "--encoder=none"), ({"encoder": "none"}, "--encoder=poisson"),
+    ({"dataset": "mnist", "extra": True}, "use --noextra")])
 def test_settings_that_contradict_each_other_are_refused(values, part):
     assert part in refused(**values)
 
@@ -114,7 +115,7 @@ def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe_which
         made = resolve(how.pop("given", {}), **how)
         return tuple(getattr(made, name) for name in names)
 
-    recipe, quick = recipes.recipe("lenet", "mnist_subset"), recipes.PRESETS["quick"]
+    recipe, quick = recipes.recipe("lenet", "mnist_subset"), configs.EXPERIMENTS["quick"].settings
     from_recipe = (recipe["timesteps"], recipe["batch_size"], recipe["epochs"], 0.2, FIELDS["leak"].default)
     assert values() == from_recipe
     assert values(preset="quick") == (quick["timesteps"], recipe["batch_size"], quick["epochs"], *from_recipe[3:])
@@ -125,35 +126,28 @@ def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe_which
 
 def test_model_and_data_set_of_the_highest_source_choose_the_recipe(tmp_path):
     path = write(tmp_path, {"model": "resnet20"})
-    assert resolve(preset="paper_vgg9", config_file=path).model == "resnet20"
+    assert resolve(preset="paper_vgg9_cifar10", config_file=path).model == "resnet20"
     made = resolve({"dataset": "svhn"}, config_file=path)
-    assert (made.optimizer, made.clip_norm, made.init, made.kappa) == ("adam", 1.5, "rate", 2.0)
+    assert (made.optimizer, made.norm, made.init, made.kappa) == ("adamw", "tdbn", "normal", 2.0)
+
+
+def test_milestones_or_a_schedule_that_were_asked_for_replace_the_recipes():
+    made = resolve({"model": "resnet20", "lr_milestones": (3,)})
+    assert (made.lr_schedule, made.lr_milestones) == ("milestones", (3,))
+    made = resolve({"lr_schedule": "cosine"})
+    assert (made.lr_schedule, made.lr_milestones) == ("cosine", ())
+    with pytest.raises(UserError, match="--lr_milestones belong to --lr_schedule=milestones"):
+        resolve({"lr_schedule": "cosine", "lr_milestones": (3,)})
+    with pytest.raises(UserError, match="--init=rate scales weights, which --norm=tdbn undoes"):
+        resolve({"norm": "tdbn", "init": "rate"})
 
 
 def test_another_optimiser_than_the_recipes_brings_its_own_learning_rate():
     assert resolve({"optimizer": "adam"}).learning_rate == recipes.OPTIMIZERS["adam"]["learning_rate"]
     assert resolve({"optimizer": "sgd"}) == resolve()
     assert resolve({"optimizer": "adam", "learning_rate": 0.5}).learning_rate == 0.5
-    swapped = resolve({"optimizer": "adamw"}, preset="paper_vgg9")
+    swapped = resolve({"optimizer": "adamw"}, preset="paper_vgg9_cifar10")
     assert {name: getattr(swapped, name) for name in recipes.OPTIMIZERS["adamw"]} == recipes.OPTIMIZERS["adamw"]
-
-
-@pytest.mark.parametrize("preset", sorted(recipes.PRESETS))
-def test_every_preset_resolves_and_holds(preset):
-    made = resolve(preset=preset)
-    for name, value in recipes.PRESETS[preset].items():
-        assert getattr(made, name) == value
-
-
-def test_the_paper_presets_are_the_papers_table():
-    rows = {"lenet": (50, 64, 0.0085, 125, (75,)), "vgg9": (100, 16, 0.0033, 150, (70, 100, 125)),
-            "resnet9": (100, 16, 0.0025, 150, (70, 100, 125)), "resnet11": (100, 16, 0.0025, 150, (70, 100, 125))}
-    for model, (steps, batch, rate, epochs, milestones) in rows.items():
-        made = resolve(preset=f"paper_{model}")
-        assert (made.timesteps, made.batch_size, made.epochs, made.lr_milestones) == (steps, batch, epochs, milestones)
-        assert made.learning_rate / made.batch_size == pytest.approx(rate)
-        assert made.weight_decay * made.batch_size == pytest.approx(5e-4)
-        assert (made.gradient, made.optimizer, made.clip_norm, made.lr_factor) == ("event", "sgd", 0.0, 0.2)
 
 
 def test_every_network_has_a_family_and_every_recipe_is_legal():
@@ -253,7 +247,8 @@ def test_a_saved_run_is_read_whole_or_not_at_all(tmp_path):
 FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9,
         "tensorboard": False,
         "export": (), "profile": True, "stop_on_collapse": True, "epochs": 99}
-CHANGED = {"model": "vgg5", "dataset": "mnist", "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
+CHANGED = {"surrogate": "arctan", "norm": "tdbn", "pooling": "average", "loss": "cross_entropy", "label_smoothing": 0.1,
+           "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist", "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
@@ -266,7 +261,8 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
-    saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": ()})  # which an ANN can have as well
+    which = {"dataset": "svhn"} if name == "extra" else {}
+    saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}
     with pytest.raises(UserError, match=name):
@@ -282,6 +278,14 @@ def test_what_is_free_to_change_keeps_the_run_and_its_folder(name):
     assert config.diff(saved, wanted, experiment_only=False) == {name: (getattr(saved, name), FREE[name])}
     config.check_resumable(saved, wanted)
     assert config.default_workdir(wanted) == config.default_workdir(saved)
+
+
+def test_a_run_from_before_a_setting_existed_is_read_as_what_it_was(tmp_path):
+    made = resolve({"workdir": str(tmp_path), "dataset": "svhn"})
+    content = json.loads(config.to_json(made))
+    del content["config"]["extra"]
+    assert config.from_json(json.dumps(content)) == made and not made.extra
+    assert resolve({"dataset": "svhn"}).workdir != resolve({"dataset": "svhn", "extra": True}).workdir
 
 
 def test_epochs_may_be_raised_but_not_lowered():

@@ -1,6 +1,6 @@
 """Data sets: what is read, how it is split, normalised and batched, and the sentence every kind of bad data ends in.
 
-Real data: set TFSPIKE_DATA_DIR to a TFDS folder with mnist and cifar10 (and an nmnist*.npz in it or beside it).
+Real data: set TFSPIKE_DATA_DIR to a TFDS folder with mnist and cifar10. Event data: test_events.py.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfspike import datasets
+from tfspike import config, datasets
 from tfspike.errors import UserError
 
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -52,6 +52,24 @@ def write_tfds(folder, images, labels, features=None, name="tiny"):
             writer.add_examples({split: [dict(zip(features, (image, label)))]})
     writer.close_all()
     return next(place.glob("*train*tfrecord*"), None)
+
+
+def write_with_extra(folder, images, labels, more):
+    """A TFDS set like SVHN: the images in train, `more` in extra; labels by position."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=images[0].shape),
+                                           "label": tfds.features.ClassLabel(num_classes=5)})
+    place = pathlib.Path(folder) / "tiny" / "1.0.0"
+    place.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(name="tiny", version=tfds.core.Version("1.0.0"), data_dir=str(place),
+                                         module_name="tests")
+    writer = tfds.core.SequentialWriter(tfds.core.DatasetInfo(builder=identity, features=features), max_examples_per_shard=4)
+    writer.initialize_splits(["train", "test", "extra"], fail_if_exists=False)
+    for split, part in (("train", images), ("test", images[:2]), ("extra", more)):
+        for i, image in enumerate(part):
+            writer.add_examples({split: [{"image": image, "label": labels[i]}]})
+    writer.close_all()
 
 
 def noise(count, shape=(8, 8, 3), seed=0):
@@ -389,53 +407,31 @@ class TestTfdsFolders:
         assert datasets.canonical_name("kmnist") == "kmnist"
 
 
+class TestExtra:
+    def test_its_records_follow_those_of_train_and_test_stays_what_it_is(self, tmp_path):
+        images, more, labels = noise(6), noise(9, seed=1), [i % 5 for i in range(9)]
+        write_with_extra(tmp_path, images, labels, more)
+        without, got, test = (datasets.load("tiny", split, str(tmp_path), extra=extra)
+                              for split, extra in (("train", False), ("train", True), ("test", True)))
+        np.testing.assert_array_equal(without.images, np.stack(images))
+        np.testing.assert_array_equal(got.images, np.stack(images + more))
+        assert got.labels.tolist() == labels[:6] + labels and got.num_train == 15 and without.num_train == 6
+        assert len(test) == test.num_test == 2 and test.num_train == 15
+
+    def test_the_configuration_knows_the_same_sets(self):
+        assert config.DATASETS == datasets.KNOWN and config.EXTRA_DATASETS == datasets._WITH_EXTRA
+
+    def test_a_copy_without_it_and_a_set_that_never_has_it_are_refused(self, tmp_path):
+        write_tfds(tmp_path, noise(4), [0, 1, 0, 1])
+        assert len(datasets.load("tiny", "train", str(tmp_path))) == 4
+        with pytest.raises(UserError, match=r"has no split 'extra', it has \{'train': 4, 'test': 4\}.*--noextra"):
+            datasets.load("tiny", "train", str(tmp_path), extra=True)
+        with pytest.raises(UserError, match="mnist_subset has no split 'extra'"):
+            datasets.load("mnist_subset", "train", extra=True)
+
+
 class _Text(str):
     shape = ()
-
-
-class TestEvents:
-    @staticmethod
-    def write(folder, **change):
-        fields = {"x": [0, 33, 5, 5, 1], "y": [0, 33, 6, 6, 2], "t": [0, 299_999, 150_000, 150_001, 300_000],
-                  "p": [1, 0, 1, 1, 1], "offsets": [0, 2, 4, 5], "label": [0, 1, 7], "index": [1, 60_000, 60_001]}
-        fields |= change
-        np.savez(pathlib.Path(folder) / "nmnist.npz", **{k: np.array(v) for k, v in fields.items()})
-
-    def test_are_binned_over_300_ms_into_binary_spikes(self, tmp_path):
-        self.write(tmp_path)
-        got = datasets.load("nmnist", "train", str(tmp_path), timesteps=10)
-        assert got.images.shape == (2, 10, 34, 34, 2) and got.labels.tolist() == [0, 1]
-        expected = np.zeros((2, 10, 34, 34, 2), np.uint8)
-        expected[0, 0, 0, 0, 1] = expected[0, 9, 33, 33, 0] = expected[1, 5, 6, 5, 1] = 1
-        np.testing.assert_array_equal(got.images[np.arange(2)], expected)
-        test = datasets.load("nmnist", "test", str(tmp_path), timesteps=10)
-        assert len(test) == 1 and test.images[0].sum() == 0  # its one event lies behind the window
-
-    def test_batches_are_spike_trains(self, tmp_path):
-        self.write(tmp_path)
-        got = datasets.load("nmnist", "train", str(tmp_path), timesteps=4)
-        info = datasets.describe(got)
-        assert info.event_based and info.image_shape == (34, 34, 2) and not info.augment
-        x, _ = next(iter(datasets.train_stream(got.images, got.labels, None, 2, 0, info)))
-        assert x.shape == (2, 4, 34, 34, 2) and set(np.unique(x)) == {0.0, 1.0}
-        with pytest.raises(UserError, match="event data"):
-            datasets.describe(got, augment=True)
-
-    @pytest.mark.parametrize("change", [{"x": [0, 34, 5, 5, 1]}, {"offsets": [0, 2, 4, 6]}, {"p": [2] * 5},
-                                        {"label": [0]}, {"t": [0.5] * 5}, {"index": [1, 2, 3]}])
-    def test_damaged_files_are_refused(self, tmp_path, change):
-        self.write(tmp_path, **change)
-        with pytest.raises(UserError, match="nmnist.npz"):
-            datasets.load("nmnist", "test", str(tmp_path), timesteps=10)
-
-    def test_a_truncated_file_a_pickle_and_no_file_are_refused(self, tmp_path):
-        for prepare in (lambda: None, lambda: (tmp_path / "nmnist.npz").write_bytes(b"PK\3\4broken"),
-                        lambda: np.savez(tmp_path / "nmnist.npz", x=np.array([{}], object))):
-            prepare()
-            with pytest.raises(UserError, match="fields x, y, t, p"):
-                datasets.load("nmnist", "train", str(tmp_path), timesteps=10)
-        with pytest.raises(UserError, match="timesteps"):
-            datasets.load("nmnist", "train", str(tmp_path))
 
 
 class TestImageFiles:
@@ -482,11 +478,3 @@ class TestRealData:
         assert got.images.shape == (10000, 32, 32, 3) and np.bincount(got.labels).tolist() == [1000] * 10
         assert got.class_names[0] == "airplane"
         assert 0.9 < np.abs(datasets.describe(got).normalise(got.images)).max() <= 1.001
-
-    def test_nmnist_labels_are_those_of_mnist(self):
-        places = [p for p in (REAL, f"{REAL}/nmnist", f"{REAL}/../nmnist") if list(pathlib.Path(p).glob("nmnist*.npz"))]
-        if not places:
-            pytest.skip("no nmnist*.npz beside TFSPIKE_DATA_DIR")
-        got = datasets.load("nmnist", "train", places[0], timesteps=20)
-        assert got.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-        assert 0.01 < got.images[np.arange(8)].mean() < 0.3

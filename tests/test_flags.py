@@ -53,8 +53,8 @@ def test_no_flags_give_the_resolved_defaults():
 
 
 def test_none_undoes_what_the_preset_set_and_the_variant_table_answers():
-    assert flags.parse(["--preset=paper_resnet11", "--dataset=svhn", "--dropout=0.1"])[0].dropout == 0.1
-    made, _, _ = flags.parse(["--preset=paper_lenet", "--augment=none", "--lr_milestones=none", "--export=none"])
+    assert flags.parse(["--preset=paper_resnet11_cifar10", "--dataset=svhn", "--dropout=0.1"])[0].dropout == 0.1
+    made, _, _ = flags.parse(["--preset=paper_lenet_mnist", "--augment=none", "--lr_milestones=none", "--export=none"])
     assert (made.augment, made.lr_milestones, made.export) == (None, (), ())
 
 

@@ -17,10 +17,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up: a module may import what stands on an earlier line, or leaves; never its own line or a later one.
 # Every other part of the package (training, analysis, export, reports, ...) stands above them all.
-CORE = (("gradients",), ("cells", "layers", "kernels"), ("plan",), ("engine",), ("models",))
-LEAVES = {"variants", "config", "datasets", "encoders", "errors", "flags", "checks", "noise", "recipes", "data"}
+CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normalisation"), ("plan",), ("engine",),
+        ("models",))
+LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
+          "noise", "recipes", "data"}
 READERS = {"analysis", "export", "report"}  # they look at models; a model is trained without them
-WITHOUT_TENSORFLOW = ("variants", "config", "flags", "errors", "recipes", "checks")
+WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks")
 
 
 def name_of(path: Path) -> str:

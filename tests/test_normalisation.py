@@ -5,6 +5,7 @@ On two replicas: tests/test_distribution.py.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
@@ -13,8 +14,19 @@ import pytest
 import tensorflow as tf
 
 import nets
-from tfspike import (LIF, DirectEncoder, OverTime, Readout, SpikingModel, ThresholdNorm, UserError, export, folding,
-                     kernels, models, surrogates)
+from tfspike import (
+    LIF,
+    DirectEncoder,
+    OverTime,
+    Readout,
+    SpikingModel,
+    ThresholdNorm,
+    UserError,
+    export,
+    folding,
+    kernels,
+    surrogates,
+)
 from tfspike.models import blocks
 
 T, B, C = 5, 4, 3
@@ -247,4 +259,5 @@ def test_exports_hold_the_folded_network(tmp_path: Any) -> None:
     info = datasets.DatasetInfo("tiny", IMAGE, 4, tuple("abcd"), (1 / 128,) * 3, (-0.5,) * 3, False, 10, 10)
     example = np.random.default_rng(0).integers(0, 256, (4, *IMAGE)).astype(np.uint8)
     reports = export.save(trained(), info, ["saved_model", "keras"], tmp_path, example)
-    assert all(report["spikes"] > 1000 for report in reports.values())
+    assert reports["saved_model"]["spikes"] > 500 and reports["saved_model"]["silent_layers"] == []
+    assert os.path.exists(reports["keras"]["path"])

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tfspike import recipes
+from tfspike import configs, recipes
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 
@@ -25,14 +25,16 @@ FORMAT = 1
 DATASETS = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
 DATASET_ALIASES = {"svhn": "svhn_cropped"}
 EVENT_DATASETS = ("nmnist",)
+EXTRA_DATASETS = ("svhn_cropped",)  # those of DATASETS that have a split "extra"
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate", "norm", "pooling")
 # Settings that runs of earlier versions do not name, with the value that says what those did.
-_ADDED: dict[str, Any] = {"neuron": "lif", "surrogate": "leak_aware", "norm": "none", "pooling": "neuron",
-                          "loss": "squared", "label_smoothing": 0.0, "lr_schedule": "milestones", "warmup_epochs": 0}
+_ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "norm": "none",
+                          "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0, "lr_schedule": "milestones",
+                          "warmup_epochs": 0}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -182,6 +184,7 @@ class Config:
     data_dir: str | None = setting(None,
                                    "Folder of the prepared data sets; none means TFDS' own folder, with download.",
                                    group="What to train", legal="a folder", path=True, experiment=False)
+    extra: bool = setting(False, "Train on the split extra as well, which SVHN has.", group="What to train")
     workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
                                   group="What to train", legal="a folder", path=True, experiment=False)
 
@@ -281,7 +284,8 @@ class Config:
             raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
                             f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
         if self.norm != "none" and self.init == "rate":
-            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use --init=normal.")
+            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
+                            "--init=normal or --norm=none.")
         if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
             raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
         if self.export == ("none",):
@@ -294,6 +298,9 @@ class Config:
         if self.encoder == "none" and self.dataset in DATASETS and self.dataset not in EVENT_DATASETS:
             raise UserError(f"--encoder=none takes spike trains, but {self.dataset} holds images; "
                             "use --encoder=poisson, direct or latency.")
+        if self.extra and self.dataset in DATASETS and self.dataset not in EXTRA_DATASETS:
+            raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
+                            "has not; use --noextra.")
 
     def _validate_relu(self) -> None:
         """Refuses what an ANN cannot have; a setting that it ignores would be believed to have mattered."""
@@ -337,8 +344,8 @@ class RunOptions:
       UserError: a value is illegal, contradicts another one, or names a path that is not there.
     """
 
-    preset: str | None = setting(None, "A named set of settings, below --config and flags.", group="This command",
-                                 choices=recipes.PRESETS)
+    preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
+                                 group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
     config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
                                  group="This command", legal="a JSON file", path=True)
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
@@ -375,7 +382,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
 
     Args:
       given: settings given on the command line (or by a caller), by field name.
-      preset: a key of `recipes.PRESETS`.
+      preset: a key of `configs.EXPERIMENTS`.
       config_file: path of a JSON file of settings.
 
     Returns:
@@ -385,7 +392,10 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
       UserError: a name or value is illegal, or the file cannot be used.
     """
     RunOptions(preset=preset)  # refuses an unknown name
-    bundle = _checked(recipes.PRESETS[preset] if preset is not None else {}, f"preset {preset}")
+    if preset == configs.LIST:
+        raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
+                        f"{', '.join(configs.EXPERIMENTS)}.")
+    bundle = _checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
     asked = read_settings(config_file) if config_file is not None else {}
     asked.update(_checked(given or {}, "the settings"))
     defaults = {name: field.default for name, field in FIELDS.items()}
@@ -393,6 +403,10 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
     if names["neuron"] == "relu":
         ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
+    if asked.get("lr_milestones") and "lr_schedule" not in asked:
+        asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
+    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
+        asked["lr_milestones"] = ()
     config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")

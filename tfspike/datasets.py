@@ -26,14 +26,16 @@ import re
 import socket
 import threading
 import time
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike.errors import UserError
+from tfspike import events
+from tfspike.archives import read_npz
+from tfspike.errors import UserError, first_line
+from tfspike.events import EventFrames
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -45,10 +47,10 @@ __all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EvalStream", "EventFram
 KNOWN = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
 ALIASES = {"svhn": "svhn_cropped"}
 MAX_BYTES = 4 * 2**30  # a decoded split beyond this does not belong in memory
-EVENT_WINDOW_US = 300_000  # three saccades of 100 ms (Orchard et al. 2015)
 
 _HALF_RANGE = ("mnist", "mnist_subset", "fashion_mnist")  # x = p / 510
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.557, 0.549, 0.5534)
+_WITH_EXTRA = ("svhn_cropped",)  # those of KNOWN with a split "extra": further, easier training digits
 _NATURAL = ("cifar10", "cifar100")  # sets whose meaning survives a flip and a crop
 _CROP = 4  # pixels of dark padding on every side
 _SPLIT, _EPOCH, _AUGMENT = 1, 2, 3  # kinds of random numbers, so that no two uses share a stream
@@ -131,33 +133,6 @@ class Arrays:
         return len(self.labels)
 
 
-class EventFrames:
-    """Events of N recordings, binned on access: `frames[indices]` gives binary uint8 spike trains [B, T, H, W, 2].
-
-    The window is fixed at 300 ms for every recording (bin width 300/T ms), so a bin means the same time everywhere;
-    later events (0.25 % in the 1,100 recordings this was checked with) are dropped. Channel 0 is off, 1 is on.
-    """
-
-    def __init__(self, events: dict[str, np.ndarray], offsets: np.ndarray, timesteps: int,
-                 size: tuple[int, int] = (34, 34)):
-        self.shape = (len(offsets) - 1, timesteps, *size, 2)
-        self._offsets = offsets
-        bins = events["t"].astype(np.int64) * timesteps // EVENT_WINDOW_US
-        cell = ((bins * size[0] + events["y"]) * size[1] + events["x"]) * 2 + events["p"]
-        self._cell = np.where(bins < timesteps, cell, -1)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, indices: Any) -> np.ndarray:
-        chosen = np.arange(len(self))[indices]
-        flat = np.zeros((np.size(chosen), int(np.prod(self.shape[1:]))), np.uint8)
-        for row, record in zip(flat, np.atleast_1d(chosen)):
-            cell = self._cell[self._offsets[record]:self._offsets[record + 1]]
-            row[cell[cell >= 0]] = 1
-        return flat.reshape(np.shape(chosen) + self.shape[1:])
-
-
 # --- names and loading ------------------------------------------------------------------------------------------------
 
 
@@ -185,32 +160,36 @@ def canonical_name(name: str, data_dir: str | None = None) -> str:
                     "and every image classification set of tensorflow-datasets by its name there.")
 
 
-def load(name: str, split: str, data_dir: str | None = None, timesteps: int | None = None) -> Arrays:
+def load(name: str, split: str, data_dir: str | None = None, timesteps: int | None = None,
+         extra: bool = False) -> Arrays:
     """Read one split into memory, in the order of its records.
 
     Args:
-      name: "mnist_subset" (embedded), "nmnist" (an .npz in `data_dir`), or any TFDS set with `image` and `label`.
+      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), or any TFDS set with `image` and `label`.
       split: "train" or "test" ("validation" stands in where a TFDS set has no "test"). Nothing else is read.
       data_dir: the only folder looked in, never downloaded to. None: TFDS's own folder, downloading what is missing.
       timesteps: T, number of bins; needed for event data, unused otherwise.
+      extra: append the TFDS split "extra" to "train", as published results on SVHN do; "test" stays what it is.
 
     Raises:
-      UserError: unknown name, missing or damaged data, no image or label, one class, images of different sizes, or
-        more than 4 GiB decoded.
+      UserError: unknown name, no such split "extra", missing or damaged data, no image or label, one class, images of
+        different sizes, or more than 4 GiB decoded.
     """
     if split not in ("train", "test"):
         raise UserError(f"split must be 'train' or 'test', received {split!r}.")
     name = canonical_name(name, data_dir)
+    if extra and name in KNOWN and name not in _WITH_EXTRA:
+        raise UserError(f"{name} has no split 'extra', {', '.join(_WITH_EXTRA)} has: train without it (--noextra).")
     if name == "mnist_subset":
         return _load_subset(split)
     if name == "nmnist":
         return _load_nmnist(split, data_dir, timesteps)
-    return _load_tfds(name, split, data_dir)
+    return _load_tfds(name, split, data_dir, extra)
 
 
 def _load_subset(split: str) -> Arrays:
     path = pathlib.Path(__file__).parent / "data" / "mnist_subset.npz"
-    fields = _read_npz(path, ("train_labels", "test_labels", f"{split}_images"), "reinstall tfspike")
+    fields = read_npz(path, ("train_labels", "test_labels", f"{split}_images"), "reinstall tfspike")
     counts = {part: len(fields[f"{part}_labels"]) for part in ("train", "test")}
     return Arrays(fields[f"{split}_images"][..., None], fields[f"{split}_labels"].astype(np.int32), "mnist_subset",
                   tuple("0123456789"), counts["train"], counts["test"])
@@ -219,47 +198,10 @@ def _load_subset(split: str) -> Arrays:
 def _load_nmnist(split: str, data_dir: str | None, timesteps: int | None) -> Arrays:
     if timesteps is None or timesteps < 1:
         raise UserError(f"nmnist is binned into T time steps: timesteps must be 1 or more, received {timesteps}.")
-    advice = "give --data_dir=FOLDER with an .npz that has the fields x, y, t, p, offsets, label, index"
-    if data_dir is None:
-        raise UserError(f"nmnist cannot be downloaded; {advice}.")
-    folder = pathlib.Path(data_dir)
-    found = sorted({*folder.glob("nmnist*.npz"), *folder.glob("nmnist/*.npz")})
-    if len(found) != 1:
-        raise UserError(f"looked for one nmnist*.npz in {folder} and {folder / 'nmnist'}, found {len(found)}; "
-                        f"{advice}.")
-    z = _read_npz(found[0], ("x", "y", "t", "p", "offsets", "label", "index"), advice)
-    offsets = z["offsets"].astype(np.int64)
-    events = {k: z[k] for k in "xytp"}
-    sound = (len(offsets) == len(z["label"]) + 1 == len(z["index"]) + 1 and len(offsets) > 1 and offsets[0] == 0
-             and (np.diff(offsets) >= 0).all() and all(v.shape == (offsets[-1],) for v in events.values())
-             and all(np.issubdtype(v.dtype, np.integer) for v in [*events.values(), z["label"], z["index"]])
-             and all(v.min(initial=0) >= 0 for v in events.values())
-             and max(z["x"].max(initial=0), z["y"].max(initial=0)) < 34 and z["p"].max(initial=0) <= 1)
-    if not sound:
-        raise UserError(f"{found[0]} does not hold N-MNIST events (x, y 0..33; p 0..1; offsets rising to the number of "
-                        f"events; one label and index per recording); {advice}.")
-    is_train = z["index"] <= 60_000  # numbering of the official files; the split is whatever subset the file has
-    members = np.flatnonzero(is_train if split == "train" else ~is_train)
-    if not len(members):
-        raise UserError(f"{found[0]} has no {split} recordings (index 1..60000 is train, above is test); {advice}.")
-    frames = EventFrames(*_select_events(events, offsets, members), timesteps)
-    labels = _check_labels(z["label"][members], 10, "nmnist", split)
-    return Arrays(frames, labels, "nmnist", tuple("0123456789"), int(is_train.sum()), int((~is_train).sum()), True)
-
-
-def _select_events(events: dict[str, np.ndarray], offsets: np.ndarray,
-                   members: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    lengths = np.diff(offsets)
-    keep = np.repeat(np.isin(np.arange(len(lengths)), members), lengths)
-    return {k: v[keep] for k, v in events.items()}, np.concatenate([[0], np.cumsum(lengths[members])])
-
-
-def _read_npz(path: pathlib.Path, fields: Sequence[str], advice: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {field: archive[field] for field in fields}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); {advice}.") from error
+    recordings = events.load(split, data_dir)
+    labels = _check_labels(recordings.labels, events.CLASSES, "nmnist", split)
+    return Arrays(EventFrames(recordings.events, recordings.offsets, timesteps), labels, "nmnist", tuple("0123456789"),
+                  recordings.num_train, recordings.num_test, True)
 
 
 # --- TensorFlow Datasets ----------------------------------------------------------------------------------------------
@@ -272,10 +214,6 @@ def _tfds() -> Any:
         raise UserError(f"this data set needs tensorflow-datasets ({error}): pip install tensorflow-datasets "
                         "importlib_resources, or use --dataset=mnist_subset.") from error
     return tfds
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0][:200]}"
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -293,7 +231,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise UserError(f"no data of {name!r} in {data_dir or 'the folder of TFDS'}; {advice}.") from error
     except Exception as error:  # TFDS parses JSON and protocol buffers and raises what those raise
         raise UserError(f"the data of {name!r} in {data_dir or 'the folder of TFDS'} cannot be read "
-                        f"({_first_line(error)}); delete that folder and prepare it again, or {advice}.") from error
+                        f"({first_line(error)}); delete that folder and prepare it again, or {advice}.") from error
     if prepared:
         return builder
     if data_dir is not None:
@@ -302,7 +240,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever network, disk and parser raise
-        raise UserError(f"{name!r} was not in {folder} and could not be downloaded ({_first_line(error)}); "
+        raise UserError(f"{name!r} was not in {folder} and could not be downloaded ({first_line(error)}); "
                         f"{advice}.") from error
     return builder
 
@@ -317,7 +255,7 @@ def _require_network(name: str, folder: str, advice: str) -> None:
         raise UserError(f"{name!r} is not in {folder} and there is no network to download it; {advice}.") from error
 
 
-def _load_tfds(name: str, split: str, data_dir: str | None) -> Arrays:
+def _load_tfds(name: str, split: str, data_dir: str | None, extra: bool) -> Arrays:
     tfds = _tfds()
     builder = _builder(name, data_dir)
     features, splits = builder.info.features, builder.info.splits
@@ -340,10 +278,32 @@ def _load_tfds(name: str, split: str, data_dir: str | None) -> Arrays:
     if not counts[split]:
         raise UserError(f"{name!r} in {builder.data_dir} has no records in its {split} split; it has "
                         f"{ {k: v.num_examples for k, v in splits.items()} }: prepare it again or choose another set.")
+    more = _extra_count(name, builder) if extra else 0
     images, labels = _read_split(builder, keys[split], counts[split], tuple(image.shape), name)
+    if extra and split == "train":
+        images, labels = _joined((images, labels), _read_split(builder, "extra", more, tuple(image.shape), name), name)
     names = tuple(label.names or map(str, range(label.num_classes)))
     return Arrays(images, _check_labels(labels, label.num_classes, name, split), name, names,
-                  counts["train"], counts["test"])
+                  counts["train"] + more, counts["test"])
+
+
+def _extra_count(name: str, builder: Any) -> int:
+    """Number of records in the split "extra", which the user asked for."""
+    counts = {key: split.num_examples for key, split in builder.info.splits.items()}
+    if not counts.get("extra"):
+        raise UserError(f"{name!r} in {builder.data_dir} has no split 'extra', it has {counts}: prepare the whole set "
+                        "there, or train without it (--noextra).")
+    return int(counts["extra"])
+
+
+def _joined(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray],
+            name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of two splits, one after the other."""
+    shapes = first[0].shape[1:], second[0].shape[1:]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{name!r} has images of different sizes, {shapes[0]} and {shapes[1]} in its split 'extra'; "
+                        "train without it (--noextra).")
+    return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
 
 
 def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...],
@@ -374,7 +334,7 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
             labels[position:position + len(label)] = label
             position += len(label)
     except (tf.errors.OpError, OSError, AssertionError) as error:
-        raise damaged(_first_line(error)) from error
+        raise damaged(first_line(error)) from error
     if images is None or position != count:
         raise damaged(f"{position} of {count} records are there")
     return images, labels
@@ -757,7 +717,7 @@ def load_images(paths: Sequence[str | os.PathLike[str]] | str, image_shape: tupl
         try:
             image = tf.io.decode_image(tf.io.read_file(file), channels=channels, expand_animations=False)
         except (tf.errors.OpError, OSError) as error:
-            raise UserError(f"{file} is not a readable PNG or JPEG ({_first_line(error)}); leave it out.") from error
+            raise UserError(f"{file} is not a readable PNG or JPEG ({first_line(error)}); leave it out.") from error
         if tuple(image.shape[:2]) != (height, width):
             if not resize:
                 raise UserError(f"{file} is {image.shape[0]}x{image.shape[1]} pixels, the network takes "

@@ -3,3 +3,8 @@
 
 class UserError(ValueError):
     """A flag, file, data set or checkpoint is unusable; the message says what is legal, what came, what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """Another library's error as part of a sentence: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0][:200]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,7 +126,9 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
 
     Returns:
       A record fit for JSON: `test_accuracy` (mean), `test_accuracy_std` (over draws, with n - 1; None for one draw),
-      `test_accuracies`, `test_loss`, `per_class` (mean over draws), `rates` (spikes per step), and what was evaluated.
+      `test_accuracies`, `test_loss`, `per_class` (mean over draws), `rates` (spikes per step and neuron),
+      `neuron_spikes_per_image` (of all LIF and pooling neurons in the window, without the input's), and what was
+      evaluated.
 
     Raises:
       UserError: the run or its data cannot be used.
@@ -141,6 +144,8 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
     accuracies = [result.accuracy for result in results]
     spread = float(np.std(accuracies, ddof=1)) if len(results) > 1 else None
     classes = np.mean([result.per_class for result in results], axis=0)
+    rates = {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates}
+    neurons = {call.layer.name: math.prod(call.outputs[0].shape[2:]) for call in model.plan.spiking} if rates else {}
     return {
         "workdir": options.workdir, "model": config.model, "dataset": info.name, "neuron": config.neuron,
         "gradient": config.gradient if config.neuron == "lif" else None,
@@ -150,7 +155,8 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
         "test_loss": float(np.mean([result.loss for result in results])),
         "per_class": {name: None if np.isnan(value) else float(value)
                       for name, value in zip(info.class_names, classes)},
-        "rates": {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates},
+        "rates": rates,
+        "neuron_spikes_per_image": model.timesteps * sum(rate * neurons[name] for name, rate in rates.items()),
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfspike import config as config_lib
+from tfspike import configs
 from tfspike.config import Config, RunOptions, setting
 from tfspike.errors import UserError
 
@@ -101,10 +102,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[s
 
     Raises:
       UserError: a flag is unknown, or its value or the configuration is illegal.
-      SystemExit: with code 0, after `--help` was printed.
+      SystemExit: with code 0, after `--help` or `--preset=list` was printed.
     """
     given = _given(argv, (Config, RunOptions), "python train.py [--flag=value ...]", notes=_TRAIN_NOTES)
     options = RunOptions(**{name: given.pop(name) for name in RunOptions.__dataclass_fields__ if name in given})
+    if options.preset == configs.LIST:
+        print(configs.listing())
+        raise SystemExit(0)
     config = config_lib.resolve(given, preset=options.preset, config_file=options.config)
     return config, options, config.warnings()
 

@@ -53,7 +53,8 @@ class ThresholdNorm(keras.layers.Layer):
                                    name=name)
 
         self.gamma, self.beta = add("ones", "gamma", True), add("zeros", "beta", True)
-        self.moving_mean, self.moving_variance = add("zeros", "moving_mean", False), add("ones", "moving_variance", False)
+        self.moving_mean = add("zeros", "moving_mean", False)
+        self.moving_variance = add("ones", "moving_variance", False)
 
     def call(self, currents: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Currents `[T, B, ..., C]` to currents of the same shape and dtype.

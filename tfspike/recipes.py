@@ -1,4 +1,4 @@
-"""Settings that train each network on each data set, as data, and the named presets.
+"""Settings that train each network on each data set, as data.
 
 Source: Lee et al. 2020, Table 1 and the authors' public code. They state learning rates for the loss summed
 over the batch; here the loss is averaged over it. With a batch of B the same updates need
@@ -12,8 +12,8 @@ over the batch; here the loss is averaged over it. With a batch of B the same up
     resnet11   cifar10     100  16      .0025            150 (70, 100, 125)
 
 All of them: SGD without momentum, L2 weight decay 5e-4, learning rate x 0.2 at each milestone, gradient "event".
-The presets `paper_*` are these rows and nothing else. The recipes start from them with the default gradient, and
-deviate where a comment says so. A pair without a row of its own takes the row of its family.
+The presets `paper_*` (tfspike/configs/) are these rows and nothing else. The recipes start from them with the default
+gradient, and deviate where a comment says so. A pair without a row of its own takes the row of its family.
 
 Deep networks (resnet20, vgg11, vgg16) do not learn this way: without normalisation the gradient grows a millionfold
 from the last layer to the first, and a neuron that never fired passes none on. They take normalised currents (tdBN), a
@@ -77,22 +77,6 @@ OPTIMIZERS: dict[str, Settings] = {
     "sgd": {"learning_rate": 0.01, "weight_decay": 0.0},
     "adam": {"learning_rate": 0.001, "weight_decay": 0.0},
     "adamw": {"learning_rate": 0.001, "weight_decay": 0.01},
-}
-
-_PAPER: Settings = {"gradient": "event", "encoder": "poisson", "leak": 0.99, "threshold": 1.0, "init": "normal",
-                    "precision": "float32"}
-
-PRESETS: dict[str, Settings] = {
-    "paper_lenet": {**_PAPER, **_sgd(64, 0.0085, timesteps=50, epochs=125, lr_milestones=(75,)),
-                    "model": "lenet", "dataset": "mnist", "kappa": 2.0, "dropout": 0.0, "augment": False},
-    "paper_vgg9": {**_PAPER, **_sgd(16, 0.0033, **_LONG),
-                   "model": "vgg9", "dataset": "cifar10", "kappa": 2.0, "dropout": 0.2, "augment": True},
-    "paper_resnet9": {**_PAPER, **_sgd(16, 0.0025, **_LONG),
-                      "model": "resnet9", "dataset": "cifar10", "kappa": 1.0, "dropout": 0.25, "augment": True},
-    "paper_resnet11": {**_PAPER, **_sgd(16, 0.0025, **_LONG),
-                       "model": "resnet11", "dataset": "cifar10", "kappa": 1.0, "dropout": 0.25, "augment": True},
-    # A first look: does it run, does the loss fall?
-    "quick": {"timesteps": 10, "epochs": 1, "steps_per_epoch": 20, "lr_milestones": ()},
 }
 
 

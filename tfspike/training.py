@@ -164,7 +164,7 @@ class Trainer:
     def __init__(self, config: Config, strategy: tf.distribute.Strategy, where: Place, say: workdir.Say):
         self.config, self.strategy, self.where, self.say = config, strategy, where, say
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
-        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps)
+        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra)
         self.train_index, self.val_index = datasets.split_indices(len(self.data), config.val_fraction, config.seed,
                                                                   self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)

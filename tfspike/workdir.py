@@ -184,7 +184,7 @@ def mark_finished(workdir: str, config: Config, step: int) -> None:
 
 
 def write_config(config: Config, data: dict[str, Any], init_from: str | None) -> None:
-    """Writes config.json; of an earlier part of the run it keeps the commands and the weights it began with.
+    """Writes config.json; of an earlier part of the run it keeps commands, machines and the weights it began with.
 
     Args:
       config: resolved settings.
@@ -194,7 +194,8 @@ def write_config(config: Config, data: dict[str, Any], init_from: str | None) ->
     workdir = str(config.workdir)
     before = about(workdir) if os.path.isfile(os.path.join(workdir, "config.json")) else {}
     commands = [*before.get("commands", []), command()]
-    record = {"versions": versions(), "commit": commit(), "commands": commands, "data": data,
+    machines = list(dict.fromkeys([*before.get("machines", []), machine()]))
+    record = {"versions": versions(), "commit": commit(), "machines": machines, "commands": commands, "data": data,
               "init_from": os.path.abspath(init_from) if init_from else before.get("init_from")}
     checkpoints.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
 
@@ -220,6 +221,23 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # TensorFlow is published under several names; what is not there computes nothing
     return found
+
+
+def machine() -> str:
+    """What computes, in words: the processor, the threads that this process may use, and GPUs."""
+    import tensorflow as tf
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except (OSError, ValueError):  # not Linux
+        models = []
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processor = models[0] if models else platform.processor() or platform.machine()
+    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+            for gpu in tf.config.list_physical_devices("GPU")]
+    cards = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
+    return ", ".join([processor, f"{threads} threads", *cards])
 
 
 def commit() -> str | None:
