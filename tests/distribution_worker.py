@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import runs  # noqa: E402
-from tfspike import SpikingModel, distribution, encoders, training  # noqa: E402
+from tfspike import SpikingModel, ThresholdNorm, distribution, encoders, training  # noqa: E402
 from tfspike.distribution import Place  # noqa: E402
 from tfspike.layers import LIF, OverTime, Readout  # noqa: E402
 
@@ -31,13 +31,13 @@ def strategies():
     return {name: distribution.make_strategy(name) for name in ("one", "mirrored")}
 
 
-def one_step(gradient: str, **changes) -> dict:
+def one_step(gradient: str) -> dict:
     """The update of one step of LeNet on the same encoded input, by device count."""
     found = {}
     for name, strategy in strategies().items():
-        config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16,
-                           timesteps=8 if changes else 16, learning_rate=1000.0,  # updates far above the rounding of the weights
-                           weight_decay=0.0, clip_norm=0.5, **changes)
+        config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16, timesteps=16,
+                           learning_rate=1000.0,  # updates far above the rounding of the weights
+                           weight_decay=0.0, clip_norm=0.5)
         trainer = training.Trainer(config, strategy, Place(), lambda line: None)
         before = [v.value.numpy() for v in trainer.model.trainable_variables]
         images, labels = next(iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where)))
@@ -95,6 +95,49 @@ def many_steps(seed: int = 0) -> dict:
             "rate": float(np.mean(rates)), "moved": moved}
 
 
+def normalisation(gradient: str) -> dict:
+    """Output, gradients and running statistics of a normalisation: on two halves of a batch, and on all of it."""
+    rng = np.random.default_rng(1)
+    currents = (rng.normal(size=(T, 2 * B, 3, 3, 5)) * [1, 3, 0.2, 1, 1] + [0, 1, -2, 0, 5]).astype("f")
+    currents[:, B:] += 1.0  # the halves differ in their own statistics
+    upstream = rng.normal(size=currents.shape).astype("f")
+    found = {}
+    for name, strategy in strategies().items():
+        with strategy.scope():
+            layer = ThresholdNorm(gradient=gradient)
+            layer.build(currents.shape)
+
+        def part(context, values, count=strategy.num_replicas_in_sync):
+            return tf.constant(np.split(values, count, axis=1)[context.replica_id_in_sync_group])
+
+        def replica(x, g, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True)
+                loss = tf.reduce_sum(g * y)
+            return y, *tape.gradient(loss, (x, layer.gamma.value, layer.beta.value))
+
+        @tf.function(autograph=False)
+        def run(x, g, strategy=strategy, replica=replica):
+            return strategy.run(replica, args=(x, g))
+
+        args = [strategy.experimental_distribute_values_from_function(functools.partial(part, values=values))
+                for values in (currents, upstream)]
+        y, dx, gamma, beta = [[p.numpy() for p in strategy.experimental_local_results(value)] for value in run(*args)]
+        found[name] = [np.concatenate(y, 1), np.concatenate(dx, 1), sum(gamma), sum(beta), layer.moving_mean.numpy(),
+                       layer.moving_variance.numpy()]
+    return {"difference": [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(*found.values())]}
+
+
+def learning() -> dict:
+    """The loss of a normalised LeNet through its real training step, on two devices."""
+    config = runs.tiny("unused", encoder="direct", norm="tdbn", surrogate="triangular", batch_size=16, timesteps=4,
+                       optimizer="adam", learning_rate=0.003, lr_milestones=())
+    trainer = training.Trainer(config, strategies()["mirrored"], Place(), lambda line: None)
+    batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
+    return {"losses": [trainer.train_step.numbers(trainer.train_step(*next(batches)))["loss"] for _ in range(40)]}
+
+
 def validation() -> dict:
     """45 records in parts of 8 among two devices, and among one."""
     found = {}
@@ -145,7 +188,6 @@ if __name__ == "__main__":
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
                                                [tf.config.LogicalDeviceConfiguration()] * 2)
     WHAT = {"rate": lambda: one_step("rate"), "event": lambda: one_step("event"), "many": many_steps,
-            "tdbn_rate": lambda: one_step("rate", norm="tdbn", surrogate="triangular"),
-            "tdbn_event": lambda: one_step("event", norm="tdbn", surrogate="triangular"),
-            "tdbn_leak_aware": lambda: one_step("event", norm="tdbn"), "validation": validation, "noise": noise, "long": long}
+            "normalisation": lambda: {gradient: normalisation(gradient) for gradient in ("event", "rate")},
+            "learning": learning, "validation": validation, "noise": noise, "long": long}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))

@@ -20,8 +20,9 @@ T, B = 5, 3
 
 # Every exported layer and cell, with arguments that differ from all defaults.
 LAYERS: dict[str, Callable[[], Any]] = {
-    "LIF": lambda: tfspike.LIF(0.8, 0.6, "rate"),
-    "PoolingIF": lambda: tfspike.PoolingIF(0.5, "rate"),
+    "LIF": lambda: tfspike.LIF(0.8, 0.6, "rate", "arctan"),
+    "PoolingIF": lambda: tfspike.PoolingIF(0.5, "rate", "sigmoid"),
+    "ThresholdNorm": lambda: tfspike.ThresholdNorm(0.6, 0.7, "rate", 0.8, 1e-4),
     "Readout": lambda: tfspike.Readout(0.8),
     "LeakAware": lambda: tfspike.LeakAware(0.8, 0.6, time_axis=0),
     "OverTime": lambda: tfspike.OverTime(keras.layers.Dense(4, use_bias=False, activation="tanh")),

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runs
@@ -32,10 +33,10 @@ def worker(*what: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_devices() -> dict[str, Any]:
-    return worker("rate", "event", "tdbn_rate", "tdbn_event", "tdbn_leak_aware", "many", "validation", "noise")
+    return worker("rate", "event", "normalisation", "learning", "many", "validation", "noise")
 
 
-@pytest.mark.parametrize("gradient", ["rate", "event", "tdbn_rate", "tdbn_event", "tdbn_leak_aware"])
+@pytest.mark.parametrize("gradient", ["rate", "event"])
 def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(two_devices: dict[str, Any],
                                                                          gradient: str) -> None:
     found = two_devices[gradient]
@@ -44,6 +45,17 @@ def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(two_dev
     assert max(found["relative"]) < 1e-5
     assert found["loss"][0] == pytest.approx(found["loss"][1], rel=1e-6)
     assert found["correct"][0] == found["correct"][1]
+
+
+@pytest.mark.parametrize("gradient", ["rate", "event"])
+def test_normalisation_on_two_devices_has_the_statistics_and_gradients_of_the_whole_batch(two_devices: dict[str, Any],
+                                                                                          gradient: str) -> None:
+    assert max(two_devices["normalisation"][gradient]["difference"]) < 1e-5
+
+
+def test_a_normalised_net_learns_on_two_devices(two_devices: dict[str, Any]) -> None:
+    losses = two_devices["learning"]["losses"]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_twenty_steps_on_two_devices_end_with_the_weights_of_one_device(two_devices: dict[str, Any]) -> None:

@@ -150,7 +150,7 @@ def test_a_library_without_the_leak_term_would_fail(road: str, gradient: str, mo
     model, weights, inputs, dL_do = scene("plain", gradient)
     trains = nets.layer_spikes(model, inputs, STEP)
     _, wanted = oracle_gradients("plain", model, weights, inputs, dL_do, trains, gradient, 0.9)
-    monkeypatch.setattr(gradients, "slope", lambda count, trace, neuron: neuron.gain * tf.cast(count > 0, tf.float32))
+    monkeypatch.setattr(gradients, "slope", lambda N, F, neuron, T: neuron.gain * tf.cast(N > 0, tf.float32))
     assert nets.worst_error(run(road, model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
 
 
