@@ -247,8 +247,9 @@ def test_a_saved_run_is_read_whole_or_not_at_all(tmp_path):
 FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9,
         "tensorboard": False,
         "export": (), "profile": True, "stop_on_collapse": True, "epochs": 99}
-CHANGED = {"surrogate": "arctan", "norm": "tdbn", "pooling": "average", "loss": "cross_entropy", "label_smoothing": 0.1,
-           "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist", "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
+CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooling": "average", "loss": "cross_entropy",
+           "label_smoothing": 0.1, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
+           "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,

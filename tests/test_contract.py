@@ -20,8 +20,8 @@ T, B = 5, 3
 
 # Every exported layer and cell, with arguments that differ from all defaults.
 LAYERS: dict[str, Callable[[], Any]] = {
-    "LIF": lambda: tfspike.LIF(0.8, 0.6, "rate", "arctan"),
-    "PoolingIF": lambda: tfspike.PoolingIF(0.5, "rate", "sigmoid"),
+    "LIF": lambda: tfspike.LIF(0.8, 0.6, "rate", "arctan", 1.5),
+    "PoolingIF": lambda: tfspike.PoolingIF(0.5, "rate", "sigmoid", 1.5),
     "ThresholdNorm": lambda: tfspike.ThresholdNorm(0.6, 0.7, "rate", 0.8, 1e-4),
     "Readout": lambda: tfspike.Readout(0.8),
     "LeakAware": lambda: tfspike.LeakAware(0.8, 0.6, time_axis=0),

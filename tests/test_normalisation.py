@@ -199,9 +199,38 @@ def test_a_residual_net_learns_a_batch_with_every_layer_alive(gradient: str, sur
         return loss
 
     optimizer.build(model.trainable_variables)
-    losses = [float(train()) for _ in range(40)]
-    assert losses[-1] < 0.6 * losses[0]
+    values = [float(train()) for _ in range(40)]
+    assert values[-1] < 0.6 * values[0]
     assert_alive(model)
+
+
+@pytest.mark.parametrize(("gradient", "surrogate", "width"), [
+    ("event", "triangular", 1.0), ("event", "arctan", 1.0), ("event", "sigmoid", 1.0), ("rate", "triangular", 1.5),
+    ("rate", "arctan", 2.0)])
+def test_the_gradient_of_resnet20_keeps_its_size_with_depth_while_it_trains(gradient: str, surrogate: str,
+                                                                           width: float) -> None:
+    model = models.create("resnet20", (32, 32, 3), 10, 4, gradient=gradient, encoder="direct", surrogate=surrogate,
+                          surrogate_width=width, norm="tdbn", pooling="average")
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(0, 0.5, (8, 32, 32, 3)).astype("f"), np.arange(8) % 10
+    optimizer = keras.optimizers.AdamW(0.003)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def train() -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            output, activity = model.observe(inputs, training=True)
+            loss = tf.reduce_mean(losses.per_record("cross_entropy", output, labels))
+        grads = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(grads, model.trainable_variables)
+        kernels_only = [grad for grad in grads if len(grad.shape) > 1]
+        return tf.stack([tf.norm(kernels_only[0]), tf.norm(kernels_only[-1])]), tf.stack(
+            [tf.reduce_mean(count) / 4 for count in activity.values()])
+
+    for _ in range(4):
+        norms, rates = train()
+        assert 1 / 30 < norms[0] / norms[1] < 30
+        assert tf.reduce_min(rates) > 0.02
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Any) -> None:

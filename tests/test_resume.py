@@ -71,6 +71,20 @@ def test_a_run_killed_at_a_step_ends_as_an_uninterrupted_one(whole: Path, tmp_pa
     runs.assert_same_run(whole, tmp_path / "run")
 
 
+def test_running_statistics_and_a_falling_learning_rate_survive_a_kill(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"norm": "tdbn", "surrogate": "arctan", "encoder": "direct", "optimizer": "adamw", "learning_rate": 0.003,
+                "lr_schedule": "cosine", "lr_milestones": (), "warmup_epochs": 1, "loss": "cross_entropy"}
+    assert training.run(runs.tiny(tmp_path / "whole", **settings), say=lambda line: None) == 0
+    config = runs.tiny(tmp_path / "run", **settings)
+    killed_at(monkeypatch, config, 4)
+    assert run_lines(config)[0] == 0
+    runs.assert_same_run(tmp_path / "whole", tmp_path / "run")
+    arrays = checkpoints.read(str(tmp_path / "run" / "checkpoints" / checkpoints.name_of(6))).arrays("model")
+    moved = [values for name, values in arrays.items() if "moving_mean" in name]
+    assert moved and all(values.any() for values in moved)
+
+
 def test_the_network_really_changes_during_these_runs(whole: Path) -> None:
     first, last = (checkpoints.read(str(whole / "checkpoints" / checkpoints.name_of(step))).arrays("model")
                    for step in (4, 6))

@@ -25,7 +25,7 @@ H: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def neuron_of(kind: str, name: str) -> Neuron:
     if kind == "pooling":
         return Neuron.pooling(surrogate=name)
-    return Neuron.lif(float(kind), 0.8, name)
+    return Neuron.lif(float(kind), 0.8, name, width=1.7 if kind == "0.5" else 1.0)
 
 
 def oracle(neuron: Neuron, currents: np.ndarray, g: np.ndarray, gradient: str, v0: np.ndarray, carry: np.ndarray) -> Any:
@@ -35,7 +35,7 @@ def oracle(neuron: Neuron, currents: np.ndarray, g: np.ndarray, gradient: str, v
         u.append(v + current)
         s.append((u[-1] > neuron.threshold).astype("f8"))
         v = neuron.leak * u[-1] * (1 - s[-1])
-    h = [neuron.gain * H[neuron.surrogate](neuron.gain * (x - neuron.threshold)) for x in u]
+    h = [neuron.gain * H[neuron.surrogate](neuron.gain * (x - neuron.threshold) / neuron.width) for x in u]
     if gradient == "rate":
         delta = np.broadcast_to(np.mean(h, axis=0) * g.mean(axis=0), g.shape)
         return np.array(s), np.array(u), delta, np.zeros_like(v)
@@ -83,7 +83,7 @@ def test_both_gradients_equal_the_oracle(name: str, kind: str, gradient: str) ->
     currents, v0, g, carry = scene(neuron)
     spikes, u, delta, first = oracle(neuron, currents, g, gradient, v0, carry)
     assert 0.05 < spikes.mean() < 0.9
-    assert np.abs(np.abs(neuron.gain * (u - neuron.threshold)) - 0.5).min() > 1e-6  # no membrane on a rectangle's edge
+    assert np.abs(np.abs(neuron.gain * (u - neuron.threshold) / neuron.width) - 0.5).min() > 1e-6  # no membrane on a rectangle's edge
     zeros = tf.zeros((B, N))
     with tf.GradientTape() as tape:
         i, v = tf.constant(currents), tf.constant(v0)

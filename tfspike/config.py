@@ -30,11 +30,12 @@ SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
-SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate", "norm", "pooling")
+SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate",
+                "surrogate_width", "norm", "pooling")
 # Settings that runs of earlier versions do not name, with the value that says what those did.
-_ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "norm": "none",
-                          "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0, "lr_schedule": "milestones",
-                          "warmup_epochs": 0}
+_ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "surrogate_width": 1.0,
+                          "norm": "none", "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0,
+                          "lr_schedule": "milestones", "warmup_epochs": 0}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -195,6 +196,8 @@ class Config:
                             group="Network", choices=("event", "rate"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
                              "or a function of the membrane potential.", group="Network", choices=SURROGATES)
+    surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope has no width.", group="Network",
+                                     **_POSITIVE)
     norm: str = setting("none", "Normalisation of currents over time and batch (tdbn), which deep networks need.",
                         group="Network", choices=("none", "tdbn"))
     pooling: str = setting("neuron", "What follows an average pooling: neurons, or nothing (average), for windows of "

@@ -71,7 +71,8 @@ def layer_statistics(activity: Mapping[str, tf.Tensor], timesteps: int, grads: S
       * `rate/<layer>`: mean firing rate, spikes per step.
       * `silent/<layer>`: share of neurons (positions in the map) that fired on no sample of the batch.
       * `saturated/<layer>`: share of neurons whose rate over the batch is above .95 spikes per step.
-      * `zero_gradient/<layer>`: share of neuron-samples whose slope is 0, those without a spike: no gradient passes.
+      * `zero_gradient/<layer>`: share of neuron-samples without a spike; their leak-aware slope is 0 and no gradient
+        passes, while a surrogate's may.
       * `grad_norm/<weight>`, `weight_norm/<weight>`: Euclidean norms.
     """
     stats: dict[str, tf.Tensor] = {}
@@ -241,7 +242,7 @@ class Watch:
     def _starved(self, step: int, stats: Mapping[str, float]) -> list[str]:
         warnings = []
         for layer in self._layers(stats):
-            share = stats.get(f"zero_gradient/{layer}", 0.0)
+            share = stats.get(f"zero_gradient/{layer}", 0.0) if self._needs_spikes else 0.0
             sparse = stats.get(f"silent/{layer}", 0.0) < SILENT_SHARE  # else said already
             self._mark(layer, "starved", step, share if sparse else 0.0, NO_GRADIENT_SHARE)
             if self._due(layer, "starved", step):
@@ -291,12 +292,21 @@ class Watch:
     def _why_silent(self, layer: str, stats: Mapping[str, float]) -> str:
         grown = self._grown(layer, stats)
         if grown:
-            return f"Likely cause: {grown}. Silent neurons get no gradient and stay silent: start again with " \
-                   f"{self._smaller_steps()}."
+            return f"Likely cause: {grown}. {self._fate()} with {self._smaller_steps()}."
         if layer in self._alive:
-            return "It did fire earlier in this run, so updates have driven it there. Silent neurons get no gradient " \
-                   f"and stay silent: start again with {self._smaller_steps()}."
+            return "It did fire earlier in this run, so updates have driven it there. " \
+                   f"{self._fate()} with {self._smaller_steps()}."
         return f"Likely cause: the currents into it are too small for its threshold. Let it fire: {self._louder()}."
+
+    @property
+    def _needs_spikes(self) -> bool:
+        """Whether a neuron without a spike gets no gradient."""
+        return self.config.surrogate == "leak_aware"
+
+    def _fate(self) -> str:
+        if self._needs_spikes:
+            return "Silent neurons get no gradient and stay silent: start again"
+        return "If it does not recover, start again"
 
     def _why_saturated(self, layer: str, stats: Mapping[str, float]) -> str:
         grown = self._grown(layer, stats)
@@ -325,10 +335,14 @@ class Watch:
         clip = min(1.0, self.config.clip_norm / total) if self.config.clip_norm and total else 1.0
         rate = stats.get("learning_rate", self.config.learning_rate)
         return {_layer(name): rate * clip * value / stats[weight] for name, value in norms.items()
-                if stats.get(weight := name.replace("grad_norm/", "weight_norm/"), 0.0) > 0.0}
+                if stats.get(weight := name.replace("grad_norm/", "weight_norm/"), 0.0) > 0.0
+                and not name.endswith((".gamma", ".beta"))}  # which begin at 1 and 0, whatever is small for them
 
     def _louder(self) -> str:
         """Flags that make a layer fire more, the likely culprit first."""
+        if self.config.norm != "none":  # currents have the size of the threshold already
+            return f"more --timesteps (now {self.config.timesteps}) or a smaller --learning_rate (now " \
+                   f"{self.config.learning_rate:g})"
         usual = VARIANTS[self.config.model].kappa
         ways = [f"lower --threshold (now {self.config.threshold:g}, usually 1)"] if self.config.threshold > 1.0 else []
         if self._kappa() < usual:

@@ -64,21 +64,22 @@ class Neuron(NamedTuple):
 
     `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
     without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
-    spike: "leak_aware" or one of `surrogates.DERIVATIVES`.
+    spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`.
     """
 
     leak: float
     threshold: float
     gain: float
     surrogate: str = LEAK_AWARE
+    width: float = 1.0
 
     @classmethod
-    def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE) -> Neuron:
-        return cls(leak, threshold, 1.0 / threshold, surrogate)
+    def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate, width)
 
     @classmethod
-    def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE) -> Neuron:
-        return cls(1.0, threshold, 1.0, surrogate)
+    def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
+        return cls(1.0, threshold, 1.0, surrogate, width)
 
 
 class NeuronState(NamedTuple):
@@ -128,8 +129,8 @@ def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Te
 
 
 def sensitivity(u: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """h((u - theta) gain) of a neuron with a surrogate, for membrane potentials before firing of any shape."""
-    return surrogates.derivative(neuron.surrogate, neuron.gain * (u - neuron.threshold))
+    """h(x) of a neuron with a surrogate, x = (u - theta) gain, for membrane potentials before firing of any shape."""
+    return surrogates.derivative(neuron.surrogate, neuron.gain * (u - neuron.threshold), neuron.width)
 
 
 def tally(count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor, fired: tf.Tensor,

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfspike import gradients, noise
-from tfspike.checks import check_choice, check_leak, check_share, check_threshold
+from tfspike.checks import check_choice, check_leak, check_positive, check_share, check_threshold
 from tfspike.gradients import NeuronState
 from tfspike.surrogates import LEAK_AWARE, SURROGATES
 
@@ -25,13 +25,16 @@ class SpikingLayer(keras.layers.Layer):
       gradient: "event" or "rate" (`tfspike.gradients`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
         "triangular", "arctan" or "sigmoid" (`tfspike.surrogates`).
+      surrogate_width: stretches the surrogate; above 0.
     """
 
-    def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, **kwargs: Any):
+    def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
+                 **kwargs: Any):
         # autocast would round a float32 state to bfloat16 on the way in
         super().__init__(autocast=False, **kwargs)
         self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
         self.surrogate = check_choice("surrogate", surrogate, SURROGATES)
+        self.surrogate_width = check_positive("surrogate_width", surrogate_width)
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -68,7 +71,8 @@ class SpikingLayer(keras.layers.Layer):
         return (spikes, NeuronState(*state)) if return_state else spikes
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate}
+        return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate,
+                "surrogate_width": self.surrogate_width}
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -81,7 +85,7 @@ class LIF(SpikingLayer):
       leak: share of the membrane potential kept per step, in (0, 1]; exp(-1/tau) for a time constant of tau steps.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate: see `SpikingLayer`.
+      surrogate, surrogate_width: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.
@@ -93,14 +97,14 @@ class LIF(SpikingLayer):
     """
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
-                 surrogate: str = LEAK_AWARE, **kwargs: Any):
-        super().__init__(gradient=gradient, surrogate=surrogate, **kwargs)
+                 surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, **kwargs: Any):
+        super().__init__(gradient, surrogate, surrogate_width, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
 
     @property
     def neuron(self) -> gradients.Neuron:
-        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate)
+        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold}
@@ -113,19 +117,20 @@ class PoolingIF(SpikingLayer):
     Args:
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate: see `SpikingLayer`.
+      surrogate, surrogate_width: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.
     """
 
-    def __init__(self, threshold: float = 0.75, gradient: str = "event", surrogate: str = LEAK_AWARE, **kwargs: Any):
-        super().__init__(gradient=gradient, surrogate=surrogate, **kwargs)
+    def __init__(self, threshold: float = 0.75, gradient: str = "event", surrogate: str = LEAK_AWARE,
+                 surrogate_width: float = 1.0, **kwargs: Any):
+        super().__init__(gradient, surrogate, surrogate_width, **kwargs)
         self.threshold = check_threshold(threshold)
 
     @property
     def neuron(self) -> gradients.Neuron:
-        return gradients.Neuron.pooling(self.threshold, self.surrogate)
+        return gradients.Neuron.pooling(self.threshold, self.surrogate, self.surrogate_width)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold}

@@ -288,7 +288,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
     return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
                          gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
                          dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
-                         dtype=config.precision, surrogate=config.surrogate,
+                         dtype=config.precision, surrogate=config.surrogate, surrogate_width=config.surrogate_width,
                          norm=None if config.norm == "none" else config.norm, pooling=config.pooling)
 
 

@@ -54,7 +54,8 @@ class Experiment:
 
 
 _METHOD: Settings = {
-    "surrogate": "leak_aware", "norm": "none", "pooling": "neuron", "leak": 0.99, "threshold": 1.0, "init": "normal",
+    "surrogate": "leak_aware", "surrogate_width": 1.0, "norm": "none", "pooling": "neuron", "leak": 0.99,
+    "threshold": 1.0, "init": "normal",
     "loss": "squared", "label_smoothing": 0.0, "optimizer": "sgd", "lr_schedule": "milestones", "lr_factor": 0.2,
     "warmup_epochs": 0, "clip_norm": 0.0,
     # The authors chose the best epoch on the test set. Here a tenth of the training data is held out for that.

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfspike import encoders
-from tfspike.checks import check_choice, check_count, check_leak, check_share, check_threshold
+from tfspike.checks import check_choice, check_count, check_leak, check_positive, check_share, check_threshold
 from tfspike.errors import UserError
 from tfspike.gradients import GRADIENTS
 from tfspike.layers import OverTime, Readout
@@ -24,7 +24,7 @@ POOLINGS = ("neuron", "average")
 __all__ = ["ReluModel", "SpikingModel", "available", "create"]
 
 _SPIKING_ONLY: dict[str, Any] = {"gradient": "event", "encoder": "poisson", "leak": 0.99, "threshold": 1.0,
-                                 "surrogate": LEAK_AWARE, "norm": None, "pooling": "neuron"}
+                                 "surrogate": LEAK_AWARE, "surrogate_width": 1.0, "norm": None, "pooling": "neuron"}
 
 
 def available() -> list[str]:
@@ -35,8 +35,8 @@ def available() -> list[str]:
 def create(name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int, *,
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
-           dtype: Any = None, surrogate: str = LEAK_AWARE, norm: str | None = None, pooling: str = "neuron",
-           neuron: str = "lif") -> SpikingModel | ReluModel:
+           dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
+           pooling: str = "neuron", neuron: str = "lif") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -55,13 +55,15 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       dtype: a Keras dtype policy such as "mixed_bfloat16"; None takes the global one.
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
         "triangular", "arctan" or "sigmoid" (`tfspike.surrogates`).
+      surrogate_width: stretches a surrogate; the leak-aware slope has none.
       norm: "tdbn" normalises currents over time and batch (`tfspike.normalisation`), which deep networks need to
         learn; None, as in the paper, does not.
       pooling: "neuron" puts neurons of threshold .75 behind every average pooling, as in the paper; "average" passes
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate, norm, pooling) keep their defaults.
+        neurons (gradient, encoder, leak, threshold, surrogate and its width, norm, pooling) keep their
+        defaults.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -86,7 +88,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     check_choice("encoder", encoder, encoders.NAMES)
     if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
         _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
-                        surrogate=surrogate, norm=norm, pooling=pooling)
+                        surrogate=surrogate, surrogate_width=surrogate_width, norm=norm, pooling=pooling)
     hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
     builder = blocks.Builder(
         leak=check_leak(leak), threshold=check_threshold(threshold),
@@ -94,7 +96,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         dropout=check_share("dropout", variant.dropout if dropout is None else dropout),
         kappa=_check_kappa(variant.kappa if kappa is None else kappa),
         seed=check_count("seed", seed, least=0), dtype=dtype,
-        surrogate=check_choice("surrogate", surrogate, SURROGATES), norm=check_choice("norm", norm, NORMS),
+        surrogate=check_choice("surrogate", surrogate, SURROGATES),
+        surrogate_width=check_positive("surrogate_width", surrogate_width), norm=check_choice("norm", norm, NORMS),
         pooling=check_choice("pooling", pooling, POOLINGS))
 
     inputs = keras.Input(shape if encoder else (timesteps, *shape), dtype="float32", name="input")

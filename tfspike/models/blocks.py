@@ -23,7 +23,7 @@ class Builder:
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       seed: of the network.
       dtype: dtype policy; None for the global one.
-      surrogate: what stands for the derivative of a spike (`tfspike.surrogates`).
+      surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
       pooling: "neuron" puts pooling neurons behind every average pooling; "average" leaves them out.
     """
@@ -36,6 +36,7 @@ class Builder:
     seed: int
     dtype: Any = None
     surrogate: str = "leak_aware"
+    surrogate_width: float = 1.0
     norm: str | None = None
     pooling: str = "neuron"
     drawn: int = 0
@@ -63,7 +64,7 @@ def conv(x: Any, b: Builder, filters: int, kernel: int, stride: int, name: str) 
 
 def lif(x: Any, b: Builder, name: str) -> Any:
     """LIF neurons and, where the network has it, dropout on their spikes."""
-    x = LIF(b.leak, b.threshold, b.gradient, b.surrogate, dtype=b.dtype, name=f"{name}_lif")(x)
+    x = LIF(b.leak, b.threshold, b.gradient, b.surrogate, b.surrogate_width, dtype=b.dtype, name=f"{name}_lif")(x)
     if b.dropout:
         x = WindowDropout(b.dropout, seed=b.next_seed(), dtype=b.dtype, name=f"{name}_dropout")(x)
     return x
@@ -86,7 +87,8 @@ def pool(x: Any, b: Builder, name: str) -> Any:
     if b.pooling == "average":
         return OverTime(keras.layers.AveragePooling2D(2, dtype=b.dtype), name=name)(x)
     x = OverTime(keras.layers.AveragePooling2D(2, dtype=b.dtype), name=f"{name}_average")(x)
-    return PoolingIF(gradient=b.gradient, surrogate=b.surrogate, dtype=b.dtype, name=name)(x)
+    return PoolingIF(gradient=b.gradient, surrogate=b.surrogate, surrogate_width=b.surrogate_width, dtype=b.dtype,
+                     name=name)(x)
 
 
 def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], name: str) -> Any:
