@@ -4,8 +4,8 @@
     python docs/depth.py --nets=resnet20 --timesteps=4 --images=4          # a first look, on noise
 
 For every layer of a network with its first weights, on one batch: the true slope of the firing rate against the drive
-(regression over neurons and images), the slope that the gradient takes, silent and saturated neurons, the spread of rates
-from layer to layer (forward gain) and the size of the gradient "rate" (backward gain).
+(regression over neurons and images), the slope that the gradient takes, silent and saturated neurons, the spread of
+rates from layer to layer (forward gain) and the size of the gradient "rate" (backward gain).
 """
 
 import argparse
@@ -29,7 +29,7 @@ NETS = {"vgg9": "cifar10", "resnet11": "cifar10", "resnet20": "svhn_cropped"}
 METHODS = {
     "paper": {"init": "normal"},
     "rate-targeted weights": {"init": "rate"},
-    "tdBN and arctan": {"norm": "tdbn", "surrogate": "arctan", "init": "normal"},
+    "tdBN and arctan": {"norm": "tdbn", "surrogate": "arctan", "surrogate_width": 2.0, "init": "normal"},
 }
 COLOURS = dict(zip(METHODS, (plots.RED, plots.ORANGE, plots.BLUE)))
 PANELS = {"true_slope": "true slope of rate against drive", "taken_slope": "slope that the gradient takes, mean",

@@ -25,6 +25,8 @@ from tfspike import (
     export,
     folding,
     kernels,
+    losses,
+    models,
     surrogates,
 )
 from tfspike.models import blocks

@@ -45,8 +45,8 @@ FAMILIES: dict[str, Settings] = {
     # Not the paper's: see the head of this file.
     "deep": {"optimizer": "adamw", "batch_size": 32, "learning_rate": 0.003, "weight_decay": 0.01, "clip_norm": 0.0,
              "lr_schedule": "cosine", "warmup_epochs": 1, "loss": "cross_entropy", "kappa": 2.0, "init": "normal",
-             "norm": "tdbn", "surrogate": "arctan", "surrogate_width": 2.0, "pooling": "average", "encoder": "direct", "gradient": "rate",
-             "dropout": 0.0, "timesteps": 4, "epochs": 20},
+             "norm": "tdbn", "surrogate": "arctan", "surrogate_width": 2.0, "pooling": "average", "encoder": "direct",
+             "gradient": "rate", "dropout": 0.0, "timesteps": 4, "epochs": 20},
 }
 
 FAMILY_OF: dict[str, str] = {

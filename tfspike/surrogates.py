@@ -10,12 +10,14 @@ a surrogate is the derivative h(x) of a smooth step H(x) that goes from 0 to 1 a
 | "arctan"      | 1 / (1 + (pi x)^2)            | 1/2 + arctan(pi x) / pi             | Fang et al. 2021 |
 | "sigmoid"     | 4 S(4 x) (1 - S(4 x))         | S(4 x), the logistic function       | Zenke and Ganguli 2018 |
 
-Each has h(0) = 1 and an area of 1. A width stretches it, h(x / width), and keeps its peak. In a
-normalised ResNet20 at T = 4 the gradient of the weights keeps its size from the last layer to the first (largest over
-smallest norm below 30) with "event" at width 1 ("triangular", "arctan", "sigmoid"), and with "rate", whose slope is the mean
-of h over the window, at 2 for "arctan" and 1.5 for "triangular"; narrower it fades, wider it explodes. "leak_aware" is none of them: the slope of Lee et al. 2020 is one number per neuron
-and window, from its spikes alone (`tfspike.gradients.slope`), and 0 for a neuron that never fired. A surrogate looks at
-the membrane potential, so a neuron that came near its threshold learns even where it did not fire.
+Each has h(0) = 1 and an area of 1. A width stretches it, h(x / width), and keeps its peak. In a normalised ResNet20 at
+T = 4 the gradient of the weights keeps its size from the last layer to the first (largest over smallest norm below 30)
+with "event" at width 1 ("triangular", "arctan", "sigmoid"), and with "rate", whose slope is the mean of h over the
+window, at 2 for "arctan" and 1.5 for "triangular"; narrower it fades, wider it explodes.
+
+"leak_aware" is none of them: the slope of Lee et al. 2020 is one number per neuron and window, from its spikes alone
+(`tfspike.gradients.slope`), and 0 for a neuron that never fired. A surrogate looks at the membrane potential, so a
+neuron that came near its threshold learns even where it did not fire.
 """
 
 from __future__ import annotations
