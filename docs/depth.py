@@ -29,7 +29,8 @@ NETS = {"vgg9": "cifar10", "resnet11": "cifar10", "resnet20": "svhn_cropped"}
 METHODS = {
     "paper": {"init": "normal"},
     "rate-targeted weights": {"init": "rate"},
-    "tdBN and arctan": {"norm": "tdbn", "surrogate": "arctan", "surrogate_width": 2.0, "init": "normal"},
+    "tdBN and arctan": {"norm": "tdbn", "surrogate": "arctan", "surrogate_width": 2.0, "init": "normal",
+                        "encoder": "direct", "pooling": "average", "kappa": 2.0},
 }
 COLOURS = dict(zip(METHODS, (plots.RED, plots.ORANGE, plots.BLUE)))
 PANELS = {"true_slope": "true slope of rate against drive", "taken_slope": "slope that the gradient takes, mean",
@@ -38,7 +39,7 @@ PANELS = {"true_slope": "true slope of rate against drive", "taken_slope": "slop
 
 
 def build(net: str, timesteps: int, images: np.ndarray, method: dict, seed: int = 0):
-    """The network with its first weights; without normalisation input is Poisson, as in the paper."""
+    """The network with its first weights; input is Poisson, as in the paper, but for the recipe of deep networks."""
     settings = {key: value for key, value in method.items() if key != "init"}
     model = models.create(net, images.shape[1:], 10, timesteps, gradient="rate", dropout=0.0, seed=seed, **settings)
     if method["init"] == "rate":
