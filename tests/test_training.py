@@ -238,6 +238,21 @@ def test_a_new_run_can_begin_with_weights_from(kind: str, run: Path, tmp_path: P
     assert all(int(v.value.numpy()) == 0 for v in trainer.model.non_trainable_variables), "a new run starts at step 0"
 
 
+def test_running_statistics_come_with_the_weights(tmp_path: Path) -> None:
+    settings = {"norm": "tdbn", "surrogate": "arctan", "encoder": "direct", "steps_per_epoch": 2, "epochs": 1,
+                "lr_milestones": ()}
+    assert training.run(runs.tiny(tmp_path / "first", **settings), say=lambda line: None) == 0
+    strategy = distribution.make_strategy("one")
+    trainer = training.Trainer(runs.tiny(tmp_path / "second", seed=1, **settings), strategy, distribution.Place(),
+                               lambda line: None)
+    trainer.initialise(str(tmp_path / "first"))
+    saved = workdir.open_checkpoint(str(tmp_path / "first"), lambda line: None, "best").arrays("model")
+    found = {v.path: v.value.numpy() for v in trainer.model.variables if "moving" in v.path}
+    assert len(found) == 4 and all(values.any() for values in found.values())
+    for path, values in found.items():
+        np.testing.assert_array_equal(values, next(v for name, v in saved.items() if path in name))
+
+
 def test_weights_of_another_network_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="another network"):
         make(hidden=40).initialise(str(run))

@@ -18,20 +18,27 @@ from tfspike.errors import UserError
 
 
 def load(model: Any, path: str, say: workdir.Say) -> None:
-    """Sets the trainable weights of `model` from the file or folder `path`.
+    """Sets the weights of `model`, and the running statistics of its normalisations, from the file or folder `path`.
 
     Raises:
       UserError: it holds no weights, or they are of another network.
     """
     source = f"--init_from={path}"
     kind, found = _read(path, say)
-    named = checkpoints.named(model.trainable_variables)
+    wanted = _weights(model)
+    named = checkpoints.named(wanted)
     if kind == "by path":
         found = {name: found[name] for name, _ in named if name in found}
-        checkpoints.restore(model.trainable_variables, found, source)
+        checkpoints.restore(wanted, found, source)
     else:
-        checkpoints.restore(model.trainable_variables, _matched(named, found, source), source)
+        checkpoints.restore(wanted, _matched(named, found, source), source)
     say(f"First weights from the {kind_of(path)} {path}.")
+
+
+def _weights(model: Any) -> list[Any]:
+    """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
+    return [*model.trainable_variables,
+            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance"))]
 
 
 def kind_of(path: str) -> str:
@@ -52,7 +59,7 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(loaded.trainable_variables)}
+            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(_weights(loaded))}
         loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
         variables: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
         return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}
