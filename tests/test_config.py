@@ -131,6 +131,25 @@ def test_model_and_data_set_of_the_highest_source_choose_the_recipe(tmp_path):
     assert (made.optimizer, made.norm, made.init, made.kappa) == ("adamw", "tdbn", "normal", 2.0)
 
 
+def test_the_leak_aware_slope_has_no_width():
+    assert resolve({"model": "resnet20", "surrogate": "leak_aware"}).surrogate_width == 1.0
+    assert resolve({"model": "resnet20"}).surrogate_width == 2.0
+    with pytest.raises(UserError, match="--surrogate_width=3 stretches a surrogate"):
+        resolve({"surrogate_width": 3.0})
+
+
+def test_a_cosine_falls_over_the_epochs_that_were_asked_for_first():
+    saved = resolve({"model": "resnet20", "dataset": "svhn"})
+    config.check_resumable(saved, dataclasses.replace(saved))
+    with pytest.raises(UserError, match="epochs .was 20, now 30.. The cosine falls over all epochs"):
+        config.check_resumable(saved, dataclasses.replace(saved, epochs=30))
+
+
+def test_a_warm_up_of_all_epochs_is_said():
+    assert any("only rises" in warning for warning in resolve({"warmup_epochs": 3, "epochs": 3}).warnings())
+    assert not any("only rises" in warning for warning in resolve({"warmup_epochs": 2, "epochs": 3}).warnings())
+
+
 def test_milestones_or_a_schedule_that_were_asked_for_replace_the_recipes():
     made = resolve({"model": "resnet20", "lr_milestones": (3,)})
     assert (made.lr_schedule, made.lr_milestones) == ("milestones", (3,))
@@ -220,6 +239,16 @@ def test_a_pipe_as_config_file_is_refused_and_not_waited_for(tmp_path):
         resolve(config_file=str(tmp_path / "pipe"))
 
 
+def test_the_config_of_an_earlier_deep_run_starts_that_run_and_not_todays_recipe(tmp_path):
+    first = resolve({"model": "resnet20", "dataset": "svhn", "norm": "none", "surrogate": "leak_aware", "init": "rate",
+                     "pooling": "neuron", "loss": "squared", "lr_schedule": "milestones", "warmup_epochs": 0})
+    content = json.loads(config.to_json(first))
+    for name in config._ADDED:
+        del content["config"][name]
+    again = resolve(config_file=write(tmp_path, content))
+    assert again == first
+
+
 def test_a_runs_own_config_starts_the_same_run_and_a_changed_one_goes_elsewhere(tmp_path):
     first = resolve({"seed": 1})
     path = write(tmp_path, config.to_json(first))
@@ -262,7 +291,7 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
-    which = {"dataset": "svhn"} if name == "extra" else {}
+    which = {"extra": {"dataset": "svhn"}, "surrogate_width": {"surrogate": "arctan"}}.get(name, {})
     saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}

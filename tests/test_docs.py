@@ -79,4 +79,7 @@ def test_the_measurement_by_depth_runs_and_shows_what_its_page_says(tmp_path: Pa
     found = json.loads((tmp_path / "depth.json").read_text())["resnet20"]["4"]
     normalised = found["tdBN and arctan"]
     assert len(normalised) == 19 and all(row["rate"] > 0.02 for row in normalised)
+    assert 1e-2 < normalised[0]["gradient"] < 1e2
+    assert not 1e-2 < found["paper"][0]["gradient"] < 1e2
+    assert found["rate-targeted weights"][0]["gradient"] > 20 * normalised[0]["gradient"]
     assert (tmp_path / "depth_resnet20.png").stat().st_size > 10_000

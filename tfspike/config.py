@@ -220,7 +220,8 @@ class Config:
     target_rate: float = setting(0.1, "Mean firing rate that --init=rate aims at, in spikes per step.", group="Network",
                                  legal="a number above 0 and below 1", check=lambda v: 0 < v < 1)
 
-    epochs: int = setting(10, "Passes over the training data; a run can be continued with more.", group="Training",
+    epochs: int = setting(10, "Passes over the training data; a run can be continued with more, but for "
+                          "--lr_schedule=cosine.", group="Training",
                           experiment=False, **_at_least(1))
     steps_per_epoch: int | None = setting(None, "Steps that count as an epoch; none means all of the training data.",
                                           group="Training", **_at_least(1))
@@ -286,6 +287,9 @@ class Config:
         if self.lr_schedule == "cosine" and self.lr_milestones:
             raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
                             f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
+        if self.surrogate == "leak_aware" and self.surrogate_width != 1.0:
+            raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
+                            "--surrogate=leak_aware is none; leave it out or give e.g. --surrogate=arctan.")
         if self.norm != "none" and self.init == "rate":
             raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
                             "--init=normal or --norm=none.")
@@ -329,9 +333,12 @@ class Config:
     def warnings(self) -> list[str]:
         """Returns sentences about legal settings that are probably not meant."""
         found = []
-        if self.leak < 1 / math.e:
+        if self.surrogate == "leak_aware" and self.leak < 1 / math.e:
             found.append(f"--leak={self.leak} is below 1/e = 0.368, where the leak-aware slope can turn negative; "
                          "training may go uphill.")
+        if self.warmup_epochs >= self.epochs:
+            found.append(f"--warmup_epochs={self.warmup_epochs} covers all --epochs={self.epochs}, so the learning "
+                         "rate only rises; give more epochs or --warmup_epochs=0.")
         if self.dataset not in DATASETS:
             names = DATASETS + tuple(DATASET_ALIASES)
             found.append(f"{self.dataset!r} is none of the sets known here, so TFDS is asked for it."
@@ -406,6 +413,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
     if names["neuron"] == "relu":
         ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
+    if asked.get("surrogate") == "leak_aware" and "surrogate_width" not in asked:
+        asked["surrogate_width"] = FIELDS["surrogate_width"].default  # the paper's slope has none
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
         asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
@@ -435,12 +444,12 @@ def diff(saved: Config, wanted: Config, experiment_only: bool = True) -> dict[st
       saved: the configuration of an earlier run.
       wanted: the configuration of this one.
       experiment_only: leave out what may change between the parts of one run (paths, logging, checkpoints, export).
-        `epochs` may be raised but not lowered.
+        `epochs` may be raised but not lowered, and with a cosine, which falls over all of them, not changed.
     """
     return {name: (getattr(saved, name), getattr(wanted, name)) for name, field in FIELDS.items()
             if getattr(saved, name) != getattr(wanted, name)
             and (not experiment_only or field.metadata["experiment"]
-                 or (name == "epochs" and wanted.epochs < saved.epochs))}
+                 or (name == "epochs" and (wanted.epochs < saved.epochs or wanted.lr_schedule == "cosine")))}
 
 
 def check_resumable(saved: Config, wanted: Config) -> None:
@@ -452,7 +461,9 @@ def check_resumable(saved: Config, wanted: Config) -> None:
     changes = diff(saved, wanted)
     if changes:
         listed = ", ".join(f"{name} (was {_plain(old)}, now {_plain(new)})" for name, (old, new) in changes.items())
-        more = " Epochs may be raised, not lowered." if "epochs" in changes else ""
+        rule = ("The cosine falls over all epochs, so they cannot change." if wanted.lr_schedule == "cosine"
+                else "Epochs may be raised, not lowered.")
+        more = f" {rule}" if "epochs" in changes else ""
         raise UserError(f"The run in {saved.workdir} has other settings: {listed}.{more} "
                         "Give the old values to continue it, or another --workdir to start anew.")
 
@@ -506,8 +517,10 @@ def read_settings(path: str) -> dict[str, Any]:
     text = _read_text(path)
     values = _settings(_parse_json(text, source), source)
     whole = all(name in values or name in _ADDED for name in FIELDS)
-    if whole and values["workdir"] == default_workdir(Config(**values)):
-        del values["workdir"]
+    if whole:  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
+        values = {**_ADDED, **values}
+        if values["workdir"] == default_workdir(Config(**values)):
+            del values["workdir"]
     return values
 
 

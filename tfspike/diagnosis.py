@@ -271,7 +271,7 @@ class Watch:
         norms = [value for name, value in stats.items() if name.startswith("grad_norm/")]
         layers = self._layers(stats)
         no_gradient = bool(norms) and not any(norms)
-        no_output = bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
+        no_output = self._needs_spikes and bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
         self._mark("network", "collapsed", step, float(no_gradient or no_output), 1.0)
         if not self._due("network", "collapsed", step):
             return []
@@ -312,6 +312,8 @@ class Watch:
         grown = self._grown(layer, stats)
         if grown or self._since[layer, "saturated"] != self._first_step:
             return f"Likely cause: {grown or 'updates that are too large'}. Start again with {self._smaller_steps()}."
+        if self.config.norm != "none":  # scales of weights and thresholds are normalised away
+            return f"Use {self._smaller_steps()}."
         return "Likely cause: the currents into it are far above its threshold. Make them smaller: " \
                f"--init=rate (aims at --target_rate={self.config.target_rate:g}), a smaller --kappa (now " \
                f"{self._kappa():g}) or a higher --threshold (now {self.config.threshold:g})."

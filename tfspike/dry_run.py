@@ -14,6 +14,7 @@ from tfspike import checkpoints, diagnosis, distribution, summary, training, wor
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
 from tfspike.evaluation import Evaluator
+from tfspike.optimisation import learning_rate
 
 _BATCH, _RECORDS = 4, 8  # images per device and step; records of the evaluation
 
@@ -75,11 +76,12 @@ def _two_steps(trainer: training.Trainer, say: workdir.Say) -> dict[str, float]:
     batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
     for step in (1, 2):
         began = time.monotonic()
+        trainer.optimizer.learning_rate = rate = learning_rate(trainer.config, step - 1, trainer.steps_per_epoch)
         numbers = trainer.train_step.numbers(trainer.train_step(*next(batches)))
         took = time.monotonic() - began
         say(f"step {step}: loss {numbers['loss']:.4f}, {trainer.config.batch_size} images in {took:.1f} s"
             f"{' (with compilation)' if step == 1 else ''}")
-        for warning in watch.update(step, {**numbers, "learning_rate": trainer.config.learning_rate}):
+        for warning in watch.update(step, {**numbers, "learning_rate": rate}):
             say(f"Warning: {warning}")
     trainer.step = 2
     return {name.removeprefix("rate/"): value for name, value in numbers.items() if name.startswith("rate/")}
@@ -88,7 +90,8 @@ def _two_steps(trainer: training.Trainer, say: workdir.Say) -> dict[str, float]:
 def _evaluate(trainer: training.Trainer, say: workdir.Say) -> None:
     held_out = trainer.val_index if len(trainer.val_index) else trainer.train_index
     evaluator = Evaluator(trainer.model, trainer.data.images, trainer.data.labels, trainer.info,
-                          trainer.config.batch_size, held_out[:_RECORDS], trainer.strategy)
+                          trainer.config.batch_size, held_out[:_RECORDS], trainer.strategy,
+                          loss=trainer.config.loss)
     say(f"evaluation of {len(held_out[:_RECORDS])} records: loss {evaluator.run().loss:.4f}")
 
 

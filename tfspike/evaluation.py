@@ -64,7 +64,7 @@ class Evaluator:
     """Runs records through a model; compiled once, used after every epoch.
 
     Args:
-      model: a `SpikingModel`.
+      model: a `SpikingModel` or a `ReluModel`.
       images, labels, indices, info: as in `datasets.EvalStream`.
       part: records per replica and step; answers to Poisson input depend on it, through the noise alone.
       strategy: None for one device.

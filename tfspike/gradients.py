@@ -34,8 +34,8 @@ Gradient "rate", accumulated over the window (the paper's equations), with the d
 
     dL/dd = slope dL/dr,   that is   delta_t = slope mean over t of g_t,   the same for every step
 
-Both with a surrogate h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t = gain
-(u_t - theta). "event" is then backpropagation through time with the reset held constant (STBP, Wu et al. 2018), and
+Both with a surrogate h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t = gain (u_t -
+theta) / width. "event" is then backpropagation through time with the reset held constant (STBP, Wu et al. 2018), and
 "rate" takes the mean of h as the slope (rate-based backpropagation, Yu et al. 2024):
 
     event    delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1)
@@ -129,7 +129,7 @@ def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Te
 
 
 def sensitivity(u: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """h(x) of a neuron with a surrogate, x = (u - theta) gain, for membrane potentials before firing of any shape."""
+    """h(x) of a neuron with a surrogate, x = (u - theta) gain / width, for membrane potentials of any shape."""
     return surrogates.derivative(neuron.surrogate, neuron.gain * (u - neuron.threshold), neuron.width)
 
 

@@ -28,6 +28,9 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
     wanted = _weights(model)
     named = checkpoints.named(wanted)
     if kind == "by path":
+        lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
+        if lost:
+            raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
         found = {name: found[name] for name, _ in named if name in found}
         checkpoints.restore(wanted, found, source)
     else:

@@ -30,7 +30,8 @@ def mean(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:
     scores = scores.astype(np.float64)
     if kind == "squared":
         return float(np.mean(np.sum((scores - np.eye(scores.shape[1])[labels])**2, axis=1)))
-    return float(np.mean(-np.log(np.maximum(probabilities(kind, scores), 1e-300))[np.arange(len(labels)), labels]))
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
 
 
 def probabilities(kind: str, scores: np.ndarray) -> np.ndarray:

@@ -61,7 +61,8 @@ DATASETS: dict[str, Settings] = {
     "nmnist": {"encoder": "none"},  # events are spikes already
 }
 
-# Rows of their own, on top of the family's. Pairs of the paper equal their family's row and are listed for the reader.
+# Rows of their own, on top of the family's. Pairs of the paper, and resnet20 on SVHN, equal
+# their family's row and are listed for the reader.
 RECIPES: dict[tuple[str, str], Settings] = {
     # The embedded job: 6,000 images, so half the batch for as many updates, and half the window for the time.
     ("lenet", "mnist_subset"): _sgd(32, 0.0085, timesteps=25, epochs=6, lr_milestones=(4,), gradient="rate"),

@@ -31,7 +31,7 @@ COLUMNS: dict[str, str] = {
     "date": "day on which training ended, UTC, as 2026-01-31",
     "config_hash": "eight digits that follow from the settings, those that the default workdir ends in; `epochs` and "
                    "paths are not in it",
-    "model": "network", "dataset": "data set", "gradient": "`event` or `rate`",
+    "model": "network", "dataset": "data set", "gradient": "`event` or `rate`; `relu` for an ANN",
     "timesteps": "length of the window in training, steps",
     "epochs": "passes over the training data",
     "seed": "of weights, order, noise and dropout",
@@ -138,6 +138,8 @@ def _finished(folder: str, config: Config) -> dict[str, Any]:
             return done
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    if "converted" in workdir.about(folder):
+        raise UserError(f"{folder} holds a converted network, which was not trained; record the run of its ANN.")
     raise UserError(f"The run in {folder} is not finished: {path} does not say that all {config.epochs} epochs are "
                     f"done. Continue it: {workdir.continuing_command(dataclasses.replace(config, workdir=folder))}")
 
@@ -228,8 +230,10 @@ def make_row(config: Config, about: Mapping[str, Any], events: Sequence[Mapping[
     digest = config_lib.default_workdir(config).rpartition("-")[2]
     row = {
         "date": datetime.datetime.fromtimestamp(events[-1]["time"], datetime.timezone.utc).date().isoformat(),
-        "config_hash": digest, "model": config.model, "dataset": config.dataset, "gradient": config.gradient,
-        "timesteps": config.timesteps, "epochs": config.epochs, "seed": config.seed,
+        "config_hash": digest, "model": config.model, "dataset": config.dataset,
+        "gradient": config.gradient if config.neuron == "lif" else config.neuron,
+        "timesteps": config.timesteps if config.neuron == "lif" else 1, "epochs": config.epochs,
+        "seed": config.seed,
         "command": without_paths(str(commands[0])), "commit": about.get("commit") or "",
         **{name: versions.get(name, "") for name in ("tfspike", "python", "keras", "numpy")},
         "tensorflow": versions.get("tensorflow") or versions.get("tensorflow-cpu") or "",

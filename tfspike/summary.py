@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from tfspike import kernels
 from tfspike import plan as plans
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.models import ReluModel
@@ -189,7 +190,10 @@ def memory_warning(model: keras.Model, batch_size: int, optimizer: str = "sgd",
     while fitting > 1 and memory(model, fitting, True, optimizer).peak > available:
         fitting //= 2
     ways = [f"--batch_size={fitting}"] if fitting < batch_size else ["a smaller --timesteps or --hidden"]
-    if _Context(model, batch_size, True, optimizer).gradient == "event":
+    context = _Context(model, batch_size, True, optimizer)
+    if context.by_layers and context.plan.norms and context.timesteps > kernels.MOST_STEPS:
+        ways.append(f"--timesteps={kernels.MOST_STEPS} (longer normalised windows are trained layer by layer)")
+    elif context.gradient == "event":
         ways.append("--gradient=rate (its memory does not grow with --timesteps)")
     return (f"Training needs about {_bytes(peak)} and {_bytes(available)} are free, so it may be killed for want of "
             f"memory. What helps: {' or '.join(ways)}.")

@@ -1,7 +1,7 @@
 """The training loop: small, and its own, because exact resume, several workers and signals need every step in hand.
 
 A run is a function of its configuration: batch k follows from (seed, k), noise and dropout from step counters that are
-weights, the learning rate from the epochs done. So weights, optimiser state and step are all that a checkpoint needs,
+weights, the learning rate from the steps done. So weights, optimiser state and step are all that a checkpoint needs,
 and a run killed anywhere ends with the bits of one that was not.
 """
 

@@ -101,7 +101,8 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
                         f"--init_from={os.path.join(workdir, 'model.keras')} and another --workdir.")
     _check_init(workdir, options)
     if _is_finished(workdir, config):
-        return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}. Raise --epochs to continue.")
+        more = "" if config.lr_schedule == "cosine" else " Raise --epochs to continue."
+        return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}.{more}")
     checkpoint = checkpoints.newest(os.path.join(workdir, CHECKPOINTS), say)
     if checkpoint is None:
         if resume == "must":

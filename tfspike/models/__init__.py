@@ -89,6 +89,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
         _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
                         surrogate=surrogate, surrogate_width=surrogate_width, norm=norm, pooling=pooling)
+    if surrogate == LEAK_AWARE and surrogate_width != 1.0:
+        raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or choose a "
+                        f"surrogate. Received: surrogate_width={surrogate_width!r}.")
     hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
     builder = blocks.Builder(
         leak=check_leak(leak), threshold=check_threshold(threshold),

@@ -136,7 +136,7 @@ class SpikingModel(keras.Model):
         plan = self.plan
         if plan is None or any(call.layer.trainable_variables for call in plan.before):
             return None  # the engine passes no gradient to its input
-        rules = {call.layer.gradient for call in plan.spiking}
+        rules = {call.layer.gradient for call in (*plan.spiking, *plan.norms)}
         if len(rules) > 1:
             return None
         rule = rules.pop()
@@ -153,8 +153,9 @@ class SpikingModel(keras.Model):
     def _required_engine(self) -> Engine:
         if self.engine is None:
             self._required_plan()
-            raise UserError("Spike counts come from the engine, which needs the same `gradient` in all spiking layers, "
-                            "no trainable layer in front of the encoder and, for \"rate\", linear synapses.")
+            raise UserError("Spike counts come from the engine, which needs the same `gradient` in all spiking layers "
+                            "and normalisations, no trainable layer in front of the encoder and, for \"rate\", "
+                            "linear synapses.")
         return self.engine
 
     def _lazy(self) -> dict[str, Any]:
