@@ -13,6 +13,7 @@ and "plain" where there is a GPU, on which "xla" has not been tried.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -165,17 +166,18 @@ def _credit(bits: tf.Tensor, slope: tf.Tensor, carry: tf.Tensor, upstream: tf.Te
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled: one object for every shape, which serves all layers and calls of that shape.
+    """`function`, compiled: one object for every graph and shape, which serves all layers and calls of that shape.
 
-    One object for all shapes would do the same, but TensorFlow warns at the fifth shape one is traced for.
+    One object for all would do the same, but TensorFlow traces it anew for every graph and shape, and warns of it.
     """
-    objects: dict[Any, Any] = {}
+    objects: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
     def call(*args: Any) -> Any:
+        of_graph = objects.setdefault(tf.compat.v1.get_default_graph(), {})
         key = tuple((*arg.shape, arg.dtype) if tf.is_tensor(arg) else arg for arg in args)
-        if key not in objects:
-            objects[key] = tf.function(lambda *args: function(*args), jit_compile=True, autograph=False)
-        return objects[key](*args)
+        if key not in of_graph:
+            of_graph[key] = tf.function(lambda *args: function(*args), jit_compile=True, autograph=False)
+        return of_graph[key](*args)
 
     return call
 
