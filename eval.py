@@ -14,13 +14,14 @@ def main() -> int:
     with flags.user_errors():
         options = flags.parse_eval()
         say = (lambda line: None) if options.json else print
-        from tfspike import evaluation  # loads TensorFlow: only after the flags are known to be right
+        from tfspike import evaluation, pretrained  # loads TensorFlow: only after the flags are known to be right
 
+        loaded = pretrained.load(options.weights, options.timesteps) if options.weights else None
         if options.predict:
-            for answer in evaluation.predict(options, say):
+            for answer in evaluation.predict(options, say, loaded):
                 print(evaluation.json_line(answer._asdict()))
             return 0
-        record = evaluation.evaluate_run(options, say)
+        record = evaluation.evaluate_run(options, say, loaded)
         say(evaluation.describe(record))
         if options.report or options.compare:
             from tfspike import report  # draws pictures: only where they are asked for

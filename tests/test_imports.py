@@ -20,9 +20,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normalisation"), ("plan",), ("engine",),
         ("models",))
 LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
-          "noise", "recipes", "data"}
+          "noise", "recipes", "data", "checkpoints", "weight_files"}
 READERS = {"analysis", "export", "report"}  # they look at models; a model is trained without them
-WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks")
+WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks",
+                      "checkpoints", "weight_files", "pretrained", "model_cards")
 
 
 def name_of(path: Path) -> str:

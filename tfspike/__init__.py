@@ -19,8 +19,8 @@ _HOME = {
     "SpikingModel": "models", "UserError": "errors",
 }
 _MODULES = ("analysis", "cells", "checkpoints", "config", "datasets", "encoders", "engine", "errors", "export",
-            "folding", "gradients", "initialisation", "layers", "models", "normalisation", "plan", "report",
-            "surrogates", "training", "variants")
+            "folding", "gradients", "initialisation", "layers", "models", "normalisation", "plan",
+            "pretrained", "report", "surrogates", "training", "variants")
 
 __all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
 

@@ -57,16 +57,7 @@ class Checkpoint:
 
     def arrays(self, part: str) -> Arrays:
         """`{variable path: array}` of "model" or "optimizer". Raises UserError where the file cannot be read."""
-        path = os.path.join(self.path, f"{part}.npz")
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                names = json.loads(archive["names"].tobytes().decode())
-                if not isinstance(names, list):
-                    raise ValueError("the names are no list")
-                return {name: archive[f"a{i}"] for i, name in enumerate(names)}
-        except _UNREADABLE as error:
-            raise UserError(f"The checkpoint file {path} cannot be read ({type(error).__name__}); use another "
-                            "checkpoint.") from error
+        return read_arrays(os.path.join(self.path, f"{part}.npz"), "use another checkpoint")
 
 
 def name_of(step: int) -> str:
@@ -104,11 +95,11 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
         shutil.rmtree(aside, ignore_errors=True)
         os.mkdir(aside)
         for part in PARTS:
-            _write(os.path.join(aside, f"{part}.npz"), functools.partial(_write_arrays, parts[part]))
+            write_bytes(os.path.join(aside, f"{part}.npz"), functools.partial(write_arrays, parts[part]))
         text = json.dumps({"version": VERSION, "step": step, **meta}, indent=1)
-        _write(os.path.join(aside, "meta.json"), lambda file: file.write(text.encode()))
+        write_bytes(os.path.join(aside, "meta.json"), lambda file: file.write(text.encode()))
         sums = {name: checksum(os.path.join(aside, name)) for name in sorted(os.listdir(aside))}
-        _write(os.path.join(aside, "checksums.json"), lambda file: file.write(json.dumps(sums, indent=1).encode()))
+        write_bytes(os.path.join(aside, "checksums.json"), lambda file: file.write(json.dumps(sums, indent=1).encode()))
         _sync_folder(aside)
         if os.path.lexists(path):  # of a part of the run that is being repeated
             _remove(path)
@@ -134,7 +125,7 @@ def point(folder: str, pointer: str, step: int) -> None:
     try:
         os.symlink(name_of(step), aside)
     except (OSError, NotImplementedError):  # a file system without links: a file that holds the name
-        _write(aside, lambda file: file.write(name_of(step).encode()))
+        write_bytes(aside, lambda file: file.write(name_of(step).encode()))
     os.replace(aside, target)
     _sync_folder(folder)
 
@@ -173,7 +164,7 @@ def checksum(path: str) -> str:
 def write_file(path: str, text: str) -> None:
     """Writes a small text file whole or not at all, and synced."""
     aside = f"{path}.writing"
-    _write(aside, lambda file: file.write(text.encode()))
+    write_bytes(aside, lambda file: file.write(text.encode()))
     os.replace(aside, path)
     _sync_folder(os.path.dirname(path) or ".")
 
@@ -193,13 +184,16 @@ def _unwritable(folder: str, error: OSError) -> UserError:
                      "are intact; give a --workdir that can be written.")
 
 
-def _write_arrays(arrays: Mapping[str, np.ndarray], file: Any) -> None:
+def write_arrays(arrays: Mapping[str, np.ndarray], file: Any, compressed: bool = False) -> None:
+    """Writes `{variable path: array}` into an open file; `read_arrays` gives them back."""
     # Paths hold "/", so members have plain names and the paths are an array of bytes of their own.
     members: dict[str, Any] = {f"a{i}": np.asarray(array) for i, array in enumerate(arrays.values())}
-    np.savez(file, names=np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8), **members)
+    save_into = np.savez_compressed if compressed else np.savez
+    save_into(file, names=np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8), **members)
 
 
-def _write(path: str, write: Callable[[Any], Any]) -> None:
+def write_bytes(path: str, write: Callable[[Any], Any]) -> None:
+    """Opens a file, lets `write` fill it, and syncs it."""
     with open(path, "wb") as file:
         write(file)
         file.flush()
@@ -300,6 +294,22 @@ def newest(folder: str, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def read_arrays(path: str, advice: str) -> Arrays:
+    """`{variable path: array}` of a file that `write_arrays` wrote.
+
+    Raises:
+      UserError: it cannot be read; ends in `advice`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = json.loads(archive["names"].tobytes().decode())
+            if not isinstance(names, list):
+                raise ValueError("the names are no list")
+            return {name: archive[f"a{i}"] for i, name in enumerate(names)}
+    except _UNREADABLE as error:
+        raise UserError(f"The weights in {path} cannot be read ({type(error).__name__}); {advice}.") from error
+
+
 def _followed(path: str) -> str:
     """The folder that a pointer file names; links are followed by the operating system."""
     if os.path.isfile(path):
@@ -314,6 +324,12 @@ def _followed(path: str) -> str:
 def collect(variables: Iterable[Any]) -> Arrays:
     """Values of Keras variables by their name."""
     return {name: np.array(variable.value.numpy()) for name, variable in named(variables)}
+
+
+def learnt(model: Any) -> list[Any]:
+    """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
+    return [*model.trainable_variables,
+            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance"))]
 
 
 def restore(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -117,12 +117,13 @@ class Evaluator:
 # ---- eval.py -----------------------------------------------------------------------------------------------------
 
 
-def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, Any]:
+def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = None) -> dict[str, Any]:
     """Test accuracy of a run over several draws of its random input.
 
     Args:
       options: of eval.py.
       say: takes lines of progress.
+      loaded: what `workdir.load_run` or `tfspike.pretrained.load` returned; None loads the run of the options.
 
     Returns:
       A record fit for JSON: `test_accuracy` (mean), `test_accuracy_std` (over draws, with n - 1; None for one draw),
@@ -133,7 +134,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
     Raises:
       UserError: the run or its data cannot be used.
     """
-    model, config, info, checkpoint = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
+    model, config, info, checkpoint = loaded or _load(options, say)
     test = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
                           loss=config.loss)
@@ -147,7 +148,8 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
     rates = {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates}
     neurons = {call.layer.name: math.prod(call.outputs[0].shape[2:]) for call in model.plan.spiking} if rates else {}
     return {
-        "workdir": options.workdir, "model": config.model, "dataset": info.name, "neuron": config.neuron,
+        "workdir": options.workdir or None, "weights": options.weights, "model": config.model, "dataset": info.name,
+        "neuron": config.neuron,
         "gradient": config.gradient if config.neuron == "lif" else None,
         "checkpoint": options.checkpoint, "step": checkpoint.step, "timesteps": model.timesteps,
         "records": len(test), "seeds": len(results), "test_accuracy": float(np.mean(accuracies)),
@@ -158,6 +160,10 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print) -> dict[str, An
         "rates": rates,
         "neuron_spikes_per_image": model.timesteps * sum(rate * neurons[name] for name, rate in rates.items()),
     }
+
+
+def _load(options: EvalOptions, say: workdir.Say) -> tuple[Any, Any, Any, Any]:
+    return workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -183,8 +189,12 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False)
 
 
-def predict(options: EvalOptions, say: workdir.Say = print) -> list[prediction.Prediction]:
-    """Classifies image files with a run's network; errors as for `prediction.predict_files` and `workdir.load_run`."""
-    model, config, info, _ = workdir.load_run(options.workdir, options.checkpoint, options.timesteps, say)
+def predict(options: EvalOptions, say: workdir.Say = print, loaded: Any = None) -> list[prediction.Prediction]:
+    """Classifies image files with a run's network, or with `loaded`, as in `evaluate_run`.
+
+    Raises:
+      UserError: as for `prediction.predict_files` and `workdir.load_run`.
+    """
+    model, config, info, _ = loaded or _load(options, say)
     return prediction.predict_files(model, info, options.predict, options.seeds if config.random_input else 1,
                                     loss=config.loss)

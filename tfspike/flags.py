@@ -46,6 +46,8 @@ class EvalOptions:
 
     workdir: str = setting("", "Folder of the run; may be left out when --compare names two or more.",
                            group="What to evaluate", legal="the folder of a run", path=True)
+    weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
+                                  "lists them.", group="What to evaluate", legal="a name from docs/models.md")
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to evaluate",
                               choices=("best", "last"))
     data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
@@ -71,13 +73,26 @@ class EvalOptions:
                                    **_FROM_0_PJ)
 
     def __post_init__(self) -> None:
-        if not self.workdir and len(self.compare) > 1:
+        if self.weights is not None:
+            self._check_weights()
+        elif not self.workdir and len(self.compare) > 1:
             object.__setattr__(self, "workdir", self.compare[0])
             object.__setattr__(self, "compare", self.compare[1:])
-        if not self.workdir:
+        if not self.workdir and self.weights is None:
             raise UserError("--workdir is missing; give the folder of a run, as training named it.")
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, config_lib.normalise(field, getattr(self, field.name)))
+
+    def _check_weights(self) -> None:
+        if self.workdir:
+            raise UserError("--workdir and --weights both name a network to evaluate; give only one of them.")
+        if self.report or self.compare or self.checkpoint != "best":
+            flag = "report" if self.report else "compare" if self.compare else "checkpoint"
+            raise UserError(f"--{flag} needs the folder of a run, which --weights={self.weights} has not; leave one of "
+                            "them out.")
+        from tfspike import weight_files  # loads NumPy: only where weights are asked for
+
+        weight_files.check_name(self.weights)
 
 
 class _Parser(absl_flags.ArgumentParser):

@@ -25,7 +25,7 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
     """
     source = f"--init_from={path}"
     kind, found = _read(path, say)
-    wanted = _weights(model)
+    wanted = checkpoints.learnt(model)
     named = checkpoints.named(wanted)
     if kind == "by path":
         lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
@@ -36,12 +36,6 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
     else:
         checkpoints.restore(wanted, _matched(named, found, source), source)
     say(f"First weights from the {kind_of(path)} {path}.")
-
-
-def _weights(model: Any) -> list[Any]:
-    """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
-    return [*model.trainable_variables,
-            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance"))]
 
 
 def kind_of(path: str) -> str:
@@ -62,7 +56,7 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(_weights(loaded))}
+            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(checkpoints.learnt(loaded))}
         loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
         variables: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
         return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}

@@ -101,7 +101,7 @@ def record(options: ResultOptions) -> tuple[dict[str, str], bool]:
         another schema or other numbers for the same run, or cannot be written.
     """
     config = config_lib.read_run(options.workdir)
-    finished = _finished(options.workdir, config)
+    finished = read_finished(options.workdir, config)
     about = workdir.about(options.workdir)
     events = read_events(os.path.join(options.workdir, METRICS))
     evaluation = read_evaluation(options.evaluation)
@@ -128,8 +128,12 @@ def record(options: ResultOptions) -> tuple[dict[str, str], bool]:
 # ---- what a run left -----------------------------------------------------------------------------------------------
 
 
-def _finished(folder: str, config: Config) -> dict[str, Any]:
-    """finished.json of a run that has trained every epoch."""
+def read_finished(folder: str, config: Config) -> dict[str, Any]:
+    """Returns finished.json of a run that has trained every epoch.
+
+    Raises:
+      UserError: it has not; with the command that continues it.
+    """
     path = os.path.join(folder, workdir.FINISHED)
     try:
         with open(path, encoding="utf-8") as file:

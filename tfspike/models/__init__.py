@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfspike import encoders
+from tfspike import checkpoints, encoders, weight_files
 from tfspike.checks import check_choice, check_count, check_leak, check_positive, check_share, check_threshold
 from tfspike.errors import UserError
 from tfspike.gradients import GRADIENTS
@@ -36,7 +36,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
-           pooling: str = "neuron", neuron: str = "lif") -> SpikingModel | ReluModel:
+           pooling: str = "neuron", neuron: str = "lif", weights: str | None = None) -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -64,13 +64,17 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, norm, pooling) keep their
         defaults.
+      weights: trained ones that come with the library, by the end of their name: "mnist" for "lenet_mnist" of
+        `tfspike.pretrained.available()`, with running statistics, so that training can go on. What they were trained
+        with must be given again: shape, classes, hidden, encoder (or None), leak, threshold, norm and pooling.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
       of the twin, to logits `[B, classes]`.
 
     Raises:
-      UserError: an argument is out of range, or the images are too small for the network.
+      UserError: an argument is out of range, the images are too small for the network, or the weights are not there,
+        damaged, or of another network.
     """
     if not isinstance(name, str) or name not in VARIANTS:
         raise UserError(f"`name` must be one of {', '.join(VARIANTS)}. Received: name={name!r}.")
@@ -93,6 +97,10 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or choose a "
                         f"surrogate. Received: surrogate_width={surrogate_width!r}.")
     hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
+    entry = None if weights is None else weight_files.read(f"{name}_{weights}")
+    if entry is not None:
+        weight_files.check_fits(entry, input_shape=shape, num_classes=num_classes, hidden=hidden, encoder=encoder,
+                                neuron=neuron, norm=norm, pooling=pooling, leak=leak, threshold=threshold)
     builder = blocks.Builder(
         leak=check_leak(leak), threshold=check_threshold(threshold),
         gradient=check_choice("gradient", gradient, GRADIENTS),
@@ -112,6 +120,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, num_classes, "output")
     model = SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
+    if entry is not None:
+        checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {entry.name}")
     return model if neuron == "lif" else ann.twin(model)
 
 

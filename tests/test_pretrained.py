@@ -1,0 +1,211 @@
+"""Trained weights of the library: complete cards, the recorded answers, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runs
+from tfspike import checkpoints, flags, model_cards, models, pretrained, results, weight_files, workdir
+from tfspike.errors import UserError
+from tfspike.weight_files import FOLDER
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = pretrained.available()
+LENET = ((28, 28, 1), 10, 50)
+
+
+def arguments(entry: weight_files.Entry) -> dict:
+    """What `create` must be told of an entry's network, and its gradient."""
+    config = entry.config
+    none = {"norm": None if config.norm == "none" else config.norm}
+    return {"hidden": config.hidden, "encoder": config.encoder, "leak": config.leak, "threshold": config.threshold,
+            "pooling": config.pooling, "gradient": config.gradient, "surrogate": config.surrogate, **none}
+
+
+def create(name: str, **changes) -> models.SpikingModel:
+    entry = weight_files.read(name)
+    weights = name.removeprefix(f"{entry.config.model}_")
+    return models.create(entry.config.model, tuple(entry.info["image_shape"]), entry.info["num_classes"],
+                         entry.config.timesteps, weights=weights, **{**arguments(entry), **changes})
+
+
+def test_there_are_weights_and_they_are_small():
+    assert "lenet_mnist" in NAMES
+    assert all(os.path.getsize(weight_files.read(name).path) < 5_000_000 for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_complete_and_names_no_place_of_a_machine(name):
+    entry = weight_files.read(name)
+    assert entry.card.keys() == model_cards.CARD.keys()
+    assert {field for field, value in entry.card.items() if value is None} <= {"val_accuracy", "test_sd"}
+    assert entry.card["energy"].keys() >= {"snn_pj_per_image", "ann_pj_per_image", "images"}
+    assert all(entry.card["data"].values()) and entry.card["caveats"]
+    assert len(entry.card["commit"]) == 40 and entry.card["draws"] == len(entry.card["test_accuracies"])
+    assert entry.config.workdir is entry.config.data_dir is None
+    text = Path(FOLDER, f"{name}.json").read_text()
+    assert "/tmp" not in text and "data_dir=" not in text
+    whole = model_cards.SOURCES[entry.info["name"]].test
+    assert (entry.info["num_test"] == whole) or any("must not be compared" in line for line in entry.card["caveats"])
+
+
+def test_the_page_is_made_of_the_cards():
+    assert (ROOT / "docs" / "models.md").read_text() == model_cards.page([weight_files.read(name) for name in NAMES])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_those_recorded_and_training_can_go_on_from_them(name):
+    entry = weight_files.read(name)
+    model, config, info, checkpoint = pretrained.load(name)
+    recorded = np.array(entry.fingerprint["scores"])
+    assert np.ptp(recorded) > 1e-2
+    assert np.abs(pretrained.noise_scores(model, config, info) - recorded).max() < 1e-3
+    assert checkpoint.meta == entry.card and checkpoint.step == entry.card["step"]
+    whole = create(name)
+    assert np.abs(pretrained.noise_scores(whole, config, info) - recorded).max() < 1e-3
+    arrays = entry.arrays()
+    learnt = dict(checkpoints.named(checkpoints.learnt(whole)))
+    assert learnt.keys() == arrays.keys() and all(np.array_equal(learnt[n].value, arrays[n]) for n in learnt)
+    assert entry.card["parameters"] == whole.count_params() - sum(int(np.prod(v.shape)) for v in whole.non_trainable_variables)
+    if config.norm != "none":
+        means = [array for n, array in arrays.items() if n.endswith("moving_mean")]
+        assert means and all(array.any() for array in means)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_call_on_the_page_builds_the_network(name):
+    entry = weight_files.read(name)
+    model = eval(model_cards.create_call(entry), {"tfspike": __import__("tfspike")})
+    built = dict(checkpoints.named(checkpoints.learnt(model)))
+    assert all(np.array_equal(built[n].value, array) for n, array in entry.arrays().items())
+
+
+def test_what_does_not_change_the_weights_is_free():
+    model = create("lenet_mnist", gradient="event", surrogate="arctan", dropout=0.3, encoder=None)
+    assert model.input_shape == (None, 50, 28, 28, 1)
+    assert pretrained.load("lenet_mnist", timesteps=7)[0].timesteps == 7
+
+
+@pytest.mark.parametrize("shape, classes, changes, word", [
+    ((32, 32, 1), 10, {}, "input_shape=(28, 28, 1)"), ((28, 28, 1), 5, {}, "num_classes=10"),
+    ((28, 28, 1), 10, {"hidden": 0}, "hidden=200"), ((28, 28, 1), 10, {"leak": 0.9}, "leak=0.99"),
+    ((28, 28, 1), 10, {"norm": "tdbn"}, "norm=None"), ((28, 28, 1), 10, {"encoder": "direct"}, "encoder='poisson'"),
+    ((28, 28, 1), 10, {"neuron": "relu"}, "neuron='lif'")])
+def test_another_network_is_refused(shape, classes, changes, word):
+    with pytest.raises(UserError, match="lenet_mnist are of a network with") as caught:
+        models.create("lenet", shape, classes, 50, weights="mnist", **changes)
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_is_refused_with_what_there_is():
+    with pytest.raises(UserError, match="There are no trained weights 'vgg5_mnist'; there are .*lenet_mnist"):
+        pretrained.load("vgg5_mnist")
+    with pytest.raises(UserError, match="'lenet_imagenet'"):
+        models.create("lenet", *LENET, weights="imagenet")
+
+
+@pytest.mark.parametrize("end, damage, words", [
+    ("npz", lambda data: data[:-100], "does not match its checksum"),
+    ("json", lambda data: data[:-100], "incomplete or damaged"),
+    ("json", lambda data: b"[]", "incomplete or damaged"),
+    ("json", lambda data: data.replace(b'"card": {', b'"card": 3, "old": {', 1), "not what tfspike.pretrained writes"),
+    ("json", lambda data: data.replace(b'"format": 1', b'"format": 9', 1), "has format 9"),
+    ("json", lambda data: data.replace(b'"num_classes": 10', b'"num_classes": -1', 1), "data set record"),
+    ("json", lambda data: data.replace(b'"hidden": 200', b'"hidden": 100', 1), "another network")])
+def test_damaged_files_are_refused(end, damage, words, tmp_path):
+    for suffix in ("npz", "json"):
+        shutil.copy(os.path.join(FOLDER, f"lenet_mnist.{suffix}"), tmp_path)
+    path = tmp_path / f"lenet_mnist.{end}"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=words) as caught:
+        pretrained.load("lenet_mnist", folder=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+# ---- eval.py -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--workdir=x"], "give only one"), (["--report"], "--report needs the folder of a run"),
+    (["--compare=a,b"], "--compare needs"), (["--checkpoint=last"], "--checkpoint needs")])
+def test_flags_that_contradict_weights(argv, words):
+    with pytest.raises(UserError, match=words):
+        flags.parse_eval(["--weights=lenet_mnist", *argv])
+
+
+def test_a_wrong_name_is_refused_before_tensorflow_is_loaded():
+    code = "import sys; from tfspike import flags\ntry: flags.parse_eval(['--weights=x'])\n" \
+           "except flags.UserError as e: print(e, 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "lenet_mnist" in done.stdout and done.stdout.strip().endswith("False")
+
+
+def test_eval_uses_the_weights(tmp_path):
+    import tensorflow as tf
+
+    with np.load(ROOT / "tfspike" / "data" / "mnist_subset.npz") as data:
+        image, label = data["test_images"][0], int(data["test_labels"][0])
+    tf.io.write_file(str(tmp_path / "digit.png"), tf.io.encode_png(image[..., np.newaxis]))
+    done = subprocess.run([sys.executable, "eval.py", "--weights=lenet_mnist", f"--predict={tmp_path / 'digit.png'}",
+                           "--timesteps=20", "--seeds=1", "--json"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["label"] == label
+
+
+# ---- packing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of a few steps whose network has normalisation, and its configuration."""
+    from tfspike import training
+    from tfspike.config import RunOptions
+
+    folder = tmp_path_factory.mktemp("pack") / "run"
+    config = runs.tiny(folder, norm="tdbn", surrogate="arctan", pooling="average", encoder="direct", epochs=1)
+    training.run(config, RunOptions(), lambda line: None)
+    return config
+
+
+def test_a_run_becomes_an_entry_that_answers_as_the_run(run, tmp_path):
+    options = pretrained.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="few")
+    entry = pretrained.pack(options, lambda line: None)
+    assert pretrained.available(str(tmp_path)) == ["lenet_few"] == [entry.name]
+    assert entry.card.keys() == model_cards.CARD.keys()
+    assert entry.card["draws"] == 1 and entry.card["test_sd"] is None and entry.card["energy"]["images"] == 20
+    assert "lenet_few" in (tmp_path / "models.md").read_text()
+    was, _, info, _ = workdir.load_run(str(run.workdir))
+    now, config, _, _ = pretrained.load("lenet_few", folder=str(tmp_path))
+    assert dataclasses.replace(config, workdir=run.workdir, data_dir=run.data_dir) == run
+    assert np.array_equal(pretrained.noise_scores(was, run, info), pretrained.noise_scores(now, config, info))
+    assert np.allclose(entry.fingerprint["scores"], pretrained.noise_scores(now, config, info), atol=1e-6)
+
+
+def test_what_cannot_be_packed(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.workdir, copy, symlinks=True)
+    os.unlink(copy / "finished.json")
+    with pytest.raises(UserError, match="is not finished"):
+        pretrained.pack(pretrained.PackOptions(workdir=str(copy), out=str(tmp_path)))
+    with pytest.raises(UserError, match="--workdir is missing"):
+        pretrained.PackOptions()
+    with pytest.raises(UserError, match="at most 5 MB"):
+        noise = {"w": np.random.default_rng(0).random(2_000_000).astype("f4")}
+        weight_files.write(str(tmp_path / "out"), "lenet_large", noise, run, {}, {}, {})
+    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(UserError, match="give --title, --source and --licence"):
+        pretrained._source(pretrained.PackOptions(workdir="x"), "kmnist")
+
+
+def test_the_columns_that_a_card_reads_are_there():
+    assert {"date", "commit", "command", "machine", "hours", "val_accuracy"} <= results.COLUMNS.keys()

@@ -1,0 +1,169 @@
+"""The files of the trained weights that come with the library, in `tfspike/weights`. Needs no TensorFlow.
+
+    lenet_mnist.npz     what training has learnt, by the names that variables have in a checkpoint; compressed float32
+    lenet_mnist.json    settings, data set, model card, a fingerprint of the network's answers, the sum of the .npz
+
+`tfspike.pretrained` makes networks of them and writes them; `tfspike.models.create(..., weights=)` reads them too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfspike import checkpoints
+from tfspike import config as config_lib
+from tfspike.config import FIELDS, Config, shown
+from tfspike.errors import UserError
+
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
+FORMAT = 1
+LARGEST = 5_000_000  # bytes of one .npz: every clone of the repository carries it
+_PARTS = {"config": dict, "info": dict, "card": dict, "fingerprint": dict, "sha256": str}
+
+# Arguments of `create` that decide what weights mean; gradient, surrogate, dropout, seed and T do not.
+BINDING = ("neuron", "norm", "pooling", "leak", "threshold")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One set of trained weights.
+
+    Attributes:
+      name: `<network>_<data set>`.
+      path: of its .npz.
+      config: settings of the training, without paths.
+      info: record of a `datasets.DatasetInfo`.
+      card: the model card, plain JSON; `tfspike.model_cards` says what is in it.
+      fingerprint: `scores` of one noise image.
+    """
+
+    name: str
+    path: str
+    config: Config
+    info: dict[str, Any]
+    card: dict[str, Any]
+    fingerprint: dict[str, Any]
+
+    def arrays(self) -> checkpoints.Arrays:
+        """`{variable name: array}`. Raises UserError where the file cannot be read."""
+        return checkpoints.read_arrays(self.path, _ADVICE)
+
+
+_ADVICE = "install tfspike again, or restore the file from the repository"
+
+
+def available(folder: str = FOLDER) -> list[str]:
+    """Names of the trained weights in a folder, the library's own unless another is given."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def check_name(name: Any, folder: str = FOLDER) -> str:
+    """Returns `name`; raises UserError that lists what there is for any other."""
+    known = available(folder)
+    if name not in known:
+        raise UserError(f"There are no trained weights {shown(str(name))}; there are {', '.join(known) or 'none'}. A "
+                        "name is <network>_<data set>.")
+    return str(name)
+
+
+def read(name: str, folder: str = FOLDER) -> Entry:
+    """Everything about one set of weights; the arrays themselves are read by `Entry.arrays`.
+
+    Raises:
+      UserError: there is no such name, or its files are damaged.
+    """
+    stem = os.path.join(folder, check_name(name, folder))
+    try:
+        with open(f"{stem}.json", encoding="utf-8") as file:
+            record = json.loads(file.read(1_000_001))
+        version = record["format"]
+        sound = all(isinstance(record[part], kind) for part, kind in _PARTS.items())
+        whole = checkpoints.checksum(f"{stem}.npz") == record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"The trained weights {name} in {folder} are incomplete or damaged ({type(error).__name__}); "
+                        f"{_ADVICE}.") from error
+    if version != FORMAT:
+        raise UserError(f"{stem}.json has format {shown(version)}, and this version of tfspike reads format {FORMAT}; "
+                        "use the version that it came with.")
+    if not sound or not whole:
+        what = "json is not what tfspike.pretrained writes" if not sound else "npz does not match its checksum"
+        raise UserError(f"The trained weights {name} are damaged: {stem}.{what}; {_ADVICE}.")
+    text = json.dumps({"format": config_lib.FORMAT, "config": record["config"]})
+    return Entry(name, f"{stem}.npz", config_lib.from_json(text, f"{stem}.json"),
+                 *(record[part] for part in ("info", "card", "fingerprint")))
+
+
+def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Config, info: Mapping[str, Any],
+          card: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
+    """Writes the two files of an entry, the .json last: with it the entry is there.
+
+    Args:
+      folder: where to; made if need be.
+      name: `<network>_<data set>`.
+      arrays, config, info, card, fingerprint: as in `Entry`; paths in `config` are left out.
+
+    Returns:
+      Path of the .npz.
+
+    Raises:
+      UserError: the weights are too large for the repository, or the folder cannot be written.
+    """
+    stem = os.path.join(folder, name)
+    aside = f"{stem}.npz.writing"
+    settings = {key: None if FIELDS[key].metadata["path"] else value
+                for key, value in dataclasses.asdict(config).items()}
+    try:
+        os.makedirs(folder, exist_ok=True)
+        try:
+            checkpoints.write_bytes(aside, functools.partial(checkpoints.write_arrays, arrays, compressed=True))
+            size = os.path.getsize(aside)
+            if size > LARGEST:
+                raise UserError(f"The weights of {name} take {size / 1e6:.1f} MB compressed, and at most "
+                                f"{LARGEST / 1e6:g} MB go into the repository; publish them elsewhere.")
+            os.replace(aside, f"{stem}.npz")
+        finally:
+            if os.path.exists(aside):
+                os.unlink(aside)
+        record = {"format": FORMAT, "card": dict(card), "config": settings, "info": dict(info),
+                  "fingerprint": dict(fingerprint), "sha256": checkpoints.checksum(f"{stem}.npz")}
+        checkpoints.write_file(f"{stem}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write weights into {folder}: {error.strerror or error}; give an --out folder that can "
+                        "be written.") from None
+    return f"{stem}.npz"
+
+
+def check_fits(entry: Entry, **given: Any) -> None:
+    """Compares arguments of `create` with the network that the weights are of.
+
+    Args:
+      entry: the weights.
+      given: input_shape, num_classes, hidden, encoder, and all of `BINDING`.
+
+    Raises:
+      UserError: naming every argument that must be another.
+    """
+    config = entry.config
+    wanted = {"input_shape": tuple(entry.info["image_shape"]), "num_classes": entry.info["num_classes"],
+              "hidden": config.hidden, "encoder": None if config.encoder == "none" else config.encoder,
+              **{name: getattr(config, name) for name in BINDING}}
+    wanted["norm"] = None if config.norm == "none" else config.norm
+    if given["encoder"] is None:  # the caller codes images, in whatever way
+        del wanted["encoder"]
+    other = {name: value for name, value in wanted.items() if given[name] != value}
+    if other:
+        need = ", ".join(f"{name}={value!r}" for name, value in other.items())
+        got = ", ".join(f"{name}={given[name]!r}" for name in other)
+        raise UserError(f"The trained weights {entry.name} are of a network with {need}; give that, or leave `weights` "
+                        f"out. Received: {got}.")
