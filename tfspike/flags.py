@@ -46,8 +46,6 @@ class EvalOptions:
 
     workdir: str = setting("", "Folder of the run; may be left out when --compare names two or more.",
                            group="What to evaluate", legal="the folder of a run", path=True)
-    weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
-                                  "lists them.", group="What to evaluate", legal="a name from docs/models.md")
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to evaluate",
                               choices=("best", "last"))
     data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
@@ -71,6 +69,8 @@ class EvalOptions:
                                    **_FROM_0_PJ)
     energy_memory: float = setting(0.0, "pJ of one access to a 32-bit word: about 5 for on-chip SRAM, 640 for DRAM.",
                                    **_FROM_0_PJ)
+    weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
+                                  "lists them.", group="What to evaluate", legal="a name from docs/models.md")
 
     def __post_init__(self) -> None:
         if self.weights is not None:

@@ -120,11 +120,11 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         known here, or the files cannot be written.
     """
     config = config_lib.read_run(options.workdir)
-    finished = results.read_finished(options.workdir, config)
     about = workdir.about(options.workdir)
     if config.neuron == "relu" or "converted" in about:
         raise UserError(f"Weights are packed of networks trained on spikes, and {options.workdir} holds "
                         f"{'an ANN' if config.neuron == 'relu' else 'a converted network'}; give another --workdir.")
+    finished = results.read_finished(options.workdir, config)
     source = _source(options, config.dataset)
     folder, page = _targets(options)
     events = results.read_events(os.path.join(options.workdir, results.METRICS))
