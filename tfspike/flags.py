@@ -81,6 +81,8 @@ class EvalOptions:
         if not self.workdir and self.weights is None:
             raise UserError("--workdir is missing; give the folder of a run, as training named it.")
         for field in dataclasses.fields(self):
+            if field.name == "workdir" and self.weights is not None:
+                continue  # "" stands for none
             object.__setattr__(self, field.name, config_lib.normalise(field, getattr(self, field.name)))
 
     def _check_weights(self) -> None:

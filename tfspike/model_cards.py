@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -185,10 +186,11 @@ def create_call(entry: Entry) -> str:
                 "leak": (config.leak, 0.99), "threshold": (config.threshold, 1.0),
                 "surrogate": (config.surrogate, "leak_aware"), "surrogate_width": (config.surrogate_width, 1.0),
                 "norm": (config.norm, "none"), "pooling": (config.pooling, "neuron")}
-    given = "".join(f", {name}={None if value == 'none' else value!r}"
-                    for name, (value, default) in settings.items() if value != default)
+    given = [repr(config.model), repr(tuple(info["image_shape"])), str(info["num_classes"]), str(config.timesteps)]
+    given += [f"{name}={None if value == 'none' else value!r}"
+              for name, (value, default) in settings.items() if value != default]
     if config.hidden != VARIANTS[config.model].hidden:
-        given += f", hidden={config.hidden}"
-    weights = entry.name.removeprefix(f"{config.model}_")
-    return (f"tfspike.models.create({config.model!r}, {tuple(info['image_shape'])}, {info['num_classes']}, "
-            f"{config.timesteps}{given},\n                      weights={weights!r})")
+        given.append(f"hidden={config.hidden}")
+    given.append(f"weights={entry.name.removeprefix(f'{config.model}_')!r}")
+    call = "tfspike.models.create("
+    return textwrap.fill(call + ", ".join(given) + ")", 100, subsequent_indent=" " * len(call))

@@ -127,7 +127,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     finished = results.read_finished(options.workdir, config)
     source = _source(options, config.dataset)
     folder, page = _targets(options)
-    events = results.read_events(os.path.join(options.workdir, results.METRICS))
+    events = _with_seconds(results.read_events(os.path.join(options.workdir, results.METRICS)), config.batch_size)
     from tfspike import datasets, evaluation
 
     loaded = workdir.load_run(options.workdir, "best", say=say)
@@ -188,6 +188,16 @@ def _learnt_arrays(config: Config, info: Any, checkpoint: Checkpoint) -> dict[st
     names = [name for name, _ in checkpoints.named(checkpoints.learnt(workdir.build_model(config, info)))]
     saved = checkpoint.arrays("model")
     return {name: saved[name] for name in names}
+
+
+def _with_seconds(events: Sequence[Mapping[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+    """Early runs noted images per second and not seconds per step, which hours are added up from."""
+    found = []
+    for event in events:
+        speed = event.get("time/images_per_second")
+        noted = {"time/seconds_per_step": batch_size / speed} if event["event"] == "train" and speed else {}
+        found.append({**noted, **event})
+    return found
 
 
 def _trained_numbers(arrays: Mapping[str, np.ndarray]) -> int:
