@@ -34,7 +34,7 @@ def arguments(entry: weight_files.Entry) -> dict:
 def create(name: str, **changes) -> models.SpikingModel:
     entry = weight_files.read(name)
     weights = name.removeprefix(f"{entry.config.model}_")
-    return models.create(entry.config.model, tuple(entry.info["image_shape"]), entry.info["num_classes"],
+    return models.create(entry.config.model, tuple(entry.info.image_shape), entry.info.num_classes,
                          entry.config.timesteps, weights=weights, **{**arguments(entry), **changes})
 
 
@@ -54,8 +54,8 @@ def test_a_card_is_complete_and_names_no_place_of_a_machine(name):
     assert entry.config.workdir is entry.config.data_dir is None
     text = Path(FOLDER, f"{name}.json").read_text()
     assert "/tmp" not in text and "data_dir=" not in text
-    whole = model_cards.SOURCES[entry.info["name"]].test
-    assert (entry.info["num_test"] == whole) or any("must not be compared" in line for line in entry.card["caveats"])
+    whole = model_cards.SOURCES[entry.info.name].test
+    assert (entry.info.num_test == whole) or any("must not be compared" in line for line in entry.card["caveats"])
 
 
 def test_the_page_is_made_of_the_cards():
@@ -119,7 +119,7 @@ def test_an_unknown_name_is_refused_with_what_there_is():
     ("json", lambda data: b"[]", "incomplete or damaged"),
     ("json", lambda data: data.replace(b'"card": {', b'"card": 3, "old": {', 1), "not what tfspike.pretrained writes"),
     ("json", lambda data: data.replace(b'"format": 1', b'"format": 9', 1), "has format 9"),
-    ("json", lambda data: data.replace(b'"num_classes": 10', b'"num_classes": -1', 1), "data set record"),
+    ("json", lambda data: data.replace(b'"num_classes": 10', b'"num_classes": -1', 1), "no sound record of the data"),
     ("json", lambda data: data.replace(b'"hidden": 200', b'"hidden": 100', 1), "another network")])
 def test_damaged_files_are_refused(end, damage, words, tmp_path):
     for suffix in ("npz", "json"):
@@ -201,10 +201,17 @@ def test_what_cannot_be_packed(run, tmp_path):
         pretrained.PackOptions()
     with pytest.raises(UserError, match="at most 5 MB"):
         noise = {"w": np.random.default_rng(0).random(2_000_000).astype("f4")}
-        weight_files.write(str(tmp_path / "out"), "lenet_large", noise, run, {}, {}, {})
+        weight_files.write(str(tmp_path / "out"), "lenet_large", noise, run, weight_files.read("lenet_mnist").info, {}, {})
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(UserError, match="give --title, --source and --licence"):
         pretrained._source(pretrained.PackOptions(workdir="x"), "kmnist")
+
+
+def test_hours_of_early_runs_follow_from_images_per_second():
+    events = [{"step": 10, "event": "train", "time": 1.0, "time/images_per_second": 16.0}]
+    assert results.hours(pretrained._with_seconds(events, 32)) == pytest.approx(10 * 2 / 3600)
+    noted = [{**events[0], "time/seconds_per_step": 5.0}]
+    assert pretrained._with_seconds(noted, 32) == noted
 
 
 def test_the_columns_that_a_card_reads_are_there():

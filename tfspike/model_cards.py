@@ -143,9 +143,9 @@ def accuracy(card: dict[str, Any]) -> str:
 
 
 def _data(entry: Entry) -> str:
-    source = SOURCES.get(entry.info["name"])
-    part = source is not None and source.train and entry.info["num_test"] != source.test
-    return entry.info["name"] + (", a subset" if part else "")
+    source = SOURCES.get(entry.info.name)
+    part = source is not None and source.train and entry.info.num_test != source.test
+    return entry.info.name + (", a subset" if part else "")
 
 
 def _nanojoules(picojoules: float) -> str:
@@ -160,7 +160,7 @@ def _section(entry: Entry) -> list[str]:
     neurons = f"leak {config.leak:g}, threshold {config.threshold:g}, gradient {config.gradient}, surrogate " \
               f"{config.surrogate}, normalisation {config.norm}, pooling {config.pooling}"
     facts = {
-        "network": f"{config.model} on {' x '.join(map(str, info['image_shape']))}, {card['parameters']:,} parameters, "
+        "network": f"{config.model} on {' x '.join(map(str, info.image_shape))}, {card['parameters']:,} parameters, "
                    f"T = {card['timesteps']}, input {config.encoder}; {neurons}",
         "test": f"{accuracy(card)} of {card['test_records']:,} records",
         "weights": f"after {card['step']:,} steps, {held_out}",
@@ -186,7 +186,7 @@ def create_call(entry: Entry) -> str:
                 "leak": (config.leak, 0.99), "threshold": (config.threshold, 1.0),
                 "surrogate": (config.surrogate, "leak_aware"), "surrogate_width": (config.surrogate_width, 1.0),
                 "norm": (config.norm, "none"), "pooling": (config.pooling, "neuron")}
-    given = [repr(config.model), repr(tuple(info["image_shape"])), str(info["num_classes"]), str(config.timesteps)]
+    given = [repr(config.model), repr(tuple(info.image_shape)), str(info.num_classes), str(config.timesteps)]
     given += [f"{name}={None if value == 'none' else value!r}"
               for name, (value, default) in settings.items() if value != default]
     if config.hidden != VARIANTS[config.model].hidden:

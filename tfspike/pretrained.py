@@ -49,14 +49,12 @@ def load(name: str, timesteps: int | None = None, folder: str = FOLDER) -> tuple
     Raises:
       UserError: there is no such name, or its files are damaged.
     """
-    from tfspike import datasets
     from tfspike.folding import fold
 
     entry = weight_files.read(name, folder)
-    info = datasets.DatasetInfo.from_dict(entry.info)
-    model = workdir.build_model(entry.config, info, timesteps)
+    model = workdir.build_model(entry.config, entry.info, timesteps)
     checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {name}")
-    return fold(model), entry.config, info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
+    return fold(model), entry.config, entry.info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
 
 
 def noise_scores(model: Any, config: Config, info: Any) -> np.ndarray:
@@ -157,7 +155,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         "caveats": model_cards.caveats(config, info, source, energy["images"])}
     name = f"{config.model}_{options.name or config.dataset}"
     fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, config, info)]}
-    weight_files.write(folder, name, arrays, config, info.to_dict(), card, fingerprint)
+    weight_files.write(folder, name, arrays, config, info, card, fingerprint)
     checkpoints.write_file(page, model_cards.page([weight_files.read(each, folder) for each in available(folder)]))
     return weight_files.read(name, folder)
 

@@ -20,6 +20,7 @@ import numpy as np
 from tfspike import checkpoints
 from tfspike import config as config_lib
 from tfspike.config import FIELDS, Config, shown
+from tfspike.datasets import DatasetInfo
 from tfspike.errors import UserError
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
@@ -39,7 +40,7 @@ class Entry:
       name: `<network>_<data set>`.
       path: of its .npz.
       config: settings of the training, without paths.
-      info: record of a `datasets.DatasetInfo`.
+      info: of the data.
       card: the model card, plain JSON; `tfspike.model_cards` says what is in it.
       fingerprint: `scores` of one noise image.
     """
@@ -47,7 +48,7 @@ class Entry:
     name: str
     path: str
     config: Config
-    info: dict[str, Any]
+    info: DatasetInfo
     card: dict[str, Any]
     fingerprint: dict[str, Any]
 
@@ -100,11 +101,16 @@ def read(name: str, folder: str = FOLDER) -> Entry:
         what = "json is not what tfspike.pretrained writes" if not sound else "npz does not match its checksum"
         raise UserError(f"The trained weights {name} are damaged: {stem}.{what}; {_ADVICE}.")
     text = json.dumps({"format": config_lib.FORMAT, "config": record["config"]})
-    return Entry(name, f"{stem}.npz", config_lib.from_json(text, f"{stem}.json"),
-                 *(record[part] for part in ("info", "card", "fingerprint")))
+    config = config_lib.from_json(text, f"{stem}.json")
+    try:
+        info = DatasetInfo.from_dict(record["info"])
+    except UserError as error:
+        raise UserError(f"The trained weights {name} are damaged: {stem}.json has no sound record of the data; "
+                        f"{_ADVICE}.") from error
+    return Entry(name, f"{stem}.npz", config, info, record["card"], record["fingerprint"])
 
 
-def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Config, info: Mapping[str, Any],
+def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Config, info: DatasetInfo,
           card: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
     """Writes the two files of an entry, the .json last: with it the entry is there.
 
@@ -135,7 +141,7 @@ def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Conf
         finally:
             if os.path.exists(aside):
                 os.unlink(aside)
-        record = {"format": FORMAT, "card": dict(card), "config": settings, "info": dict(info),
+        record = {"format": FORMAT, "card": dict(card), "config": settings, "info": info.to_dict(),
                   "fingerprint": dict(fingerprint), "sha256": checkpoints.checksum(f"{stem}.npz")}
         checkpoints.write_file(f"{stem}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     except OSError as error:
@@ -155,7 +161,7 @@ def check_fits(entry: Entry, **given: Any) -> None:
       UserError: naming every argument that must be another.
     """
     config = entry.config
-    wanted = {"input_shape": tuple(entry.info["image_shape"]), "num_classes": entry.info["num_classes"],
+    wanted = {"input_shape": tuple(entry.info.image_shape), "num_classes": entry.info.num_classes,
               "hidden": config.hidden, "encoder": None if config.encoder == "none" else config.encoder,
               **{name: getattr(config, name) for name in BINDING}}
     wanted["norm"] = None if config.norm == "none" else config.norm
