@@ -15,10 +15,10 @@ All of them: SGD without momentum, L2 weight decay 5e-4, learning rate x 0.2 at 
 The presets `paper_*` (tfspike/configs/) are these rows and nothing else. The recipes start from them with the default
 gradient, and deviate where a comment says so. A pair without a row of its own takes the row of its family.
 
-Deep networks (resnet20, vgg11, vgg16) do not learn this way: without normalisation the gradient grows a millionfold
-from the last layer to the first, and a neuron that never fired passes none on. They take normalised currents (tdBN), a
-surrogate of the membrane potential in place of the paper's slope, and, because then four steps are enough, constant
-currents as input and averages in place of pooling neurons.
+Deep networks (resnet20, vgg11, vgg16) do not learn this way: without normalisation the gradient grows thousands of
+times from the last layer to the first, and a neuron that never fired passes none on. They take normalised currents
+(tdBN), a surrogate of the membrane potential in place of the paper's slope, and, because then four steps are enough,
+constant currents as input and averages in place of pooling neurons.
 """
 
 from __future__ import annotations

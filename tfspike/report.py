@@ -280,7 +280,8 @@ def _tiles(results: RunResults) -> list[tuple[str, str, str]]:
     result, energy = results.result, results.energy
     reached = result.steps_to(0.99)
     snn, ann = (energy.picojoules(operations) * 1e-12 for operations in (result.operations, result.ann))
-    noise = f"{result.images:,} images" + ", one draw of the input noise" * (results.settings["encoder"] == "poisson")
+    random = results.settings.get("encoder") == "poisson"
+    noise = f"{result.images:,} images" + ", one draw of the input noise" * random
     return [(f"{100 * result.accuracy:.2f} %", "test accuracy", noise),
             (pages.count(result.spikes_by_step[-1]), "spikes per image", "all layers and the input"),
             (plots.joules(snn), "energy per image", f"ANN of the same shape: {plots.joules(ann)}"),
