@@ -161,7 +161,7 @@ def test_recipes_and_presets_leave_an_ann_what_it_can_have(model: str) -> None:
     assert (made.learning_rate, made.dropout, made.kappa) == (spiking.learning_rate, spiking.dropout, spiking.kappa)
     assert f"{model}-cifar10-relu-" in str(made.workdir) and made.workdir != spiking.workdir
     assert config.from_json(config.to_json(made)) == made
-    assert config.resolve({"neuron": "relu"}, preset="paper_lenet").gradient == Config().gradient
+    assert config.resolve({"neuron": "relu"}, preset="paper_lenet_mnist").gradient == Config().gradient
 
 
 def test_runs_from_before_this_setting_are_spiking_and_keep_their_folder(tmp_path: Path) -> None:
