@@ -147,3 +147,16 @@ def test_the_estimate_is_within_a_quarter_of_a_real_process(case):
                           timeout=600, check=True)
     measured, estimated = map(int, done.stdout.split()[-2:])
     assert estimated == pytest.approx(measured, rel=0.25), json.dumps({"measured": measured, "estimated": estimated})
+
+
+def test_a_network_that_is_trained_layer_by_layer_keeps_whole_windows() -> None:
+    """Measured on 2 cores, AdamW: 617 MB (rate, T = 25, batch 16), 762 MB (event, T = 4, batch 32), 340 MB (rate)."""
+    def peak(gradient: str, timesteps: int, batch: int) -> float:
+        model = models.create("resnet20", (32, 32, 3), 10, timesteps, gradient=gradient, encoder="direct", norm="tdbn",
+                              surrogate="arctan", pooling="average")
+        model.configure_engine(kernel="xla")
+        return summary.memory(model, batch, True, "adamw").peak / 1e6
+
+    assert 0.75 * 617 < peak("rate", 25, 16) < 1.25 * 617
+    assert 0.75 * 762 < peak("event", 4, 32) < 1.25 * 762
+    assert 0.75 * 340 < peak("rate", 4, 32) < 1.25 * 340

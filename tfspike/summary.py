@@ -31,8 +31,8 @@ CHUNK_TENSORS = 3
 # A window's recorded spikes exist twice while the chunks' parts are joined to one tensor.
 RECORD_COPIES = 2
 # Bytes per neuron and step that training layer by layer keeps besides the spikes: currents before and behind a
-# normalisation, in float32.
-LAYERED_BYTES = 12
+# normalisation, in float32. "rate" needs their means alone.
+LAYERED_BYTES = {"rate": 0, "event": 12}
 OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2}  # float32 values per weight
 
 
@@ -213,6 +213,7 @@ class _Context:
         engine = model.engine
         # layer by layer: whole windows, with what autodiff keeps of them, instead of a record
         self.by_layers = engine is None or (training and not engine.can_train)
+        self.rule = "event" if engine is None else engine.gradient
         self.gradient = "event" if self.by_layers else engine.gradient
         self.chunk = self.timesteps if self.by_layers else engine.chunks(batch_size, training)[0]
         steps = math.ceil(self.timesteps / self.chunk) * math.ceil(self.chunk / 8)
@@ -242,7 +243,7 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     if isinstance(layer, WindowDropout) and layer.rate and context.training:
         sizes["states"] = 4 * neurons
     if isinstance(layer, SpikingLayer) or isinstance(layer, WindowDropout) and layer.rate:
-        kept = LAYERED_BYTES if context.by_layers and isinstance(layer, SpikingLayer) else 0
+        kept = LAYERED_BYTES[context.rule] if context.by_layers and isinstance(layer, SpikingLayer) else 0
         sizes["chunk"] = context.kept_steps() * neurons * (_width(layer) + kept)
     return LayerRow(layer.name, type(inner).__name__, shape, parameters, _macs(inner, shape), sizes)
 
