@@ -207,8 +207,9 @@ def test_a_residual_net_learns_a_batch_with_every_layer_alive(gradient: str, sur
 
 
 @pytest.mark.parametrize(("gradient", "surrogate", "width"), [
-    ("event", "triangular", 1.0), ("event", "arctan", 1.0), ("event", "sigmoid", 1.0), ("rate", "triangular", 1.5),
-    ("rate", "arctan", 2.0)])
+    ("event", "arctan", 1.0), ("rate", "arctan", 2.0),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("event", "triangular", 1.0), ("event", "sigmoid", 1.0), ("rate", "triangular", 1.5)))])
 def test_the_gradient_of_resnet20_keeps_its_size_with_depth_while_it_trains(gradient: str, surrogate: str,
                                                                            width: float) -> None:
     model = models.create("resnet20", (32, 32, 3), 10, 4, gradient=gradient, encoder="direct", surrogate=surrogate,
