@@ -134,6 +134,8 @@ def test_model_and_data_set_of_the_highest_source_choose_the_recipe(tmp_path):
 def test_the_leak_aware_slope_has_no_width():
     assert resolve({"model": "resnet20", "surrogate": "leak_aware"}).surrogate_width == 1.0
     assert resolve({"model": "resnet20"}).surrogate_width == 2.0
+    assert resolve({"model": "resnet20", "gradient": "event"}).surrogate_width == 1.0  # docs/depth.md
+    assert resolve({"model": "resnet20", "gradient": "event", "surrogate_width": 3.0}).surrogate_width == 3.0
     with pytest.raises(UserError, match="--surrogate_width=3 stretches a surrogate"):
         resolve({"surrogate_width": 3.0})
 

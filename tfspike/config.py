@@ -413,8 +413,9 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
     if names["neuron"] == "relu":
         ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
-    if asked.get("surrogate") == "leak_aware" and "surrogate_width" not in asked:
-        asked["surrogate_width"] = FIELDS["surrogate_width"].default  # the paper's slope has none
+    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
+        # the paper's slope has none, and through time a recipe's width for "rate" makes gradients explode: docs/depth.md
+        asked["surrogate_width"] = FIELDS["surrogate_width"].default
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
         asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
