@@ -414,7 +414,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     if names["neuron"] == "relu":
         ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
     if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
-        # the paper's slope has none, and through time a recipe's width for "rate" makes gradients explode: docs/depth.md
+        # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
         asked["surrogate_width"] = FIELDS["surrogate_width"].default
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
         asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
