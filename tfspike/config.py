@@ -145,6 +145,12 @@ def normalise(field: dataclasses.Field, value: Any) -> Any:
         raise UserError(f"--{field.name} takes {legal_values(field)}; received {shown(value)}.{hint}") from None
 
 
+def normalise_all(settings: Any) -> None:
+    """Checks every field of a frozen dataclass of settings and brings it into its one form; errors as `normalise`."""
+    for field in dataclasses.fields(settings):
+        object.__setattr__(settings, field.name, normalise(field, getattr(settings, field.name)))
+
+
 def parse_text(field: dataclasses.Field, text: str) -> Any:
     """Returns the value that a flag's text stands for; "none" is None for optional fields and () for lists.
 
@@ -279,8 +285,7 @@ class Config:
         Raises:
           UserError: naming the flag, what is legal, what was received and what to do.
         """
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
+        normalise_all(self)
         if any(a >= b for a, b in zip(self.lr_milestones, self.lr_milestones[1:])):
             raise UserError(f"--lr_milestones must increase; received {shown(self.lr_milestones)}. "
                             "Give each epoch once, the earliest first.")
@@ -368,8 +373,7 @@ class RunOptions:
                             group="This command")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
+        normalise_all(self)
         if self.resume not in RESUME_WORDS and not _is_there(self.resume):
             raise UserError(f"--resume takes auto, never, must or the path of a checkpoint or workdir; there is no "
                             f"{shown(self.resume)}.{closest(self.resume, RESUME_WORDS)}")

@@ -48,6 +48,7 @@ class ThresholdNorm(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         shape = (input_shape[-1],)
+
         def add(start: str, name: str, trainable: bool) -> Any:
             return self.add_weight(shape, start, "float32", trainable=trainable, autocast=False, aggregation="mean",
                                    name=name)

@@ -99,8 +99,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         if not self.workdir:
             raise UserError("--workdir is missing; give the folder of a finished run, as training named it.")
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, config_lib.normalise(field, getattr(self, field.name)))
+        config_lib.normalise_all(self)
 
 
 def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:

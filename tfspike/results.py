@@ -82,8 +82,7 @@ class ResultOptions:
     def __post_init__(self) -> None:
         if not self.workdir:
             raise UserError("--workdir is missing; give the folder of a finished run, as training named it.")
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, config_lib.normalise(field, getattr(self, field.name)))
+        config_lib.normalise_all(self)
 
 
 def record(options: ResultOptions) -> tuple[dict[str, str], bool]:

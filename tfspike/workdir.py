@@ -98,7 +98,7 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
     config_lib.check_resumable(config_lib.read_run(workdir), config)
     if "converted" in about(workdir):
         raise UserError(f"{workdir} holds a converted network, not a run to continue; to train it further, give "
-                        f"--init_from={os.path.join(workdir, 'model.keras')} and another --workdir.")
+                        f"--init_from={os.path.join(workdir, CONVERTED)} and another --workdir.")
     _check_init(workdir, options)
     if _is_finished(workdir, config):
         more = "" if config.lr_schedule == "cosine" else " Raise --epochs to continue."

@@ -49,8 +49,7 @@ class ConversionOptions:
     def __post_init__(self) -> None:
         if not self.run:
             raise UserError("--run is missing; give the folder of a run of train.py --neuron=relu.")
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, config_lib.normalise(field, getattr(self, field.name)))
+        config_lib.normalise_all(self)
 
 
 def parse(argv: Sequence[str] | None = None) -> ConversionOptions:

@@ -71,7 +71,7 @@ class SpikingModel(keras.Model):
         """
         if self.plan is None:
             return super().call(inputs, training=training, mask=mask)
-        if self.engine is None or (training and not self.engine.can_train):
+        if self.engine is None:
             return self.call_layers(inputs, training=training, seed=seed)
         return self.observe(inputs, training=training, seed=seed)[0]
 
