@@ -130,8 +130,9 @@ class Engine:
         moments: list[tuple[tf.Tensor, tf.Tensor]] = []
 
         def measure(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            moments.append(call.layer.moments(currents))
-            return call.layer.normalise(currents, *moments[-1])
+            normalised, *of_window = call.layer.standardise(currents)
+            moments.append(tuple(of_window))
+            return normalised
 
         def body(i: tf.Tensor, steps: int, states: list[NeuronState], membrane: tf.Tensor, total: tf.Tensor,
                  recorded: list[tf.TensorArray]) -> Any:
@@ -212,7 +213,7 @@ class Engine:
                                             lambda delta: first.__setitem__(id(call), delta), self.kernel)
 
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-                return call.layer.normalise(currents, *call.layer.moments(currents))
+                return call.layer.standardise(currents)[0]
 
             delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
             grads = self._gradient(train, masks, neurons, norms, weights, values, fixed, delta)

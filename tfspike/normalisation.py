@@ -10,6 +10,8 @@ import tensorflow as tf
 from tfspike import gradients
 from tfspike.checks import check_choice, check_positive, check_share
 
+_FUSED = ("float32", "bfloat16", "float16")  # what the fused operation takes
+
 
 @keras.saving.register_keras_serializable("tfspike")
 class ThresholdNorm(keras.layers.Layer):
@@ -66,13 +68,32 @@ class ThresholdNorm(keras.layers.Layer):
         """
         if not training:
             return self.normalise(currents, self.moving_mean.value, self.moving_variance.value)
-        mean, variance = self.moments(currents)
+        whole, mean, variance = self.standardise(currents)
         self.follow(mean, variance)
-        whole = self.normalise(currents, mean, variance)
         if self.gradient == "event":
             return whole
         once = self.normalise_rate(tf.reduce_mean(tf.cast(currents, tf.float32), axis=0, keepdims=True), variance)
         return _with_gradient_of(tf.stop_gradient(whole), once)
+
+    def standardise(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Currents `[T, B, ..., C]` with their own statistics: `(normalised, mean [C], variance [C])`.
+
+        One replica takes TensorFlow's fused operation, which is four to six times faster than the arithmetic of
+        `moments` and `normalise` (2 cores, bfloat16, forward and backward) and gives the same.
+        """
+        replica = tf.distribute.get_replica_context()
+        if self.compute_dtype not in _FUSED or replica is None or replica.num_replicas_in_sync > 1:
+            mean, variance = self.moments(currents)
+            return self.normalise(currents, mean, variance), mean, variance
+        images = tf.reshape(currents, [-1, 1, 1, currents.shape[-1]] if len(currents.shape) < 5
+                            else [-1, *currents.shape[2:]])
+        nothing = tf.zeros([0], tf.float32)
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=tf.cast(images, self.compute_dtype), scale=(self.alpha * self.threshold) * self.gamma.value,
+            offset=self.beta.value, mean=nothing, variance=nothing, epsilon=self.epsilon, is_training=True)
+        count = tf.cast(tf.size(images) // currents.shape[-1], tf.float32)
+        # the operation divides by count - 1, unlike `moments`
+        return tf.reshape(y, tf.shape(currents)), mean, variance * (count - 1.0) / count
 
     def moments(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance per channel `[C]`, float32, over everything else and over all replicas."""
