@@ -71,8 +71,8 @@ RECIPES: dict[tuple[str, str], Settings] = {
     ("resnet9", "cifar10"): FAMILIES["residual"],
     ("resnet11", "cifar10"): FAMILIES["residual"],
     ("resnet20", "svhn_cropped"): FAMILIES["deep"],
-    # Crops and flips (on for natural images) need more passes than digits do.
-    ("resnet20", "cifar10"): {**FAMILIES["deep"], "epochs": 30},
+    # Six times the images: twice the batch, whose steps cost less per image, and fewer passes.
+    ("resnet20", "cifar10"): {**FAMILIES["deep"], "batch_size": 64, "learning_rate": 0.004, "epochs": 16},
 }
 
 # A learning rate belongs to its optimiser: asked for another one than the recipe's, a run has these instead.
