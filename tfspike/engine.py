@@ -10,8 +10,9 @@ chunk is forgotten but for what the backward pass needs:
   the first, gives each layer its recorded spikes, and carries delta to the chunk before. The forward convolutions of
   this pass are never used and never computed.
 
-A normalisation looks at a whole window before the next layer may begin, so in training such a net runs in one chunk; a
-window that is longer than a chunk is trained layer by layer (`Engine.can_train`).
+A normalisation looks at a whole window before the next layer may begin, so in training such a net runs in one chunk,
+whose memory grows with T. With "event" a window of more than 8 steps is trained layer by layer instead
+(`Engine.can_train`), as a chunk's spikes are the bits of one byte.
 
 The values are those of the layer-by-layer road (`tfspike.gradients`); tests compare the two.
 """
@@ -72,7 +73,8 @@ class Engine:
         """Whether training takes this road; inference always does."""
         through_time = self.gradient == "event" and any(
             call.layer.surrogate != LEAK_AWARE for call in self.plan.spiking)  # needs all membrane potentials
-        return not through_time and not (self.plan.norms and self.timesteps > kernels.MOST_STEPS)
+        too_long = self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS
+        return not through_time and not too_long
 
     # ---- public ------------------------------------------------------------------------------------------------
 

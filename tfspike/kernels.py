@@ -45,16 +45,23 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
     """A chunk of steps.
 
     Args:
-      currents: `[steps, B, ...]`, at most 8 steps.
+      currents: `[steps, B, ...]`; at most 8 steps where bits are kept.
       state: the state before.
       neuron: the neuron's constants.
       keep_bits: also pack the spikes.
       kernel: "plain" or "xla".
 
     Returns:
-      `(spikes [steps, B, ...] in the dtype of currents, state after, bits [B, ...] uint8)`.
+      `(spikes [steps, B, ...] in the dtype of currents, state after, bits [B, ...] uint8)`; of more than 8 steps the
+      bits are those of the last.
     """
     steps = currents.shape[0]
+    if steps > MOST_STEPS:  # a window that a normalisation needs in one piece
+        parts = []
+        for start in range(0, steps, MOST_STEPS):
+            spikes, state, bits = fire(currents[start:start + MOST_STEPS], state, neuron, keep_bits, kernel)
+            parts.append(spikes)
+        return tf.concat(parts, axis=0), state, bits
     if kernel == "xla":
         bits, membrane = _integrate_xla(currents, state.membrane, neuron)
         spikes = _unpack_xla(bits, steps, currents.dtype)

@@ -192,7 +192,8 @@ def memory_warning(model: keras.Model, batch_size: int, optimizer: str = "sgd",
     ways = [f"--batch_size={fitting}"] if fitting < batch_size else ["a smaller --timesteps or --hidden"]
     context = _Context(model, batch_size, True, optimizer)
     if context.by_layers and context.plan.norms and context.timesteps > kernels.MOST_STEPS:
-        ways.append(f"--timesteps={kernels.MOST_STEPS} (longer normalised windows are trained layer by layer)")
+        ways.append("--gradient=rate (with event, normalised windows of more than "
+                    f"{kernels.MOST_STEPS} steps are trained layer by layer)")
     elif context.gradient == "event":
         ways.append("--gradient=rate (its memory does not grow with --timesteps)")
     return (f"Training needs about {_bytes(peak)} and {_bytes(available)} are free, so it may be killed for want of "
