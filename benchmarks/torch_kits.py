@@ -28,6 +28,9 @@ class _StepKit:
     def over_time(self, synapse: Callable[[Tensor], Tensor], spikes: Tensor) -> Tensor:
         return synapse(spikes)
 
+    def norm(self, channels: int, alpha: float) -> torch.nn.Module:
+        raise NotImplementedError("tdBN looks at a whole window, and this library goes step by step")
+
     def reset(self) -> None:
         for cell in self.cells:
             cell.state = None
@@ -243,9 +246,9 @@ class SpikingJelly:
     weight_scale = 1.0
 
     def __init__(self) -> None:
-        from spikingjelly.activation_based import functional, neuron, surrogate
+        from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-        self.functional, self.neuron, self.surrogate = functional, neuron, surrogate
+        self.functional, self.layer, self.neuron, self.surrogate = functional, layer, neuron, surrogate
         self.nodes: list[Any] = []
 
     def _keep(self, node: Any) -> Any:
@@ -266,6 +269,9 @@ class SpikingJelly:
         # NonSpikingLIFNode computes v + (I - v) / tau; the factor tau back is one product on [B, classes].
         node = self._keep(self.neuron.NonSpikingLIFNode(tau=1 / (1 - LEAK), decode="last_mem"))
         return lambda currents: node(currents) / (1 - LEAK)
+
+    def norm(self, channels: int, alpha: float) -> torch.nn.Module:
+        return self.layer.ThresholdDependentBatchNorm2d(alpha, THRESHOLD, channels)
 
     def over_time(self, synapse: Callable[[Tensor], Tensor], spikes: Tensor) -> Tensor:
         return self.functional.seq_to_ann_forward(spikes, synapse)

@@ -36,6 +36,10 @@ class Kit(Protocol):
         """Takes currents, returns the membrane after the latest step, [B, classes], in units of the threshold."""
         ...
 
+    def norm(self, channels: int, alpha: float) -> nn.Module:
+        """Normalisation of the currents of a whole window (tdBN), for deep nets."""
+        ...
+
     def over_time(self, synapse: Callable[[Tensor], Tensor], spikes: Tensor) -> Tensor:
         """A layer without state, applied to a step or to every step of a window."""
         ...
@@ -57,11 +61,13 @@ class Net(nn.Module):
       channels, size: of the input images (square).
       classes: outputs.
       kit: the library's neurons.
+      deep: normalised currents (tdBN, which the kit must have), constant input, averages without pooling neurons.
     """
 
-    def __init__(self, variant: Variant, channels: int, size: int, classes: int, kit: Kit):
+    def __init__(self, variant: Variant, channels: int, size: int, classes: int, kit: Kit, deep: bool = False):
         super().__init__()
-        self.kit, self.kappa = kit, variant.kappa
+        self.kit, self.kappa, self.deep = kit, 2.0 if deep else variant.kappa, deep
+        self.norms = nn.ModuleList()
         self.neurons: list[Neuron] = []
         self.synapses = nn.ModuleList()
         self.stages = []
@@ -104,6 +110,14 @@ class Net(nn.Module):
         conv = nn.Conv2d(channels, filters, kernel, stride, padding=(kernel - 1) // 2, bias=False)
         return self._add(conv, channels * kernel * kernel)
 
+    def _normalised(self, synapse: Neuron, channels: int, alpha: float = 1.0) -> Neuron:
+        """The synapse over time and, in a deep net, the normalisation of its currents."""
+        if not self.deep:
+            return lambda spikes: self.kit.over_time(synapse, spikes)
+        norm = self.kit.norm(channels, alpha)
+        self.norms.append(norm)
+        return lambda spikes: norm(self.kit.over_time(synapse, spikes))
+
     def _dense(self, features: int, units: int) -> nn.Module:
         return self._add(nn.Linear(features, units, bias=False), features)
 
@@ -112,26 +126,34 @@ class Net(nn.Module):
         return lambda spikes: lif(self.kit.over_time(dense, spikes))
 
     def _conv(self, channels: int, stage: Conv) -> Neuron:
-        conv, lif = self._synapse(channels, stage.filters, stage.kernel), self._neuron(self.kit.lif())
-        return lambda spikes: lif(self.kit.over_time(conv, spikes))
+        conv = self._normalised(self._synapse(channels, stage.filters, stage.kernel), stage.filters)
+        lif = self._neuron(self.kit.lif())
+        return lambda spikes: lif(conv(spikes))
 
     def _pool(self) -> Neuron:
-        neuron = self._neuron(self.kit.pooling(POOL_THRESHOLD))
         pool = nn.AvgPool2d(2)
+        if self.deep:
+            return lambda spikes: self.kit.over_time(pool, spikes)
+        neuron = self._neuron(self.kit.pooling(POOL_THRESHOLD))
         return lambda spikes: neuron(self.kit.over_time(pool, spikes))
 
     def _block(self, channels: int, stage: Block) -> Neuron:
         stride = stage.strides[0] * stage.strides[1]
-        first = self._synapse(channels, stage.filters, 3, stage.strides[0])
+        filters, half = stage.filters, math.sqrt(0.5)  # two paths add up
+        first = self._normalised(self._synapse(channels, filters, 3, stage.strides[0]), filters)
         middle = self._neuron(self.kit.lif())
-        second = self._synapse(stage.filters, stage.filters, 3, stage.strides[1])
+        second = self._normalised(self._synapse(filters, filters, 3, stage.strides[1]), filters, half)
         last = self._neuron(self.kit.lif())
-        convolved = channels != stage.filters
-        shortcut = self._synapse(channels, stage.filters, 1, stride) if convolved else self._subsampled(stride)
+        if channels != filters:
+            shortcut = self._normalised(self._synapse(channels, filters, 1, stride), filters, half)
+        else:
+            subsampled = self._subsampled(stride)
+
+            def shortcut(spikes: Tensor) -> Tensor:
+                return self.kit.over_time(subsampled, spikes)
 
         def block(spikes: Tensor) -> Tensor:
-            current = self.kit.over_time(second, middle(self.kit.over_time(first, spikes)))
-            return last(current + self.kit.over_time(shortcut, spikes))
+            return last(second(middle(first(spikes))) + shortcut(spikes))
 
         return block
 
@@ -164,13 +186,13 @@ def output(net: Net, x: Tensor, timesteps: int) -> Tensor:
     net.kit.reset()
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     if net.kit.multi_step:
-        spikes = signed_poisson(x, timesteps)
+        spikes = x.unsqueeze(0).repeat(timesteps, *[1] * x.dim()) if net.deep else signed_poisson(x, timesteps)
         if channels_last:
             spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (timesteps, -1))
         membrane = net(spikes)
     else:
         for _ in range(timesteps):
-            spikes = signed_poisson(x)
+            spikes = x if net.deep else signed_poisson(x)
             membrane = net(spikes.contiguous(memory_format=torch.channels_last) if channels_last else spikes)
     net.kit.finish(timesteps)
     return membrane.float() / timesteps

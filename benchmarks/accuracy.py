@@ -1,0 +1,111 @@
+"""Accuracy per epoch and per second, side by side: `python -m benchmarks.accuracy --work lenet --data-dir DIR`.
+
+Every library and seed is a process of its own, on the same images in the same order. Results are added to a JSON
+file after every process; a run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import cases
+from benchmarks.learning import WORKS, Work
+from benchmarks.process import run_worker
+
+TFSPIKE = (*cases.TFSPIKE, "tfspike-rate-last-spike")
+LIBRARIES = (*TFSPIKE, "authors", "snntorch", "spikingjelly")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    args = _arguments(arguments)
+    work = WORKS[args.work]
+    path = Path(args.out)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = _write(work, args.data_dir, folder)
+        for seed in range(args.seeds):
+            for library in args.libraries:
+                key = f"{args.work}/{library}/{args.precision}/seed{seed}"
+                if found.get(key, {}).get("status") != "ok":
+                    found[key] = _run(work, library, seed, data, args)
+                    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(f"{key}  {_line(found[key])}", flush=True)
+    print("\n" + table(found, args.goal))
+    return 0
+
+
+def _write(work: Work, data_dir: str | None, folder: str) -> str:
+    from tfspike import datasets
+
+    train, test = (datasets.load(work.dataset, split, data_dir) for split in ("train", "test"))
+    info = datasets.describe(train)
+    n, m = work.train_images or len(train.labels), work.test_images or len(test.labels)
+    path = os.path.join(folder, "data.npz")
+    np.savez(path, x=info.normalise(np.asarray(train.images[:n])), y=np.asarray(train.labels[:n]).astype("int64"),
+             test_x=info.normalise(np.asarray(test.images[:m])), test_y=np.asarray(test.labels[:m]).astype("int64"))
+    return path
+
+
+def _run(work: Work, library: str, seed: int, data: str, args: argparse.Namespace) -> dict[str, Any]:
+    order = {**dataclasses.asdict(work), "library": library, "precision": args.precision, "seed": seed, "data": data,
+             "threads": args.threads}
+    python, worker = (sys.executable, "learn_tfspike") if library in TFSPIKE else (args.peers_python, "learn_torch")
+    return run_worker(python, f"benchmarks.{worker}", order, args.cap_gb, args.timeout)
+
+
+def _line(record: dict[str, Any]) -> str:
+    if record["status"] != "ok":
+        return " ".join([record["status"].upper(), *record.get("error", [])[-1:]])
+    step, seconds, accuracy = record["curve"][-1]
+    return f"{100 * accuracy:.2f} % after {step} steps and {seconds:.0f} s"
+
+
+def table(found: dict[str, Any], goal: float) -> str:
+    """A line per work, library and precision, means over seeds: accuracy, seconds, seconds to a stated accuracy."""
+    groups: dict[str, list[Any]] = {}
+    for key, record in found.items():
+        if record["status"] == "ok":
+            groups.setdefault(key.rpartition("/")[0], []).append(record["curve"])
+    lines = [f"| work, library, precision | seeds | accuracy, % | spread | seconds | seconds to {100 * goal:g} % |",
+             "|---|---|---|---|---|---|"]
+    for key, curves in groups.items():
+        last = [100 * curve[-1][2] for curve in curves]
+        spread = f"{statistics.stdev(last):.2f}" if len(last) > 1 else ""
+        reached = [next((seconds for _, seconds, accuracy in curve if accuracy >= goal), None) for curve in curves]
+        when = "not reached" if None in reached else f"{statistics.mean(reached):.0f}"
+        lines.append(f"| {key} | {len(curves)} | {statistics.mean(last):.2f} | {spread} "
+                     f"| {statistics.mean(curve[-1][1] for curve in curves):.0f} | {when} |")
+    return "\n".join(lines)
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", choices=tuple(WORKS), default="lenet", help="see learning.py; default: lenet")
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument("--precision", choices=cases.PRECISIONS, default="float32")
+    parser.add_argument("--seeds", type=int, default=3, help="processes per library; default: 3")
+    parser.add_argument("--goal", type=float, default=0.97, help="accuracy whose time is told; default: 0.97")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--data-dir", default=None, help="folder of the prepared data sets")
+    parser.add_argument("--out", default="accuracy.json", help="results file, added to; default: accuracy.json")
+    parser.add_argument("--peers-python", default=os.environ.get("TFSPIKE_PEERS_PYTHON", sys.executable),
+                        help="interpreter of the environment with requirements-peers.txt; default: "
+                             "$TFSPIKE_PEERS_PYTHON, else this one")
+    parser.add_argument("--cap-gb", type=float, default=20.0, help="resident memory per process, GB; default: 20")
+    parser.add_argument("--timeout", type=float, default=7200.0, help="seconds per process; default: 7200")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
