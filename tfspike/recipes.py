@@ -73,6 +73,7 @@ RECIPES: dict[tuple[str, str], Settings] = {
     ("resnet20", "svhn_cropped"): FAMILIES["deep"],
     # Six times the images: twice the batch, whose steps cost less per image, and fewer passes.
     ("resnet20", "cifar10"): {**FAMILIES["deep"], "batch_size": 64, "learning_rate": 0.004, "epochs": 16},
+    ("vgg11", "cifar10"): {**FAMILIES["deep"], "batch_size": 64, "epochs": 10},
 }
 
 # A learning rate belongs to its optimiser: asked for another one than the recipe's, a run has these instead.
