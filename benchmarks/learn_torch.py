@@ -1,4 +1,4 @@
-"""One process, one peer learning: started by `benchmarks.accuracy` in the environment that has PyTorch and the peers."""
+"""One process, one peer learning: started by `benchmarks.accuracy` in the environment that has the peers."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class Work:
       batch: images per step.
       epochs: passes over the training images.
       train_images, test_images: the first ones are taken; 0 for all.
-      deep: normalised currents (tdBN), an arctangent surrogate, constant currents as input, averages in place of pooling
-        neurons, cross entropy and AdamW with a cosine; else the paper's way, with Poisson spikes, squared error and
-        the optimiser of `OPTIMIZERS`.
+      deep: normalised currents (tdBN), an arctangent surrogate, constant currents as input, averages in place of
+        pooling neurons, cross entropy and AdamW with a cosine; else the paper's way, with Poisson spikes, squared
+        error and the optimiser of `OPTIMIZERS`.
     """
 
     net: str
@@ -63,7 +63,8 @@ def optimizer_of(library: str) -> tuple[str, float]:
 def cosine(step: int, steps: int, epochs: int) -> float:
     """Share of the learning rate at a step of the deep work: an epoch's rise, then half a cosine to 0."""
     warmup = steps / epochs
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * max(0.0, (step - warmup) / max(1.0, steps - warmup))))
+    done = max(0.0, (step - warmup) / max(1.0, steps - warmup))
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def batches(count: int, batch: int, epochs: int, seed: int) -> Iterator[np.ndarray]:

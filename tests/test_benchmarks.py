@@ -1,0 +1,99 @@
+"""The comparison of accuracies: the same work for every library, and the trial of the last-spike factor."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import accuracy, learning
+from benchmarks.last_spike import with_last_spike
+from tfspike import models
+
+T, LEAK, THRESHOLD = 12, 0.9, 1.0
+
+
+def test_every_library_and_epoch_sees_all_images_in_the_same_fresh_order() -> None:
+    plan = list(learning.batches(10, 3, epochs=2, seed=1))
+    assert [len(chosen) for chosen in plan] == [3] * 6
+    first, second = np.concatenate(plan[:3]), np.concatenate(plan[3:])
+    assert len(set(first)) == len(set(second)) == 9
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(np.concatenate(list(learning.batches(10, 3, 2, 1))), np.concatenate(plan))
+
+
+def test_the_cosine_rises_for_an_epoch_and_ends_near_zero() -> None:
+    shares = [learning.cosine(step, 40, epochs=4) for step in range(40)]
+    assert shares[0] == pytest.approx(0.1) and max(shares) == shares[9] == 1.0
+    assert 0 < shares[-1] < 0.01
+    assert all(a > b for a, b in zip(shares[10:], shares[11:]))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_worker_reports_its_curve(tmp_path: Any, capsys: pytest.CaptureFixture[str], deep: bool) -> None:
+    data = str(tmp_path / "data.npz")
+    labels = np.arange(20) % 4
+    np.savez(data, x=np.zeros((20, 2, 2, 1), "f"), y=labels, test_x=np.zeros((8, 2, 2, 1), "f"), test_y=labels[:8])
+    shares: list[float] = []
+    learning.learn({"data": data, "batch": 5, "epochs": 2, "seed": 0, "deep": deep, "threads": 1},
+                   lambda x, y, share: shares.append(share), lambda x: np.zeros(len(x)), {"library": "1"})
+    curve = json.loads(capsys.readouterr().out)["curve"]
+    assert [point[0] for point in curve] == [2, 4, 6, 8] and {point[2] for point in curve} == {0.25}
+    assert (set(shares) == {1.0}) != deep
+
+
+def test_the_table_tells_when_the_goal_was_reached_in_every_seed() -> None:
+    def record(*accuracies: float) -> dict[str, Any]:
+        return {"status": "ok", "curve": [[i + 1, 10.0 * (i + 1), a] for i, a in enumerate(accuracies)]}
+
+    text = accuracy.table({"lenet/a/float32/seed0": record(0.5, 0.98), "lenet/a/float32/seed1": record(0.97, 0.96),
+                           "lenet/b/float32/seed0": record(0.5, 0.6), "lenet/c/float32/seed0": {"status": "error"}}, 0.97)
+    a, b = text.splitlines()[2:]
+    assert a == "| lenet/a/float32 | 2 | 97.00 | 1.41 | 20 | 15 |"
+    assert b.endswith("| not reached |")
+
+
+def test_the_last_spike_factor_scales_the_slope_of_rate() -> None:
+    rng = np.random.default_rng(0)
+    model = models.create("lenet", (12, 12, 1), 4, T, gradient="rate", encoder=None, leak=LEAK, threshold=THRESHOLD,
+                          dropout=0.0, hidden=0, seed=1)
+    trial = with_last_spike(model)
+    train = (rng.random((2, T, 12, 12, 1)) < 0.4).astype("f")
+    assert min(float(tf.reduce_mean(count)) for count in model.observe(train)[1].values()) > 0.05
+    np.testing.assert_allclose(trial(train), model(train), rtol=1e-5, atol=1e-6)
+    assert [v.path for v in trial.trainable_variables] == [v.path for v in model.trainable_variables]
+
+    # a single layer, by hand
+    from benchmarks.last_spike import _LastSpike
+    from tfspike.gradients import Neuron
+
+    neuron = Neuron.lif(LEAK, THRESHOLD)
+    currents = rng.uniform(0, 0.7, (T, 2, 5)).astype("f")
+    upstream = rng.normal(size=(T, 2, 5))
+    x = tf.constant(currents)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        spikes = _LastSpike(neuron)(x)
+    got = tape.gradient(spikes, x, output_gradients=tf.constant(upstream, tf.float32)).numpy()
+    s = spikes.numpy().astype("f8")
+    assert 0.05 < s.mean() < 0.6
+    ages = np.arange(T - 1, -1, -1)[:, None, None]
+    count, trace = s.sum(0), (LEAK ** ages * s).sum(0)
+    last = np.where(s > 0, np.arange(1, T + 1)[:, None, None], 0).max(0) / T
+    slope = ((count > 0) + math.log(LEAK) * trace / np.maximum(count, 1)) / THRESHOLD * last
+    np.testing.assert_allclose(got, np.broadcast_to(slope * upstream.mean(0), got.shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_lenet_learns_in_the_comparison(tmp_path: Any) -> None:
+    out = str(tmp_path / "accuracy.json")
+    assert accuracy.main(["--work", "smoke", "--libraries", "tfspike-rate", "--seeds", "1", "--out", out]) == 0
+    with open(out, encoding="utf-8") as file:
+        record = json.load(file)["smoke/tfspike-rate/float32/seed0"]
+    assert record["status"] == "ok" and record["curve"][-1][2] > 0.2
+    assert os.path.exists(out)
