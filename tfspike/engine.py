@@ -160,13 +160,14 @@ class Engine:
 
     def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
                   norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor]]:
-        """One chunk through all layers: `(new states, readout current, recorded bits)`."""
+        """One chunk through all layers: `(new states, readout current, recorded bits)`; `norms` is None in inference."""
         pending = iter(states)
         after: list[NeuronState] = []
         bits: list[tf.Tensor] = []
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            spikes, state, packed = kernels.fire(currents, next(pending), call.layer.neuron, keep_bits, self.kernel)
+            spikes, state, packed = kernels.fire(currents, next(pending), call.layer.neuron, keep_bits, self.kernel,
+                                                 training=norms is not None)
             after.append(state)
             bits.append(packed)
             return spikes

@@ -40,8 +40,8 @@ def choose_chunk(timesteps: int, neurons: int) -> int:
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 
-def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: bool,
-         kernel: str) -> tuple[tf.Tensor, NeuronState, tf.Tensor]:
+def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: bool, kernel: str,
+         training: bool = True) -> tuple[tf.Tensor, NeuronState, tf.Tensor]:
     """A chunk of steps.
 
     Args:
@@ -50,6 +50,7 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
       neuron: the neuron's constants.
       keep_bits: also pack the spikes.
       kernel: "plain" or "xla".
+      training: False leaves the trace of a neuron with a surrogate as it is, which is for a gradient alone.
 
     Returns:
       `(spikes [steps, B, ...] in the dtype of currents, state after, bits [B, ...] uint8)`; of more than 8 steps the
@@ -59,22 +60,27 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
     if steps > MOST_STEPS:  # a window that a normalisation needs in one piece
         parts = []
         for start in range(0, steps, MOST_STEPS):
-            spikes, state, bits = fire(currents[start:start + MOST_STEPS], state, neuron, keep_bits, kernel)
+            spikes, state, bits = fire(currents[start:start + MOST_STEPS], state, neuron, keep_bits, kernel, training)
             parts.append(spikes)
         return tf.concat(parts, axis=0), state, bits
     if kernel == "xla":
         bits, membrane = _integrate_xla(currents, state.membrane, neuron)
         spikes = _unpack_xla(bits, steps, currents.dtype)
-        count, trace = _tally_xla(bits, state.count, state.trace, steps, neuron.leak)
-        if neuron.surrogate != LEAK_AWARE:
-            trace = _sense_xla(currents, state.membrane, state.trace, neuron)
+        if neuron.surrogate == LEAK_AWARE:
+            count, trace = _tally_xla(bits, state.count, state.trace, steps, neuron.leak)
+        else:
+            count = _count_xla(bits, state.count, steps)
+            trace = _sense_xla(currents, state.membrane, state.trace, neuron) if training else state.trace
         return spikes, NeuronState(membrane, count, trace), bits
     membrane, count, trace = state
     train, bits = [], tf.zeros_like(membrane, tf.uint8)
     for t in range(steps):
         u = membrane + tf.cast(currents[t], tf.float32)
         fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        count, trace = gradients.tally(count, trace, u, fired, neuron)
+        if neuron.surrogate == LEAK_AWARE or training:
+            count, trace = gradients.tally(count, trace, u, fired, neuron)
+        else:
+            count = count + tf.cast(fired, tf.float32)
         train.append(tf.cast(fired, currents.dtype))
         if keep_bits:
             bits = _with_bit(bits, t, fired)
@@ -104,6 +110,13 @@ def _tally(bits: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, steps: int, leak
         spikes = tf.cast(_bit(bits, t), tf.float32)
         count, trace = count + spikes, leak * trace + spikes
     return count, trace
+
+
+def _count(bits: tf.Tensor, count: tf.Tensor, steps: int) -> tf.Tensor:
+    """The count after the packed spikes of a chunk."""
+    for t in range(steps):
+        count = count + tf.cast(_bit(bits, t), tf.float32)
+    return count
 
 
 def _sense(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
@@ -190,7 +203,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _integrate_xla, _unpack_xla = _compiled(_integrate), _compiled(unpack)
-_tally_xla, _credit_xla, _sense_xla = _compiled(_tally), _compiled(_credit), _compiled(_sense)
+_tally_xla, _count_xla = _compiled(_tally), _compiled(_count)
+_credit_xla, _sense_xla = _compiled(_credit), _compiled(_sense)
 
 
 def choose(kernel: str) -> str:
