@@ -19,7 +19,7 @@ def encode(values: Mapping[str, Any], about: Mapping[str, Any] | None = None) ->
 
 
 def decode(text: str, source: str) -> dict[str, Any]:
-    """Returns what a file says, by the names it uses: one that `encode` wrote, or a plain object of settings.
+    """Returns the settings that a text names, unchecked: one that `encode` wrote, or a plain object of settings.
 
     Args:
       text: of the file.
