@@ -65,11 +65,11 @@ def _network(given: dict[str, Any]) -> None:
 
 def _pipeline(given: dict[str, Any]) -> None:
     """The input pipeline alone: seconds for one batch, read from the data set as training reads it."""
-    from tfspike import __version__, datasets
+    from tfspike import __version__, datasets, streams
 
     begin = time.perf_counter()
     data = datasets.load(given["dataset"], "train", given["data_dir"])
-    stream = datasets.train_stream(data.images, data.labels, None, given["batch"], seed=0, info=datasets.describe(data))
+    stream = streams.train_stream(data.images, data.labels, None, given["batch"], seed=0, info=datasets.describe(data))
     batches = iter(stream)
     build = time.perf_counter() - begin
 

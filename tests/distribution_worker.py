@@ -22,6 +22,7 @@ import runs  # noqa: E402
 from tfspike import SpikingModel, ThresholdNorm, distribution, encoders, training  # noqa: E402
 from tfspike.distribution import Place  # noqa: E402
 from tfspike.layers import LIF, OverTime, Readout  # noqa: E402
+from tfspike.train_step import TrainStep  # noqa: E402
 
 LEAK, STEPS, T, B, UNITS, CLASSES, INPUTS = 0.9, 20, 6, 4, 5, 3, 7
 
@@ -81,7 +82,7 @@ def many_steps(seed: int = 0) -> dict:
             model = small_net(seed)
             optimizer = keras.optimizers.SGD(0.05)
             optimizer.build(model.trainable_variables)
-        step = training.TrainStep(model, optimizer, strategy, config)
+        step = TrainStep(model, optimizer, strategy, config)
         begin = [v.value.numpy() for v in model.trainable_variables]
         data = tf.data.Dataset.from_tensor_slices((spikes.reshape(-1, T, INPUTS), labels.reshape(-1)))
         batches = distribution.distribute(strategy, data.batch(B, drop_remainder=True), Place())

@@ -54,10 +54,10 @@ def child(kind: str, occasion: int, delay: float, flags: list[str]) -> None:
     elif kind == "time":
         die(delay * 60)
     else:
-        from tfspike import export, training
+        from tfspike import export, train_step
 
         if kind == "step":
-            training.TrainStep.__call__ = dying(training.TrainStep.__call__, delay)  # type: ignore[method-assign]
+            train_step.TrainStep.__call__ = dying(train_step.TrainStep.__call__, delay)  # type: ignore[method-assign]
         else:
             export.save = dying(export.save, delay * 10)
     sys.argv = ["train.py", *flags]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tfspike import config, configs, recipes
 from tfspike.config import FIELDS, Config, RunOptions, resolve
 from tfspike.errors import UserError
+from tfspike.settings import normalise, shown
 from tfspike.variants import VARIANTS
 
 QUICKLY = hypothesis_settings(max_examples=100, deadline=None,
@@ -58,7 +59,7 @@ def test_an_illegal_value_is_refused_in_a_sentence_that_names_the_flag_and_what_
     (name, value), = values.items()
     text = refused(**values)
     assert text.startswith(f"--{name} takes ")
-    assert config.shown(value) in text
+    assert shown(value) in text
 
 
 def test_an_unknown_model_is_answered_with_all_names_and_the_nearest():
@@ -193,7 +194,7 @@ def test_what_was_asked_for_is_what_the_configuration_has(values):
     made = resolve(values)
     for name, value in values.items():
         if value is not None:
-            assert getattr(made, name) == config.normalise(FIELDS[name], value)
+            assert getattr(made, name) == normalise(FIELDS[name], value)
 
 
 @QUICKLY

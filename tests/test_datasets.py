@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfspike import config, datasets
+from tfspike import config, datasets, image_files, streams, tfds_source
 from tfspike.errors import UserError
 
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -78,7 +78,7 @@ def noise(count, shape=(8, 8, 3), seed=0):
 
 def stream(arrays, **kwargs):
     kwargs = {"batch_size": 8, "seed": 3, "info": datasets.describe(arrays), "indices": None} | kwargs
-    return datasets.TrainStream(arrays.images, arrays.labels, **kwargs)
+    return streams.TrainStream(arrays.images, arrays.labels, **kwargs)
 
 
 class TestEmbeddedSet:
@@ -148,33 +148,33 @@ class TestNormalisation:
 
 class TestValidationSplit:
     def test_is_disjoint_complete_and_of_the_asked_size(self):
-        train, val = datasets.split_indices(6000, 0.1, 0, "mnist_subset")
+        train, val = streams.split_indices(6000, 0.1, 0, "mnist_subset")
         assert len(val) == 600 and sorted([*train, *val]) == list(range(6000))
 
     def test_depends_on_seed_and_name_and_nothing_else(self):
-        train, val = datasets.split_indices(1000, 0.2, 5, "a")
+        train, val = streams.split_indices(1000, 0.2, 5, "a")
         for seed, name, same in ((5, "a", True), (6, "a", False), (5, "b", False)):
-            assert np.array_equal(datasets.split_indices(1000, 0.2, seed, name)[1], val) is same
-        record = datasets.split_record("a", 0.2, 5, train, val)
+            assert np.array_equal(streams.split_indices(1000, 0.2, seed, name)[1], val) is same
+        record = streams.split_record("a", 0.2, 5, train, val)
         assert record["num_val"] == 200 and record["val_crc32"] != record["train_crc32"]
         json.dumps(record)
 
     def test_is_the_same_in_every_release(self):
-        assert datasets.split_indices(20, 0.25, 0, "mnist")[1].tolist() == PINNED_VAL
+        assert streams.split_indices(20, 0.25, 0, "mnist")[1].tolist() == PINNED_VAL
 
     @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2, float("nan"), 0.001, 0.99])
     def test_an_illegal_fraction_or_an_empty_part_is_refused(self, fraction):
         with pytest.raises(UserError, match="val_fraction"):
-            datasets.split_indices(20, fraction, 0, "mnist")
+            streams.split_indices(20, fraction, 0, "mnist")
 
     def test_zero_holds_nothing_out(self):
-        train, val = datasets.split_indices(20, 0, 0, "mnist")
+        train, val = streams.split_indices(20, 0, 0, "mnist")
         assert len(train) == 20 and len(val) == 0
 
 
 class TestTrainStream:
     def test_an_epoch_shows_every_record_at_most_once_and_only_training_records(self, subset):
-        train, val = datasets.split_indices(len(subset), 0.1, 0, subset.name)
+        train, val = streams.split_indices(len(subset), 0.1, 0, subset.name)
         s = stream(subset, indices=train, batch_size=64)
         assert s.steps_per_epoch == 5400 // 64
         epochs = [np.concatenate([s.records(e * s.steps_per_epoch + k) for k in range(s.steps_per_epoch)])
@@ -191,7 +191,7 @@ class TestTrainStream:
 
     def test_resumes_bit_for_bit_at_any_step(self, colour):
         def first(start, count):
-            ds = datasets.train_stream(colour.images, colour.labels, None, 8, 3, datasets.describe(colour), start, True)
+            ds = streams.train_stream(colour.images, colour.labels, None, 8, 3, datasets.describe(colour), start, True)
             return [(x.numpy(), y.numpy()) for x, y in ds.take(count)]
 
         whole = first(0, 15)  # 6 steps an epoch: crosses two boundaries
@@ -236,15 +236,15 @@ class TestTrainStream:
 
     def test_labels_out_of_range_are_refused(self, colour):
         with pytest.raises(UserError, match="0..4"):
-            datasets.TrainStream(colour.images, colour.labels + 1, None, 8, 0, datasets.describe(colour))
+            streams.TrainStream(colour.images, colour.labels + 1, None, 8, 0, datasets.describe(colour))
 
     def test_two_replicas_get_the_global_batch_in_order(self):
         code = """if 1:
             import numpy as np, tensorflow as tf
-            from tfspike import datasets as d
+            from tfspike import datasets as d, streams
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-            a = d.load("mnist_subset", "test"); s = d.TrainStream(a.images, a.labels, None, 8, 0, d.describe(a))
+            a = d.load("mnist_subset", "test"); s = streams.TrainStream(a.images, a.labels, None, 8, 0, d.describe(a))
             strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
             it = iter(strategy.experimental_distribute_dataset(s.dataset(3)))
             for k in (3, 4):
@@ -258,9 +258,9 @@ class TestTrainStream:
     def test_a_process_that_ends_amid_its_batches_does_not_hang(self, wrap):
         code = f"""if 1:
             import numpy as np
-            from tfspike import datasets as d
+            from tfspike import datasets as d, streams
             a = d.from_arrays(np.random.default_rng(0).integers(0, 256, (500, 96, 96, 3)), np.arange(500) % 5)
-            ds = d.train_stream(a.images, a.labels, None, 128, 0, d.describe(a), augment=True)
+            ds = streams.train_stream(a.images, a.labels, None, 128, 0, d.describe(a), augment=True)
             batches = iter({wrap})
             next(batches)
             raise SystemExit(3)
@@ -276,7 +276,7 @@ def _norm(info, raw):
 class TestEvalStream:
     def test_shows_every_record_once_in_order(self, colour):
         info = datasets.describe(colour)
-        batches = list(datasets.eval_stream(colour.images, colour.labels, 16, info).as_numpy_iterator())
+        batches = list(streams.eval_stream(colour.images, colour.labels, 16, info).as_numpy_iterator())
         assert [len(y) for _, y in batches] == [16, 16, 16, 2]
         np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), info.normalise(colour.images))
         np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), colour.labels)
@@ -285,7 +285,7 @@ class TestEvalStream:
         info, index = datasets.describe(colour), np.arange(3, 24)
         real = []
         for worker in (0, 1):
-            ds = datasets.eval_stream(colour.images, colour.labels, 16, info, index, pad=True, shard=(worker, 2))
+            ds = streams.eval_stream(colour.images, colour.labels, 16, info, index, pad=True, shard=(worker, 2))
             assert [tuple(s.shape) for s in ds.element_spec] == [(8, 12, 10, 3), (8,), (8,)]
             for x, y, weight in ds.as_numpy_iterator():
                 real += y[weight == 1].tolist()
@@ -369,7 +369,7 @@ class TestTfdsFolders:
 
     def test_a_set_beyond_the_memory_limit_is_refused_by_name(self, tmp_path, monkeypatch):
         write_tfds(tmp_path, noise(6), [0, 1] * 3)
-        monkeypatch.setattr(datasets, "MAX_BYTES", 6 * 8 * 8 * 3 - 1)
+        monkeypatch.setattr(tfds_source, "MAX_BYTES", 6 * 8 * 8 * 3 - 1)
         with pytest.raises(UserError, match="'tiny'.*limit"):
             datasets.load("tiny", "train", str(tmp_path))
 
@@ -384,7 +384,7 @@ class TestTfdsFolders:
         def unreachable(*_):
             raise OSError("no network")
 
-        monkeypatch.setattr(datasets.socket, "getaddrinfo", unreachable)
+        monkeypatch.setattr(tfds_source.socket, "getaddrinfo", unreachable)
         for variable in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.delenv(variable, raising=False)
         import tensorflow_datasets as tfds
@@ -446,23 +446,23 @@ class TestImageFiles:
         grey, rgb = noise(1, (8, 8, 1))[0], noise(1)[0]
         self.write(tmp_path / "b.png", grey)
         self.write(tmp_path / "a.jpg", rgb)
-        images, files = datasets.load_images([str(tmp_path)], (8, 8, 3))
+        images, files = image_files.load_images([str(tmp_path)], (8, 8, 3))
         assert images.shape == (2, 8, 8, 3) and [pathlib.Path(f).name for f in files] == ["a.jpg", "b.png"]
         np.testing.assert_array_equal(images[1], np.repeat(grey, 3, axis=2))
-        assert datasets.load_images(str(tmp_path / "a.jpg"), (8, 8, 1))[0].shape == (1, 8, 8, 1)
+        assert image_files.load_images(str(tmp_path / "a.jpg"), (8, 8, 1))[0].shape == (1, 8, 8, 1)
 
     def test_another_size_is_refused_or_resized(self, tmp_path):
         self.write(tmp_path / "a.png", np.full((16, 12, 1), 77, np.uint8))
         with pytest.raises(UserError, match="16x12.*8x8"):
-            datasets.load_images([tmp_path], (8, 8, 1))
-        assert (datasets.load_images([tmp_path], (8, 8, 1), resize=True)[0] == 77).all()
+            image_files.load_images([tmp_path], (8, 8, 1))
+        assert (image_files.load_images([tmp_path], (8, 8, 1), resize=True)[0] == 77).all()
 
     def test_unreadable_and_missing_files_are_named(self, tmp_path):
         with pytest.raises(UserError, match="no PNG or JPEG"):
-            datasets.load_images([tmp_path / "none.png"], (8, 8, 1))
+            image_files.load_images([tmp_path / "none.png"], (8, 8, 1))
         (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
         with pytest.raises(UserError, match="x.png is not a readable"):
-            datasets.load_images([tmp_path], (8, 8, 1))
+            image_files.load_images([tmp_path], (8, 8, 1))
 
 
 @needs_real

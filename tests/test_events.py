@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import datasets, events
+from tfspike import datasets, events, streams
 from tfspike.config import resolve
 from tfspike.errors import UserError
 
@@ -223,7 +223,7 @@ def test_batches_are_spike_trains(tmp_path: Path) -> None:
     got = datasets.load("nmnist", "train", str(tmp_path), timesteps=4)
     info = datasets.describe(got)
     assert info.event_based and info.image_shape == (34, 34, 2) and not info.augment
-    x, _ = next(iter(datasets.train_stream(got.images, got.labels, None, 2, 0, info)))
+    x, _ = next(iter(streams.train_stream(got.images, got.labels, None, 2, 0, info)))
     assert x.shape == (2, 4, 34, 34, 2) and set(np.unique(x)) == {0.0, 1.0}
     with pytest.raises(UserError, match="event data"):
         datasets.describe(got, augment=True)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfspike
-from tfspike import datasets, losses
+from tfspike import datasets, image_files, losses
 from tfspike.errors import UserError
 from tfspike.prediction import predict_files
 
@@ -46,7 +46,7 @@ def test_confidence_is_the_share_of_the_clipped_scores(scores, label, confidence
 def test_confidence_after_cross_entropy_is_the_softmax(folder):
     model = tfspike.models.create("resnet7", (12, 12, 1), 3, 6, hidden=16, encoder="direct")
     found = predict_files(model, INFO, [folder], loss="cross_entropy")[0]
-    images, _ = datasets.load_images([found.path], INFO.image_shape, False)
+    images, _ = image_files.load_images([found.path], INFO.image_shape, False)
     scores = np.asarray(model(INFO.normalise(images)))[0].astype("f8")
     assert found.label == scores.argmax()
     assert found.confidence == pytest.approx(np.exp(scores).max() / np.exp(scores).sum(), rel=1e-5)

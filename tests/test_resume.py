@@ -20,6 +20,7 @@ import runs
 from tfspike import checkpoints, training, workdir
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
+from tfspike.train_step import TrainStep
 
 
 class Killed(BaseException):
@@ -43,7 +44,7 @@ def run_lines(config: Any, **options: Any) -> tuple[int, list[str]]:
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, config: Any, step: int) -> None:
     """Runs until just before the update number `step`."""
-    original = training.TrainStep.__call__
+    original = TrainStep.__call__
     calls = iter(range(1, 1000))
 
     def until(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,7 +53,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, config: Any, step: int) -> None:
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.TrainStep, "__call__", until)
+        patch.setattr(TrainStep, "__call__", until)
         training.run(config, say=lambda line: None)
 
 

@@ -17,7 +17,7 @@ from tfspike import checkpoints, config, datasets, distribution, evaluation, opt
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.flags import EvalOptions
-from tfspike.training import Sums
+from tfspike.train_step import Sums
 
 quiet = {"say": lambda line: None}
 

@@ -20,7 +20,7 @@ _HOME = {
 }
 _MODULES = ("analysis", "cells", "checkpoints", "config", "datasets", "encoders", "engine", "errors", "export",
             "folding", "gradients", "initialisation", "layers", "models", "normalisation", "plan",
-            "pretrained", "report", "surrogates", "training", "variants")
+            "pretrained", "report", "streams", "surrogates", "training", "variants")
 
 __all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
 

@@ -8,20 +8,19 @@ the network's row in the variant table. Nothing here imports TensorFlow, so a wr
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tfspike import configs, recipes
+from tfspike import config_files, configs, recipes
 from tfspike.errors import UserError
+from tfspike.settings import closest, normalise, normalise_all, setting, shown
 from tfspike.variants import VARIANTS
 
-FORMAT = 1
 DATASETS = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
 DATASET_ALIASES = {"svhn": "svhn_cropped"}
 EVENT_DATASETS = ("nmnist",)
@@ -39,30 +38,6 @@ _ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aw
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
-# Annotation -> (what a single value is, is it a list, may it be None).
-_KINDS = {"str": (str, False), "int": (int, False), "float": (float, False), "bool": (bool, False),
-          "tuple[int, ...]": (int, True), "tuple[str, ...]": (str, True)}
-_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
-
-
-def setting(default: Any, help: str, *, group: str = "", choices: Iterable[str] = (), legal: str = "",
-            check: Callable[[Any], bool] | None = None, path: bool = False, experiment: bool = True) -> Any:
-    """Declares a field: its help sentence, what is legal (in words and as a check), and its part in the experiment.
-
-    Args:
-      default: the value where nothing else is said.
-      help: one sentence for `--help`.
-      group: heading under which `--help` lists the field.
-      choices: the legal values of a string, or of each item of a list.
-      legal: the legal values in words, e.g. "a number above 0".
-      check: returns whether a value (or an item of a list) of the right type is legal.
-      path: the value is a file or folder; `~` is expanded.
-      experiment: runs that differ in it are different experiments, and one cannot continue the other.
-    """
-    return dataclasses.field(default=default, metadata={
-        "help": help, "group": group, "choices": tuple(choices), "legal": legal, "check": check, "path": path,
-        "experiment": experiment})
-
 
 def _at_least(bound: int) -> dict[str, Any]:
     return {"legal": f"a whole number from {bound} to {_LARGEST_INT}", "check": lambda v: bound <= v <= _LARGEST_INT}
@@ -71,108 +46,6 @@ def _at_least(bound: int) -> dict[str, Any]:
 _POSITIVE: dict[str, Any] = {"legal": "a number above 0", "check": lambda v: v > 0}
 _NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0", "check": lambda v: v >= 0}
 _SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
-
-
-def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
-    """Returns a field's item type, whether it is a list, and whether it may be None."""
-    annotation = str(field.type)
-    plain = annotation.removesuffix(" | None")
-    return (*_KINDS[plain], plain != annotation)
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the nearest known name, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
-
-
-def shown(value: Any) -> str:
-    """Returns a value as it goes into an error message: quoted, on one line, and not too long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def legal_values(field: dataclasses.Field) -> str:
-    """Returns in words what a field takes, e.g. "one of sgd, adam, adamw"."""
-    item, several, optional = kind_of(field)
-    choices, legal = field.metadata["choices"], field.metadata["legal"]
-    text = "one of " + ", ".join(choices) if choices else legal or _WORDS[item]
-    if several:
-        text = f"a list of {text.removeprefix('one of ')}" if choices else f"a list of {text}"
-    return f"{text}, or none" if optional else text
-
-
-def _item(field: dataclasses.Field, kind: Any, value: Any) -> Any:
-    """Returns one value with its type settled (int -> float, alias, ~), or raises ValueError."""
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = float(value) + 0.0  # -0.0 becomes 0.0
-        if not math.isfinite(value):
-            raise ValueError
-    if type(value) is not kind:
-        raise ValueError
-    if field.metadata["path"] and isinstance(value, str):
-        if not value or "\0" in value:
-            raise ValueError
-        os.fsencode(value)  # raises ValueError for what no file system can hold
-        value = os.path.expanduser(value)
-    if field.name == "dataset":
-        value = DATASET_ALIASES.get(value, value)
-    choices, check = field.metadata["choices"], field.metadata["check"]
-    if (choices and value not in choices) or (check is not None and not check(value)):
-        raise ValueError
-    return value
-
-
-def normalise(field: dataclasses.Field, value: Any) -> Any:
-    """Returns a value checked and in its one form: floats are float, lists are tuples, aliases are resolved.
-
-    Raises:
-      UserError: the value has the wrong type or lies outside what is legal.
-    """
-    kind, several, optional = kind_of(field)
-    if value is None and optional:
-        return None
-    try:
-        if not several:
-            return _item(field, kind, value)
-        if isinstance(value, (list, tuple)):
-            return tuple(_item(field, kind, item) for item in value)
-        raise ValueError
-    except (ValueError, OverflowError):
-        names = field.metadata["choices"]
-        wrong = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if v not in names]
-        hint = closest(wrong[0], names) if wrong and isinstance(wrong[0], str) else ""
-        raise UserError(f"--{field.name} takes {legal_values(field)}; received {shown(value)}.{hint}") from None
-
-
-def normalise_all(settings: Any) -> None:
-    """Checks every field of a frozen dataclass of settings and brings it into its one form; errors as `normalise`."""
-    for field in dataclasses.fields(settings):
-        object.__setattr__(settings, field.name, normalise(field, getattr(settings, field.name)))
-
-
-def parse_text(field: dataclasses.Field, text: str) -> Any:
-    """Returns the value that a flag's text stands for; "none" is None for optional fields and () for lists.
-
-    Raises:
-      UserError: the text is not a legal value of the field.
-    """
-    kind, several, optional = kind_of(field)
-    if text == "none" and (optional or several):
-        return () if several else None
-
-    def item(word: str) -> Any:
-        if kind is bool and word.lower() in ("true", "false", "1", "0", "yes", "no"):
-            return word.lower() in ("true", "1", "yes")
-        try:
-            # Only plain digits: int() would also take "1_000" and other scripts' digits.
-            return kind(word) if kind is float or (kind is int and re.fullmatch(r"[+-]?[0-9]+", word)) else word
-        except ValueError:
-            return word  # refused by normalise, which says what is legal
-
-    if several:
-        return normalise(field, [item(word.strip()) for word in text.split(",") if word.strip()])
-    return normalise(field, item(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +60,7 @@ class Config:
     dataset: str = setting(
         "mnist_subset", f"The data: {', '.join(DATASETS[:-2])}, svhn, nmnist, or any TFDS image-classification set.",
         group="What to train", legal="the name of a data set: small letters, digits and _ / : .",
-        check=lambda v: len(v) <= 200 and _TFDS_NAME.fullmatch(v) is not None)
+        check=lambda v: len(v) <= 200 and _TFDS_NAME.fullmatch(v) is not None, aliases=DATASET_ALIASES)
     data_dir: str | None = setting(None,
                                    "Folder of the prepared data sets; none means TFDS' own folder, with download.",
                                    group="What to train", legal="a folder", path=True, experiment=False)
@@ -479,8 +352,7 @@ def _plain(value: Any) -> str:
 
 def to_json(config: Config, about: Mapping[str, Any] | None = None) -> str:
     """Returns a configuration as versioned JSON; `about` (versions, commit, command) is kept beside it, unread."""
-    return json.dumps({"format": FORMAT, "config": dataclasses.asdict(config), "about": dict(about or {})},
-                      indent=2) + "\n"
+    return config_files.encode(dataclasses.asdict(config), about)
 
 
 def from_json(text: str, source: str = "the configuration") -> Config:
@@ -489,7 +361,7 @@ def from_json(text: str, source: str = "the configuration") -> Config:
     Raises:
       UserError: the text is no such configuration, one of another format, or lacks a setting.
     """
-    values = {**_ADDED, **_settings(_parse_json(text, source), source)}
+    values = {**_ADDED, **_checked(config_files.decode(text, source), source)}
     missing = [name for name in FIELDS if name not in values]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}; "
@@ -507,7 +379,7 @@ def read_run(workdir: str) -> Config:
     if not os.path.isfile(path):
         raise UserError(f"--workdir takes the folder of a run, with a config.json in it; {shown(workdir)} has none. "
                         "Train first, or give the folder that training named.")
-    return from_json(_read_text(path), path)
+    return from_json(config_files.read_text(path), path)
 
 
 def read_settings(path: str) -> dict[str, Any]:
@@ -519,62 +391,13 @@ def read_settings(path: str) -> dict[str, Any]:
       UserError: the file cannot be read, is not JSON, or holds an unknown name or an illegal value.
     """
     source = f"config file {shown(path)}"
-    text = _read_text(path)
-    values = _settings(_parse_json(text, source), source)
+    values = _checked(config_files.decode(config_files.read_text(path), source), source)
     whole = all(name in values or name in _ADDED for name in FIELDS)
     if whole:  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
         values = {**_ADDED, **values}
         if values["workdir"] == default_workdir(Config(**values)):
             del values["workdir"]
     return values
-
-
-def _read_text(path: str) -> str:
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
-        raise UserError(f"{shown(path)} is not a file; a JSON file of settings is needed.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(1_000_001)
-    except OSError as error:
-        raise UserError(f"Cannot read {shown(path)}: {error.strerror or error}.") from None
-    except ValueError:
-        raise UserError(f"{shown(path)} is not a text file in UTF-8; a JSON file of settings is needed.") from None
-
-
-def _parse_json(text: str, source: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise UserError(f"{source} has {shown(twice[0])} twice; leave one.")
-        return dict(pairs)
-
-    try:
-        content = json.loads(text, object_pairs_hook=unique)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{source} is not valid JSON{where}; write it like {{\"epochs\": 3, \"seed\": 1}}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{source} must be a JSON object of settings, like {{\"epochs\": 3}}; it is "
-                        f"a {type(content).__name__}.")
-    return content
-
-
-def _settings(content: dict[str, Any], source: str) -> dict[str, Any]:
-    """Returns the checked settings of a parsed file in either layout."""
-    found = content.get("format", FORMAT)
-    if type(found) is not int or found != FORMAT:
-        raise UserError(f"{source} has format {shown(found)}, and this version of tfspike reads format {FORMAT}; "
-                        "use the version that wrote it.")
-    if "config" not in content:
-        return _checked({key: value for key, value in content.items() if key != "format"}, source)
-    extra = sorted(set(content) - {"format", "config", "about"})
-    if extra or not isinstance(content["config"], dict):
-        what = f"also {shown(extra[0])}" if extra else f"as config {shown(content['config'])}"
-        raise UserError(f"{source} should hold format, config (an object) and about; it has {what}.")
-    return _checked(content["config"], source)
 
 
 def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfspike import datasets, distribution, losses, prediction, workdir
+from tfspike import datasets, distribution, losses, prediction, streams, workdir
 from tfspike.distribution import Place
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Evaluator:
 
     Args:
       model: a `SpikingModel` or a `ReluModel`.
-      images, labels, indices, info: as in `datasets.EvalStream`.
+      images, labels, indices, info: as in `streams.EvalStream`.
       part: records per replica and step; answers to Poisson input depend on it, through the noise alone.
       strategy: None for one device.
       where: this worker.
@@ -81,8 +81,8 @@ class Evaluator:
         self._replicas = self.strategy.num_replicas_in_sync
         count = len(labels) if indices is None else len(indices)
         part = min(part, max(1, count))
-        self.stream = datasets.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
-                                          shard=(where.worker, where.workers))
+        self.stream = streams.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
+                                         shard=(where.worker, where.workers))
         self._step = tf.function(self._compute, autograph=False, reduce_retracing=True)
 
     def run(self, draw: int = 0) -> Result:

@@ -20,8 +20,9 @@ from absl import flags as absl_flags
 
 from tfspike import config as config_lib
 from tfspike import configs
-from tfspike.config import Config, RunOptions, setting
+from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
+from tfspike.settings import kind_of, normalise, parse_text, setting, shown
 
 _HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull", "-?", "--?"}
 # absl would read flags from any file, and let misspelt flags pass.
@@ -83,7 +84,7 @@ class EvalOptions:
         for field in dataclasses.fields(self):
             if field.name == "workdir" and self.weights is not None:
                 continue  # "" stands for none
-            object.__setattr__(self, field.name, config_lib.normalise(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
 
     def _check_weights(self) -> None:
         if self.workdir:
@@ -105,7 +106,7 @@ class _Parser(absl_flags.ArgumentParser):
         self._field = field
 
     def parse(self, argument: str) -> Any:
-        return config_lib.parse_text(self._field, argument)
+        return parse_text(self._field, argument)
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[str]]:
@@ -171,13 +172,13 @@ def _given(argv: Sequence[str] | None, classes: Sequence[type], usage: str, note
     for field in fields:
         absl_flags.DEFINE_flag(
             absl_flags.Flag(_Parser(field), None, field.name, None, field.metadata["help"],
-                            boolean=config_lib.kind_of(field)[:2] == (bool, False)), flag_values=values)
+                            boolean=kind_of(field)[:2] == (bool, False)), flag_values=values)
     try:
         rest = values(["program", *argv])[1:]
     except (absl_flags.Error, ValueError) as error:
         raise _sentence(error) from None
     if rest:
-        raise UserError(f"Flags are written --name=value; received {config_lib.shown(rest[0])}. See --help.")
+        raise UserError(f"Flags are written --name=value; received {shown(rest[0])}. See --help.")
     return {field.name: values[field.name].value for field in fields if values[field.name].present}
 
 
@@ -203,7 +204,7 @@ def help_text(fields: Sequence[dataclasses.Field], usage: str, notes: str = "") 
 
 
 def _help_lines(field: dataclasses.Field) -> list[str]:
-    kind, several, _ = config_lib.kind_of(field)
+    kind, several, _ = kind_of(field)
     choices = field.metadata["choices"]
     legal = f" {'Any' if several else 'One'} of: {', '.join(choices)}." if choices else ""
     body = textwrap.wrap(f"{field.metadata['help']}{legal} (default: {_default_text(field.default)})", 76)

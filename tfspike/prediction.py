@@ -10,8 +10,8 @@ import numpy as np
 
 from tfspike import losses
 from tfspike.checks import check_count
-from tfspike.datasets import load_images
 from tfspike.errors import UserError
+from tfspike.image_files import load_images
 
 _BATCH = 32
 

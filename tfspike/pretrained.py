@@ -21,8 +21,9 @@ import numpy as np
 from tfspike import checkpoints, flags, model_cards, results, weight_files, workdir
 from tfspike import config as config_lib
 from tfspike.checkpoints import Checkpoint
-from tfspike.config import Config, setting
+from tfspike.config import Config
 from tfspike.errors import UserError
+from tfspike.settings import normalise_all, setting
 from tfspike.weight_files import FOLDER
 
 _DRAWS = 3  # of random input
@@ -99,7 +100,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         if not self.workdir:
             raise UserError("--workdir is missing; give the folder of a finished run, as training named it.")
-        config_lib.normalise_all(self)
+        normalise_all(self)
 
 
 def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:

@@ -24,8 +24,9 @@ from typing import Any
 
 from tfspike import checkpoints, flags, workdir
 from tfspike import config as config_lib
-from tfspike.config import FIELDS, Config, setting, shown
+from tfspike.config import FIELDS, Config
 from tfspike.errors import UserError
+from tfspike.settings import normalise_all, setting, shown
 
 COLUMNS: dict[str, str] = {
     "date": "day on which training ended, UTC, as 2026-01-31",
@@ -82,7 +83,7 @@ class ResultOptions:
     def __post_init__(self) -> None:
         if not self.workdir:
             raise UserError("--workdir is missing; give the folder of a finished run, as training named it.")
-        config_lib.normalise_all(self)
+        normalise_all(self)
 
 
 def record(options: ResultOptions) -> tuple[dict[str, str], bool]:

@@ -13,22 +13,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, losses, summary, workdir
+from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, streams, summary, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.distribution import Place
 from tfspike.errors import UserError
 from tfspike.evaluation import Evaluator
 from tfspike.initialisation import initialise_rates
-from tfspike.optimisation import decays, learning_rate, make_optimizer
+from tfspike.optimisation import learning_rate, make_optimizer
 from tfspike.profiling import Profile
 from tfspike.run_log import RunLog
+from tfspike.signals import Signals, Stopped
+from tfspike.train_step import Sums, TrainStep
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _EXAMPLES = 8  # images that exports are compared on
@@ -36,119 +38,8 @@ _LOGGED = 4  # training images that membranes and energy are logged of: the cost
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 
 
-class Stopped(Exception):  # noqa: N818 (not an error)
-    """A signal asked for the end; the run has been saved."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 class WorkerLost(RuntimeError):
     """Another worker of the cluster is gone, so that no step can be completed."""
-
-
-class TrainStep:
-    """One compiled step over all replicas: the same update as on one device with the global batch.
-
-    Loss: the configured one (`tfspike.losses`), averaged over the global batch. The gradient is summed over all
-    replicas, then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
-
-    Args:
-      model, optimizer: built under `strategy`.
-      strategy: of the run.
-      config: of the run; `batch_size` is the global batch.
-    """
-
-    def __init__(self, model: Any, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
-        self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
-        self._names: list[str] = []
-        self._step = tf.function(self._compute, autograph=False)
-
-    def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
-        """Trains on one distributed batch; returns what `numbers` reads.
-
-        Args:
-          images, labels: of this worker.
-          stop: this worker was asked to stop; every worker learns of it.
-        """
-        return self._step(images, labels, tf.constant(float(stop)))
-
-    def numbers(self, values: tf.Tensor) -> dict[str, float]:
-        """`{name: value}` of a step: loss, correct, stop, and `diagnosis.layer_statistics`."""
-        return dict(zip(self._names, values.numpy().tolist()))
-
-    def _compute(self, images: Any, labels: Any, stop: tf.Tensor) -> tf.Tensor:
-        return distribution.first(self.strategy, self.strategy.run(self._replica, args=(images, labels, stop)))
-
-    def _replica(self, images: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        replicas = self.strategy.num_replicas_in_sync
-        variables = self.model.trainable_variables
-        with tf.GradientTape() as tape:
-            output, activity = self.model.observe(images, training=True)
-            per_record = losses.per_record(self.config.loss, output, labels, self.config.label_smoothing)
-            loss = tf.reduce_sum(per_record) / self.config.batch_size
-        grads = context.all_reduce(tf.distribute.ReduceOp.SUM, tape.gradient(loss, variables))
-        correct = tf.equal(tf.argmax(output, axis=-1, output_type=labels.dtype), labels)
-        stats = diagnosis.layer_statistics(activity, self.model.timesteps, grads, variables)
-        self._apply(grads, variables, replicas)
-        sums = {"loss": loss, "correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
-        self._names = [*sums, *stats]
-        shares = [value / replicas for value in stats.values()]  # a mean over replicas, as a sum
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([*sums.values(), *shares]))
-
-    def _apply(self, grads: list[tf.Tensor], variables: list[Any], replicas: int) -> None:
-        config = self.config
-        if config.clip_norm > 0:
-            grads, _ = tf.clip_by_global_norm(grads, config.clip_norm)
-        if config.weight_decay > 0 and config.optimizer != "adamw":
-            grads = [grad + config.weight_decay * variable.value if decays(variable) else grad
-                     for grad, variable in zip(grads, variables)]
-        # A Keras optimiser sums what it is given over the replicas; every replica gives the same share of the whole.
-        self.optimizer.apply([grad / replicas for grad in grads] if replicas > 1 else grads, variables)
-
-
-@dataclasses.dataclass
-class Sums:
-    """Running sums over steps, in float64; they go through JSON bit for bit."""
-
-    steps: int = 0
-    values: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def add(self, numbers: Mapping[str, float]) -> None:
-        self.steps += 1
-        for name, value in numbers.items():
-            self.values[name] = self.values.get(name, 0.0) + value
-
-    def means(self) -> dict[str, float]:
-        return {name: value / self.steps for name, value in self.values.items()}
-
-
-class Signals:
-    """SIGTERM and Ctrl-C asked for once: remembered until the step ends; asked for twice: obeyed at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: signals are the caller's
-                break
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.received is not None:
-            self.__exit__()
-            signal.raise_signal(number)
-        self.received = number
 
 
 class Trainer:
@@ -165,11 +56,11 @@ class Trainer:
         self.config, self.strategy, self.where, self.say = config, strategy, where, say
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
         self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra)
-        self.train_index, self.val_index = datasets.split_indices(len(self.data), config.val_fraction, config.seed,
-                                                                  self.data.name)
+        self.train_index, self.val_index = streams.split_indices(len(self.data), config.val_fraction, config.seed,
+                                                                 self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)
-        self.stream = datasets.TrainStream(self.data.images, self.data.labels, self.train_index, config.batch_size,
-                                           config.seed, self.info, shard=(where.worker, where.workers))
+        self.stream = streams.TrainStream(self.data.images, self.data.labels, self.train_index, config.batch_size,
+                                          config.seed, self.info, shard=(where.worker, where.workers))
         self.steps_per_epoch = config.steps_per_epoch or self.stream.steps_per_epoch
         keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
         with strategy.scope():
@@ -214,8 +105,8 @@ class Trainer:
 
     def data_record(self) -> dict[str, Any]:
         """What config.json keeps of the data."""
-        split = datasets.split_record(self.data.name, self.config.val_fraction, self.config.seed, self.train_index,
-                                      self.val_index)
+        split = streams.split_record(self.data.name, self.config.val_fraction, self.config.seed, self.train_index,
+                                     self.val_index)
         return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.steps_per_epoch}
 
     def initialise(self, init_from: str | None) -> None:
@@ -223,8 +114,8 @@ class Trainer:
         if init_from is not None:
             initial_weights.load(self.model, init_from, self.say)
         elif self.config.init == "rate":
-            first = datasets.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
-                                         self.config.seed, self.info).batch(0)[0]
+            first = streams.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
+                                        self.config.seed, self.info).batch(0)[0]
             rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
             self.say(f"First weights scaled to {self.config.target_rate:g} spikes per step in {len(rates)} layers.")
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import checkpoints
+from tfspike import checkpoints, config_files
 from tfspike import config as config_lib
-from tfspike.config import FIELDS, Config, shown
+from tfspike.config import FIELDS, Config
 from tfspike.datasets import DatasetInfo
 from tfspike.errors import UserError
+from tfspike.settings import shown
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
 FORMAT = 1
@@ -100,7 +101,7 @@ def read(name: str, folder: str = FOLDER) -> Entry:
     if not sound or not whole:
         what = "json is not what tfspike.pretrained writes" if not sound else "npz does not match its checksum"
         raise UserError(f"The trained weights {name} are damaged: {stem}.{what}; {_ADVICE}.")
-    text = json.dumps({"format": config_lib.FORMAT, "config": record["config"]})
+    text = json.dumps({"format": config_files.FORMAT, "config": record["config"]})
     config = config_lib.from_json(text, f"{stem}.json")
     try:
         info = DatasetInfo.from_dict(record["info"])

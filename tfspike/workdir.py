@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from tfspike import __version__, checkpoints
+from tfspike import __version__, checkpoints, config_files
 from tfspike import config as config_lib
 from tfspike.checkpoints import Checkpoint
 from tfspike.config import Config, RunOptions
@@ -123,8 +123,8 @@ def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
     saved = checkpoint.meta.get("config")
     if not isinstance(saved, dict):
         raise UserError(f"The checkpoint {path} does not say which settings it was trained with; use another one.")
-    config_lib.check_resumable(config_lib.from_json(json.dumps({"format": config_lib.FORMAT, "config": saved}), path),
-                               config)
+    text = json.dumps({"format": config_files.FORMAT, "config": saved})
+    config_lib.check_resumable(config_lib.from_json(text, path), config)
     return Start("resume", f"Resuming from step {checkpoint.step} of {checkpoint.path} in {workdir}.", checkpoint)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, checkpoints, datasets, workdir
+from tfspike import analysis, checkpoints, datasets, streams, workdir
 from tfspike import config as config_lib
 from tfspike.config import Config
 from tfspike.conversion.balance import PERCENTILES, Conversion, convert
@@ -45,7 +45,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     _require_free(out)
     data_dir = options.data_dir or config.data_dir
     train = datasets.load(config.dataset, "train", data_dir)
-    chosen, _ = datasets.split_indices(len(train), config.val_fraction, config.seed, train.name)
+    chosen, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
     chosen = chosen[:options.calibration]
     say(f"Balancing thresholds ({options.method}, percentile {percentile:g}) on {len(chosen)} training images.")
     converted = convert(ann, info.normalise(train.images[chosen]), options.method, percentile, options.timesteps,

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tfspike import config as config_lib
 from tfspike import flags
-from tfspike.config import setting
 from tfspike.conversion import METHODS
 from tfspike.errors import UserError
+from tfspike.settings import normalise_all, setting
 
 _COUNT: dict[str, Any] = {"legal": "a whole number above 0", "check": lambda v: 0 < v < 2**31}
 
@@ -49,7 +48,7 @@ class ConversionOptions:
     def __post_init__(self) -> None:
         if not self.run:
             raise UserError("--run is missing; give the folder of a run of train.py --neuron=relu.")
-        config_lib.normalise_all(self)
+        normalise_all(self)
 
 
 def parse(argv: Sequence[str] | None = None) -> ConversionOptions:

@@ -1,0 +1,40 @@
+"""SIGTERM and Ctrl-C while training: remembered until a run can be saved, then its end."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """A signal asked for the end; the run has been saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """SIGTERM and Ctrl-C asked for once: remembered until the step ends; asked for twice: obeyed at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: signals are the caller's
+                break
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.received = number
