@@ -160,7 +160,7 @@ class Engine:
 
     def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
                   norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor]]:
-        """One chunk through all layers: `(new states, readout current, recorded bits)`; `norms` is None in inference."""
+        """A chunk through all layers: `(new states, readout current, recorded bits)`; in inference `norms` is None."""
         pending = iter(states)
         after: list[NeuronState] = []
         bits: list[tf.Tensor] = []
