@@ -14,11 +14,12 @@ import tensorflow as tf
 import nets
 import oracle
 import runs
-from tfspike import checkpoints, config, evaluation, export, models, report, training, workdir
+from tfspike import checkpoints, config, evaluation, export, initial_weights, models, report, training, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
 from tfspike.flags import EvalOptions
 from tfspike.models import ann
+from tfspike.normalisation import ThresholdNorm
 from tfspike.variants import VARIANTS
 
 
@@ -62,6 +63,32 @@ def test_gradients_reach_every_weight_of_a_twin(name: str) -> None:
     assert activity == {} and logits.dtype == tf.float32
     for variable, gradient in zip(twin.trainable_variables, tape.gradient(loss, twin.trainable_variables)):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, variable.path
+
+
+def test_the_twin_of_a_normalised_network_normalises_over_the_batch() -> None:
+    spiking, twin = pair("resnet20", norm="tdbn")
+    norms = [layer for layer in twin.layers if isinstance(layer, ThresholdNorm)]
+    assert len(norms) == sum(isinstance(call.layer, ThresholdNorm) for call in spiking.plan.norms) > 10
+    x = images_for(twin, 8)
+    twin(x, training=True)
+    assert all(np.ptp(layer.moving_mean) > 0 for layer in norms)  # the running statistics follow
+
+    probe = keras.Model(twin.inputs, [norms[0].input, norms[0].output])
+    currents, normalised = (value.numpy() for value in probe(x, training=True))
+    np.testing.assert_allclose(normalised.mean((0, 1, 2)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(normalised, (currents - currents.mean((0, 1, 2))) / currents.std((0, 1, 2)), atol=1e-3)
+
+
+def test_a_spiking_network_begins_with_the_weights_of_its_normalised_twin(tmp_path: Path) -> None:
+    spiking, twin = pair("resnet20", norm="tdbn")
+    twin(images_for(twin, 8), training=True)
+    for variable in twin.trainable_variables:
+        variable.assign(variable.value + 0.25)
+    parts = {"model": checkpoints.collect(twin.variables), "optimizer": {}}
+    checkpoints.save(str(tmp_path / "checkpoints"), 1, parts, {}, keep=1, best=True)
+    initial_weights.load(spiking, str(tmp_path / "checkpoints" / "best"), lambda line: None)
+    for ours, theirs in zip(checkpoints.learnt(spiking), checkpoints.learnt(twin), strict=True):
+        np.testing.assert_array_equal(ours, theirs, ours.path)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual"])
@@ -159,6 +186,7 @@ def test_recipes_and_presets_leave_an_ann_what_it_can_have(model: str) -> None:
     assert (made.init, made.export, made.random_input) == ("normal", ("keras",), False)
     assert spiking.random_input == (spiking.encoder == "poisson")
     assert (made.learning_rate, made.dropout, made.kappa) == (spiking.learning_rate, spiking.dropout, spiking.kappa)
+    assert made.norm == spiking.norm
     assert f"{model}-cifar10-relu-" in str(made.workdir) and made.workdir != spiking.workdir
     assert config.from_json(config.to_json(made)) == made
     assert config.resolve({"neuron": "relu"}, preset="paper_lenet_mnist").gradient == Config().gradient

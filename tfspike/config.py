@@ -30,7 +30,7 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate",
-                "surrogate_width", "norm", "pooling")
+                "surrogate_width", "pooling")
 # Settings that runs of earlier versions do not name, with the value that says what those did.
 _ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "surrogate_width": 1.0,
                           "norm": "none", "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0,

@@ -31,11 +31,17 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
         lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
         if lost:
             raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
-        found = {name: found[name] for name, _ in named if name in found}
+        homes = {name: name if name in found else _in_twin(name) for name, _ in named}
+        found = {name: found[home] for name, home in homes.items() if home in found}
         checkpoints.restore(wanted, found, source)
     else:
         checkpoints.restore(wanted, _matched(named, found, source), source)
     say(f"First weights from the {kind_of(path)} {path}.")
+
+
+def _in_twin(name: str) -> str:
+    """The name that a weight of a spiking network has in its ANN twin, whose layers are not wrapped in `OverTime`."""
+    return "/".join(part for i, part in enumerate(name.split("/")) if i != 1)
 
 
 def kind_of(path: str) -> str:

@@ -60,7 +60,7 @@ class ThresholdNorm(keras.layers.Layer):
         self.moving_variance = add("ones", "moving_variance", False)
 
     def call(self, currents: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Currents `[T, B, ..., C]` to currents of the same shape and dtype.
+        """Currents `[T, B, ..., C]` (of an ANN: activations `[B, ..., C]`) to as many of the same dtype.
 
         Args:
           currents: of a whole window in training, of any stretch of one in inference.

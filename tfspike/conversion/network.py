@@ -14,6 +14,7 @@ from tfspike import plan as plans
 from tfspike.errors import UserError
 from tfspike.layers import LIF, OverTime, PoolingIF, Readout
 from tfspike.models import SpikingModel
+from tfspike.normalisation import ThresholdNorm
 
 INPUT = ""  # where a path begins that comes from the encoder
 
@@ -208,6 +209,9 @@ def _kind_of(layer: keras.layers.Layer) -> str:
         layer.negative_slope or layer.threshold)
     if plain or (isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu):
         return "relu"
+    if isinstance(layer, ThresholdNorm):
+        raise UserError(f"Layer {name!r} normalises, which integrate-and-fire neurons do not; train the network to "
+                        "convert with --norm=none, or begin a spiking one with its weights: --init_from.")
     if isinstance(layer, keras.layers.AveragePooling2D):
         return "pool"
     if isinstance(layer, keras.layers.Add):

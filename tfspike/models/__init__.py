@@ -24,7 +24,7 @@ POOLINGS = ("neuron", "average")
 __all__ = ["ReluModel", "SpikingModel", "available", "create"]
 
 _SPIKING_ONLY: dict[str, Any] = {"gradient": "event", "encoder": "poisson", "leak": 0.99, "threshold": 1.0,
-                                 "surrogate": LEAK_AWARE, "surrogate_width": 1.0, "norm": None, "pooling": "neuron"}
+                                 "surrogate": LEAK_AWARE, "surrogate_width": 1.0, "pooling": "neuron"}
 
 
 def available() -> list[str]:
@@ -62,8 +62,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate and its width, norm, pooling) keep their
-        defaults.
+        neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
       weights: trained ones that come with the library, by the end of their name: "mnist" for "lenet_mnist" of
         `tfspike.pretrained.available()`, with running statistics, so that training can go on. What they were trained
         with must be given again: shape, classes, hidden, encoder (or None), leak, threshold, norm and pooling.
@@ -92,7 +91,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     check_choice("encoder", encoder, encoders.NAMES)
     if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
         _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
-                        surrogate=surrogate, surrogate_width=surrogate_width, norm=norm, pooling=pooling)
+                        surrogate=surrogate, surrogate_width=surrogate_width, pooling=pooling)
     if surrogate == LEAK_AWARE and surrogate_width != 1.0:
         raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or choose a "
                         f"surrogate. Received: surrogate_width={surrogate_width!r}.")

@@ -3,11 +3,12 @@
     twin = models.create("vgg9", (32, 32, 3), 10, timesteps=100, neuron="relu")
 
 The twin is derived from the spiking model's plan, so that no network has to be described twice: synapses stay what they
-are, a LIF neuron becomes a ReLU, average pooling loses the pooling neuron behind it, the readout becomes the logits.
-Weights have the same shapes, order and first values; layers keep their names, with "relu" for "lif".
+are, a LIF neuron becomes a ReLU, average pooling loses the pooling neuron behind it, the readout becomes the logits,
+and a normalisation over time and batch becomes one over the batch. Weights have the same shapes, order and first
+values; layers keep their names, with "relu" for "lif", so that a spiking network can begin with its twin's weights.
 
 The nets that Diehl et al. 2015 and Sengupta et al. 2019 convert to spiking ones are of this kind: ReLU, no bias,
-average pooling, dropout. `tfspike.conversion` does that.
+average pooling, dropout, no normalisation. `tfspike.conversion` does that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tfspike import plan as plans
 from tfspike.errors import UserError
 from tfspike.layers import LIF, OverTime, PoolingIF, WindowDropout
 from tfspike.models.spiking_model import SpikingModel
+from tfspike.normalisation import ThresholdNorm
 
 # What a window may hold besides neurons, synapses and dropout; it treats every step alone, and so needs no change.
 _STEPWISE = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
@@ -75,7 +77,7 @@ def twin(model: SpikingModel) -> ReluModel:
     """The ANN of the same stack, with the weights that `model` has now.
 
     Args:
-      model: a `SpikingModel` of convolutions, dense layers, pooling, merges and dropout.
+      model: a `SpikingModel` of convolutions, dense layers, normalisations, pooling, merges and dropout.
 
     Returns:
       A model from images `[B, H, W, C]` to logits `[B, classes]`.
@@ -102,6 +104,9 @@ def _without_time(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any
         return args[0]
     if isinstance(layer, LIF):
         counterpart = keras.layers.ReLU(dtype=layer.dtype_policy, name=f"{layer.name.removesuffix('_lif')}_relu")
+    elif isinstance(layer, ThresholdNorm):
+        # every value is one of a batch: the gradient is the plain one
+        counterpart = ThresholdNorm.from_config({**layer.get_config(), "gradient": "event"})
     elif isinstance(layer, WindowDropout):
         counterpart = Dropout.from_config(layer.get_config())
     elif isinstance(layer, OverTime):
@@ -110,7 +115,7 @@ def _without_time(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any
         return _copied(call, args, kwargs)
     else:
         raise UserError(f"Layer {layer.name!r}, a {type(layer).__name__}, has no counterpart in an ANN: a twin is made "
-                        "of LIF neurons, pooling neurons, OverTime, merges and dropout.")
+                        "of LIF neurons, pooling neurons, OverTime, normalisations, merges and dropout.")
     return counterpart(*args, **kwargs)
 
 
