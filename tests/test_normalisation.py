@@ -30,6 +30,7 @@ from tfspike import (
     surrogates,
 )
 from tfspike.models import blocks
+from tfspike.precision import in_float32
 
 T, B, C = 5, 4, 3
 IMAGE = (12, 12, 3)
@@ -286,6 +287,14 @@ def test_folded_it_computes_the_same_without_normalisation() -> None:
     assert total > 5_000 and differing < 1e-3 * total  # rounding flips single spikes
     np.testing.assert_allclose(a, b, atol=0.05)
     assert folding.fold(folded) is folded
+
+
+def test_folded_in_sixteen_bits_it_computes_in_float32() -> None:
+    model = trained(dtype="mixed_bfloat16")
+    folded, exact = folding.fold(model), folding.fold(in_float32(model))
+    assert {layer.compute_dtype for layer in folded.layers} == {"float32"}
+    np.testing.assert_array_equal(folded(images()), exact(images()))
+    assert_alive(folded)
 
 
 def test_what_cannot_be_folded_is_refused() -> None:

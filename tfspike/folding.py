@@ -10,13 +10,15 @@ from tfspike import plan as plans
 from tfspike.errors import UserError
 from tfspike.layers import OverTime
 from tfspike.normalisation import ThresholdNorm
+from tfspike.precision import in_float32
 
 
 def fold(model: Any) -> Any:
     """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it.
 
     In inference a normalisation is one factor and one offset per channel: the factor scales the weights, the offset
-    becomes a bias, a constant current. What remains is driven by spikes alone. Outputs agree to rounding.
+    becomes a bias, a constant current. What remains is driven by spikes alone. Outputs agree to rounding. The copy
+    computes in float32: in 16 bits a current would be rounded before and after its bias, and deep networks amplify it.
 
     Args:
       model: a `tfspike.models.SpikingModel`.
@@ -53,6 +55,7 @@ def fold(model: Any) -> Any:
         if id(call.layer) in copies:
             norm = norms.get(id(call.outputs[0]))
             copies[id(call.layer)].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
+    folded = in_float32(folded)
     folded.configure_engine(model._chunk, model._kernel)
     return folded
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from tfspike.encoders import PoissonEncoder
 from tfspike.errors import UserError
-from tfspike.export.precision import in_float32
 from tfspike.export.saved_model import Served, step_of
+from tfspike.precision import in_float32
 
 NAME = "model.tflite"
 WEIGHTS = ("float32", "float16", "dynamic_range")

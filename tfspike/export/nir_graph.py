@@ -24,9 +24,9 @@ import numpy as np
 
 from tfspike import plan as plans
 from tfspike.errors import UserError
-from tfspike.export.precision import in_float32
 from tfspike.export.window import Window
 from tfspike.layers import LIF, OverTime, PoolingIF, Readout, WindowDropout
+from tfspike.precision import in_float32
 
 NAME = "model.nir"
 _NEVER = 2.0**40  # time constant in steps at which 1 - 1/tau is 1 in float32: a LIF node that does not leak

@@ -22,9 +22,9 @@ from tfspike import plan as plans
 from tfspike.encoders import SpikeInput
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import TARGETS
-from tfspike.export.precision import in_float32
 from tfspike.export.window import Window
 from tfspike.layers import SpikingLayer, WindowDropout
+from tfspike.precision import in_float32
 
 _RUN = os.path.join(os.path.dirname(__file__), "standalone", "run.py")
 _ROUNDING = 1e-5  # of scores, and of potentials near their threshold

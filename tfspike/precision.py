@@ -1,4 +1,4 @@
-"""The same network in float32, for formats that know no bfloat16."""
+"""The same network in float32: where 16 bits would spoil it, and for formats that know no bfloat16."""
 
 from __future__ import annotations
 
