@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import config, gradients, kernels, layers, surrogates
+from tfspike import SpikingModel, config, encoders, gradients, kernels, layers, surrogates
 from tfspike.gradients import Neuron, NeuronState
 
 T, B, N = 12, 4, 30
@@ -135,6 +136,33 @@ def test_kernels_sum_what_the_definition_sums(name: str, kernel: str) -> None:
     np.testing.assert_array_equal(tf.concat(trains, 0), spikes)
     for a, b in zip(state, wanted):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "xla"])
+@pytest.mark.parametrize("name", ["rectangular", "arctan"])
+def test_event_through_chunks_is_event_through_the_window(name: str, kernel: str) -> None:
+    """T = 11 in chunks of 4: two whole ones and a rest, with pooling neurons and two paths."""
+    image = keras.Input((6, 6, 2))
+    x = layers.LIF(0.9, 0.8, "event", name)(layers.OverTime(keras.layers.Conv2D(4, 3, padding="same"))(
+        encoders.DirectEncoder(11)(image)))
+    y = layers.OverTime(keras.layers.Conv2D(4, 3, padding="same"))(x)
+    x = layers.LIF(0.9, 0.8, "event", name, 1.5)(keras.layers.Add()([x, y]))
+    x = layers.PoolingIF(0.75, "event", name)(layers.OverTime(keras.layers.AveragePooling2D(2))(x))
+    x = layers.OverTime(keras.layers.Dense(3))(layers.OverTime(keras.layers.Flatten())(x))
+    model = SpikingModel(image, layers.Readout(0.9)(x))
+    model.configure_engine(chunk=4, kernel=kernel)
+    assert model.engine is not None and model.engine.can_train
+    inputs = np.random.default_rng(3).uniform(-0.5, 1.5, (B, 6, 6, 2)).astype("f")
+    assert min(float(tf.reduce_mean(count)) / 11 for count in model.observe(inputs)[1].values()) > 0.02
+
+    def grads(road: Any) -> list[np.ndarray]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(road(inputs, training=True) - 1.0))
+        return [grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)]
+
+    for fast, slow in zip(grads(model), grads(model.call_layers), strict=True):
+        assert np.abs(slow).max() > 0
+        np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-5 * np.abs(slow).max())
 
 
 def test_the_mean_of_a_leak_aware_trace_is_no_slope() -> None:

@@ -6,9 +6,9 @@ chunk is forgotten but for what the backward pass needs:
 
 * "rate" needs the counts and traces of the final state alone. It backpropagates once, through mean rates, as in an
   ordinary net of the same shape: memory and time of the backward pass do not grow with T.
-* "event" needs the spikes, kept as one bit per neuron and step. A second loop goes over the chunks from the last to
-  the first, gives each layer its recorded spikes, and carries delta to the chunk before. The forward convolutions of
-  this pass are never used and never computed.
+* "event" needs the spikes, kept as one bit per neuron and step, and of a neuron with a surrogate h(x_t) at every step.
+  A second loop goes over the chunks from the last to the first, gives each layer its recorded spikes, and carries delta
+  to the chunk before. The forward convolutions of this pass are never used and never computed.
 
 A normalisation looks at a whole window before the next layer may begin, so in training such a net runs in one chunk,
 whose memory grows with T. With "event" a window of more than 8 steps is trained layer by layer instead
@@ -40,7 +40,9 @@ class Record(NamedTuple):
       output: V_T / T, `[B, classes]` float32.
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
-      bits: recorded spikes of every spiking layer, `[chunks, bytes, B, ...]` uint8; empty unless asked for.
+      bits: recorded spikes of every spiking layer, `[chunks, B, ...]` uint8; empty unless asked for.
+      bends: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the last step;
+        empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
     """
 
@@ -48,6 +50,7 @@ class Record(NamedTuple):
     states: list[NeuronState]
     input_rate: tf.Tensor
     bits: list[tf.Tensor]
+    bends: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -71,10 +74,12 @@ class Engine:
     @property
     def can_train(self) -> bool:
         """Whether training takes this road; inference always does."""
-        through_time = self.gradient == "event" and any(
-            call.layer.surrogate != LEAK_AWARE for call in self.plan.spiking)  # needs all membrane potentials
-        too_long = self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS
-        return not through_time and not too_long
+        return not (self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS)
+
+    @property
+    def _bending(self) -> list[plans.Call]:
+        """Spiking layers with a surrogate."""
+        return [call for call in self.plan.spiking if call.layer.surrogate != LEAK_AWARE]
 
     # ---- public ------------------------------------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class Engine:
         moments = list(zip(final[count::2], final[count + 1::2]))
         for call, (mean, variance) in zip(self.plan.norms, moments):
             call.layer.follow(mean, variance)
-        return Record(output, states, tf.stop_gradient(input_rate), [], moments)
+        return Record(output, states, tf.stop_gradient(input_rate), [], [], moments)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
@@ -128,7 +133,9 @@ class Engine:
         states = [gradients.zero_state((batch, *_feature_shape(call))) for call in self.plan.spiking]
         membrane = tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32)
         total = tf.zeros((batch, *self.plan.encoder.outputs[0].shape[2:]), tf.float32)
-        recorded = [tf.TensorArray(tf.uint8, size=count + (rest > 0)) for _ in states] if keep_bits else []
+        chunks = count + (rest > 0)
+        recorded = [tf.TensorArray(tf.uint8, size=chunks) for _ in states] if keep_bits else []
+        bent = [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in self._bending] if keep_bits else []
         moments: list[tuple[tf.Tensor, tf.Tensor]] = []
 
         def measure(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
@@ -137,16 +144,18 @@ class Engine:
             return normalised
 
         def body(i: tf.Tensor, steps: int, states: list[NeuronState], membrane: tf.Tensor, total: tf.Tensor,
-                 recorded: list[tf.TensorArray]) -> Any:
+                 recorded: list[tf.TensorArray], bent: list[tf.TensorArray]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
-            states, current, bits = self._simulate(train, states, masks, keep_bits, measure if training else None)
+            norms = measure if training else None
+            states, current, bits, bends = self._simulate(train, states, masks, keep_bits, norms)
             for t in range(steps):
                 membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
             total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
             recorded = [array.write(i, bit) for array, bit in zip(recorded, bits)]
-            return i + 1, states, membrane, total, recorded
+            bent = [array.write(i, _padded(bend, chunk)) for array, bend in zip(bent, bends)]
+            return i + 1, states, membrane, total, recorded, bent
 
-        loop = (tf.constant(0), states, membrane, total, recorded)
+        loop = (tf.constant(0), states, membrane, total, recorded, bent)
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
             loop = body(loop[0], chunk, *loop[1:])
         else:
@@ -154,26 +163,31 @@ class Engine:
                                  maximum_iterations=count, parallel_iterations=1)
         if rest:
             loop = body(loop[0], rest, *loop[1:])
-        _, states, membrane, total, recorded = loop
+        _, states, membrane, total, recorded, bent = loop
         return Record(membrane / self.timesteps, [NeuronState(*state) for state in states], total / self.timesteps,
-                      [array.stack() for array in recorded], moments)
+                      [array.stack() for array in recorded], [array.stack() for array in bent], moments)
 
     def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
-                  norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor]]:
-        """A chunk through all layers: `(new states, readout current, recorded bits)`; in inference `norms` is None."""
+                  norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """A chunk through all layers: `(new states, readout current, bits, bends)`; in inference `norms` is None."""
         pending = iter(states)
         after: list[NeuronState] = []
         bits: list[tf.Tensor] = []
+        bends: list[tf.Tensor] = []
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            spikes, state, packed = kernels.fire(currents, next(pending), call.layer.neuron, keep_bits, self.kernel,
-                                                 training=norms is not None)
+            before, neuron = next(pending), call.layer.neuron
+            bending = neuron.surrogate != LEAK_AWARE
+            if keep_bits and bending:
+                bends.append(kernels.sensitivities(currents, before.membrane, neuron, self.kernel))
+            spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, self.kernel,
+                                                 training=norms is not None and not (keep_bits and bending))
             after.append(state)
             bits.append(packed)
             return spikes
 
         current = self._walk(train, masks, neurons, norms)
-        return after, current, bits if keep_bits else []
+        return after, current, bits if keep_bits else [], bends
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
@@ -208,12 +222,20 @@ class Engine:
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor], sums: list[tf.Tensor]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
             packed = {id(call): bits[i] for call, bits in zip(spiking, record.bits)}
+            bends = {id(call): bent[i][:steps] for call, bent in zip(self._bending, record.bends)}
             carried = {id(call): carry for call, carry in zip(spiking, carries)}
             first: dict[int, tf.Tensor] = {}
 
             def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-                return kernels.replay_event(currents, packed[id(call)], slopes[id(call)], carried[id(call)],
-                                            lambda delta: first.__setitem__(id(call), delta), self.kernel)
+                bits, carry = packed[id(call)], carried[id(call)]
+
+                def give(delta: tf.Tensor) -> None:
+                    first[id(call)] = delta
+
+                if id(call) in bends:
+                    return kernels.replay_through_time(currents, bits, bends[id(call)], call.layer.neuron, carry, give,
+                                                       self.kernel)
+                return kernels.replay_event(currents, bits, slopes[id(call)], carry, give, self.kernel)
 
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
                 return call.layer.standardise(currents)[0]
@@ -299,6 +321,12 @@ class Engine:
 def _feature_shape(call: plans.Call) -> tuple[int, ...]:
     """Shape of one sample at one step of what a layer of the window takes, without T and B."""
     return tuple(call.args[0].shape[2:])
+
+
+def _padded(bends: tf.Tensor, steps: int) -> tf.Tensor:
+    """A chunk's bends with as many steps as every other chunk has."""
+    missing = steps - bends.shape[0]
+    return tf.pad(bends, [[0, missing], *[[0, 0]] * (bends.shape.rank - 1)]) if missing else bends
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -18,6 +18,7 @@ from tfspike import kernels
 from tfspike import plan as plans
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.models import ReluModel
+from tfspike.surrogates import LEAK_AWARE
 
 # Bytes that do not follow from shapes, fitted to measured processes: allocator, thread pools, traced and optimised
 # graphs (which grow with the layers, and more with a backward pass over steps).
@@ -47,8 +48,8 @@ class LayerRow:
       parameters: trainable numbers.
       macs_per_step: multiply-accumulates of the synapses per image and step, all inputs taken as active.
       memory: bytes for the whole batch by part: "weights" (with gradients and optimiser), "states" (membrane, count,
-        trace; dropout masks), "record" (packed spikes of the window), "chunk" (spikes of a chunk that its backward
-        pass keeps).
+        trace; dropout masks), "record" (packed spikes of the window, and a surrogate's values), "chunk" (spikes of a
+        chunk that its backward pass keeps).
     """
 
     name: str
@@ -240,7 +241,8 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     if isinstance(layer, SpikingLayer):
         sizes["states"] = 3 * 4 * neurons
         if context.training and context.gradient == "event":
-            sizes["record"] = context.record_bytes * neurons
+            bends = 0 if layer.surrogate == LEAK_AWARE or context.by_layers else context.timesteps * _width(layer)
+            sizes["record"] = (context.record_bytes + bends) * neurons
     if isinstance(layer, WindowDropout) and layer.rate and context.training:
         sizes["states"] = 4 * neurons
     if isinstance(layer, SpikingLayer) or isinstance(layer, WindowDropout) and layer.rate:
