@@ -41,8 +41,8 @@ class Record(NamedTuple):
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       bits: recorded spikes of every spiking layer, `[chunks, B, ...]` uint8; empty unless asked for.
-      bends: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the last step;
-        empty unless asked for.
+      sensitivities: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
+        last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
     """
 
@@ -50,7 +50,7 @@ class Record(NamedTuple):
     states: list[NeuronState]
     input_rate: tf.Tensor
     bits: list[tf.Tensor]
-    bends: list[tf.Tensor]
+    sensitivities: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -77,7 +77,7 @@ class Engine:
         return not (self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS)
 
     @property
-    def _bending(self) -> list[plans.Call]:
+    def _with_surrogate(self) -> list[plans.Call]:
         """Spiking layers with a surrogate."""
         return [call for call in self.plan.spiking if call.layer.surrogate != LEAK_AWARE]
 
@@ -135,7 +135,8 @@ class Engine:
         total = tf.zeros((batch, *self.plan.encoder.outputs[0].shape[2:]), tf.float32)
         chunks = count + (rest > 0)
         recorded = [tf.TensorArray(tf.uint8, size=chunks) for _ in states] if keep_bits else []
-        bent = [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in self._bending] if keep_bits else []
+        sensed = [tf.TensorArray(call.layer.compute_dtype, size=chunks)
+                  for call in self._with_surrogate] if keep_bits else []
         moments: list[tuple[tf.Tensor, tf.Tensor]] = []
 
         def measure(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
@@ -144,18 +145,18 @@ class Engine:
             return normalised
 
         def body(i: tf.Tensor, steps: int, states: list[NeuronState], membrane: tf.Tensor, total: tf.Tensor,
-                 recorded: list[tf.TensorArray], bent: list[tf.TensorArray]) -> Any:
+                 recorded: list[tf.TensorArray], sensed: list[tf.TensorArray]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
             norms = measure if training else None
-            states, current, bits, bends = self._simulate(train, states, masks, keep_bits, norms)
+            states, current, bits, sensitivities = self._simulate(train, states, masks, keep_bits, norms)
             for t in range(steps):
                 membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
             total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
             recorded = [array.write(i, bit) for array, bit in zip(recorded, bits)]
-            bent = [array.write(i, _padded(bend, chunk)) for array, bend in zip(bent, bends)]
-            return i + 1, states, membrane, total, recorded, bent
+            sensed = [array.write(i, _padded(values, chunk)) for array, values in zip(sensed, sensitivities)]
+            return i + 1, states, membrane, total, recorded, sensed
 
-        loop = (tf.constant(0), states, membrane, total, recorded, bent)
+        loop = (tf.constant(0), states, membrane, total, recorded, sensed)
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
             loop = body(loop[0], chunk, *loop[1:])
         else:
@@ -163,31 +164,32 @@ class Engine:
                                  maximum_iterations=count, parallel_iterations=1)
         if rest:
             loop = body(loop[0], rest, *loop[1:])
-        _, states, membrane, total, recorded, bent = loop
+        _, states, membrane, total, recorded, sensed = loop
         return Record(membrane / self.timesteps, [NeuronState(*state) for state in states], total / self.timesteps,
-                      [array.stack() for array in recorded], [array.stack() for array in bent], moments)
+                      [array.stack() for array in recorded], [array.stack() for array in sensed], moments)
 
     def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
                   norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        """A chunk through all layers: `(new states, readout current, bits, bends)`; in inference `norms` is None."""
+        """A chunk through all layers: `(new states, readout current, bits, sensitivities)`; `norms` is None in
+        inference."""
         pending = iter(states)
         after: list[NeuronState] = []
         bits: list[tf.Tensor] = []
-        bends: list[tf.Tensor] = []
+        sensitivities: list[tf.Tensor] = []
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             before, neuron = next(pending), call.layer.neuron
-            bending = neuron.surrogate != LEAK_AWARE
-            if keep_bits and bending:
-                bends.append(kernels.sensitivities(currents, before.membrane, neuron, self.kernel))
+            surrogate = neuron.surrogate != LEAK_AWARE
+            if keep_bits and surrogate:
+                sensitivities.append(kernels.sensitivities(currents, before.membrane, neuron, self.kernel))
             spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, self.kernel,
-                                                 training=norms is not None and not (keep_bits and bending))
+                                                 training=norms is not None and not (keep_bits and surrogate))
             after.append(state)
             bits.append(packed)
             return spikes
 
         current = self._walk(train, masks, neurons, norms)
-        return after, current, bits if keep_bits else [], bends
+        return after, current, bits if keep_bits else [], sensitivities
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
@@ -222,7 +224,8 @@ class Engine:
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor], sums: list[tf.Tensor]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
             packed = {id(call): bits[i] for call, bits in zip(spiking, record.bits)}
-            bends = {id(call): bent[i][:steps] for call, bent in zip(self._bending, record.bends)}
+            sensitivities = {id(call): values[i][:steps]
+                             for call, values in zip(self._with_surrogate, record.sensitivities)}
             carried = {id(call): carry for call, carry in zip(spiking, carries)}
             first: dict[int, tf.Tensor] = {}
 
@@ -232,9 +235,9 @@ class Engine:
                 def give(delta: tf.Tensor) -> None:
                     first[id(call)] = delta
 
-                if id(call) in bends:
-                    return kernels.replay_through_time(currents, bits, bends[id(call)], call.layer.neuron, carry, give,
-                                                       self.kernel)
+                if id(call) in sensitivities:
+                    return kernels.replay_through_time(currents, bits, sensitivities[id(call)], call.layer.neuron,
+                                                       carry, give, self.kernel)
                 return kernels.replay_event(currents, bits, slopes[id(call)], carry, give, self.kernel)
 
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
@@ -323,10 +326,10 @@ def _feature_shape(call: plans.Call) -> tuple[int, ...]:
     return tuple(call.args[0].shape[2:])
 
 
-def _padded(bends: tf.Tensor, steps: int) -> tf.Tensor:
-    """A chunk's bends with as many steps as every other chunk has."""
-    missing = steps - bends.shape[0]
-    return tf.pad(bends, [[0, missing], *[[0, 0]] * (bends.shape.rank - 1)]) if missing else bends
+def _padded(values: tf.Tensor, steps: int) -> tf.Tensor:
+    """A chunk's values with as many steps as every other chunk has."""
+    missing = steps - values.shape[0]
+    return tf.pad(values, [[0, missing], *[[0, 0]] * (values.shape.rank - 1)]) if missing else values
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -159,10 +159,10 @@ def sensitivities(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, kern
     Returns:
       `[steps, B, ...]` in the dtype of currents.
     """
-    return (_bends_xla if kernel == "xla" else _bends)(currents, membrane, neuron)
+    return (_sensitivities_xla if kernel == "xla" else _sensitivities)(currents, membrane, neuron)
 
 
-def _bends(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+def _sensitivities(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tensor:
     found = []
     for t in range(currents.shape[0]):
         u = membrane + tf.cast(currents[t], tf.float32)
@@ -171,16 +171,16 @@ def _bends(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tenso
     return tf.stack(found)
 
 
-def replay_through_time(currents: tf.Tensor, bits: tf.Tensor, bends: tf.Tensor, neuron: Neuron, carry: tf.Tensor,
+def replay_through_time(currents: tf.Tensor, bits: tf.Tensor, sensed: tf.Tensor, neuron: Neuron, carry: tf.Tensor,
                         give: Callable[[tf.Tensor], Any], kernel: str) -> tf.Tensor:
-    """`replay_event` for a neuron with a surrogate, whose `sensitivities` are `bends`, `[steps, B, ...]`."""
+    """`replay_event` for a neuron with a surrogate, whose `sensitivities` are `sensed`, `[steps, B, ...]`."""
     steps, dtype = currents.shape[0], currents.dtype
     compiled = kernel == "xla"
 
     @tf.custom_gradient
     def replay(currents: tf.Tensor):
         def grad(upstream):
-            delta, first = (_through_xla if compiled else _through)(bits, bends, carry, upstream, neuron)
+            delta, first = (_through_xla if compiled else _through)(bits, sensed, carry, upstream, neuron)
             give(first)
             return delta
         train = (_unpack_xla if compiled else unpack)(bits, steps, dtype)
@@ -190,13 +190,13 @@ def replay_through_time(currents: tf.Tensor, bits: tf.Tensor, bends: tf.Tensor, 
     return replay(currents)
 
 
-def _through(bits: tf.Tensor, bends: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,
+def _through(bits: tf.Tensor, sensed: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,
              neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
     """`gradients.through_time` on a record: `(delta [steps, B, ...], delta of the first step)`."""
     steps = upstream.shape[0]
     deltas = [carry] * steps
     for t in reversed(range(steps)):
-        direct = neuron.gain * tf.cast(bends[t], tf.float32) * tf.cast(upstream[t], tf.float32)
+        direct = neuron.gain * tf.cast(sensed[t], tf.float32) * tf.cast(upstream[t], tf.float32)
         carry = direct + tf.where(_bit(bits, t), 0.0, neuron.leak * carry)
         deltas[t] = tf.cast(carry, upstream.dtype)
     return tf.stack(deltas), carry
@@ -260,7 +260,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 _integrate_xla, _unpack_xla = _compiled(_integrate), _compiled(unpack)
 _tally_xla, _count_xla = _compiled(_tally), _compiled(_count)
 _credit_xla, _sense_xla = _compiled(_credit), _compiled(_sense)
-_bends_xla, _through_xla = _compiled(_bends), _compiled(_through)
+_sensitivities_xla, _through_xla = _compiled(_sensitivities), _compiled(_through)
 
 
 def choose(kernel: str) -> str:

@@ -11,6 +11,7 @@ from tfspike import gradients
 from tfspike.checks import check_choice, check_positive, check_share
 
 _FUSED = ("float32", "bfloat16", "float16")  # what the fused operation takes
+_CUDNN = 1.001e-5  # no smaller epsilon on GPUs; beside a variance that matters it is 1e-5
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -90,7 +91,7 @@ class ThresholdNorm(keras.layers.Layer):
         nothing = tf.zeros([0], tf.float32)
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=tf.cast(images, self.compute_dtype), scale=(self.alpha * self.threshold) * self.gamma.value,
-            offset=self.beta.value, mean=nothing, variance=nothing, epsilon=self.epsilon, is_training=True)
+            offset=self.beta.value, mean=nothing, variance=nothing, epsilon=max(self.epsilon, _CUDNN), is_training=True)
         count = tf.cast(tf.size(images) // currents.shape[-1], tf.float32)
         # the operation divides by count - 1, unlike `moments`
         return tf.reshape(y, tf.shape(currents)), mean, variance * (count - 1.0) / count

@@ -241,8 +241,8 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     if isinstance(layer, SpikingLayer):
         sizes["states"] = 3 * 4 * neurons
         if context.training and context.gradient == "event":
-            bends = 0 if layer.surrogate == LEAK_AWARE or context.by_layers else context.timesteps * _width(layer)
-            sizes["record"] = (context.record_bytes + bends) * neurons
+            sensed = 0 if layer.surrogate == LEAK_AWARE or context.by_layers else context.timesteps * _width(layer)
+            sizes["record"] = (context.record_bytes + sensed) * neurons
     if isinstance(layer, WindowDropout) and layer.rate and context.training:
         sizes["states"] = 4 * neurons
     if isinstance(layer, SpikingLayer) or isinstance(layer, WindowDropout) and layer.rate:
