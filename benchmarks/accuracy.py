@@ -30,13 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = _arguments(arguments)
     work = WORKS[args.work]
+    work = dataclasses.replace(work, epochs=args.epochs or work.epochs)
     path = Path(args.out)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         data = _write(work, args.data_dir, folder)
         for seed in range(args.seeds):
             for library in args.libraries:
-                key = f"{args.work}/{library}/{args.precision}/seed{seed}"
+                key = f"{args.work}, {work.epochs} epochs/{library}/{args.precision}/seed{seed}"
                 if found.get(key, {}).get("status") != "ok":
                     found[key] = _run(work, library, seed, data, args)
                     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -95,6 +96,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--precision", choices=cases.PRECISIONS, default="float32")
     parser.add_argument("--seeds", type=int, default=3, help="processes per library; default: 3")
+    parser.add_argument("--epochs", type=int, default=0, help="default: the work's own")
     parser.add_argument("--goal", type=float, default=0.97, help="accuracy whose time is told; default: 0.97")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--data-dir", default=None, help="folder of the prepared data sets")

@@ -30,7 +30,7 @@ import tfspike
 
 HERE = Path(__file__).resolve().parent
 PAGES = {"mathematics": "The mathematics", "exports": "Exports", "distributed": "Several devices, exact resume",
-         "models": "Trained weights"}
+         "results": "Results", "models": "Trained weights"}
 _SKIPPED = ("data", "standalone", "__main__")  # no code, or scripts that run without the library
 _FRAME = """{% extends "frame.html.jinja2" %}
 {% block title %}{{ title }} - tfspike{% endblock %}

@@ -94,6 +94,6 @@ def test_lenet_learns_in_the_comparison(tmp_path: Any) -> None:
     out = str(tmp_path / "accuracy.json")
     assert accuracy.main(["--work", "smoke", "--libraries", "tfspike-rate", "--seeds", "1", "--out", out]) == 0
     with open(out, encoding="utf-8") as file:
-        record = json.load(file)["smoke/tfspike-rate/float32/seed0"]
+        record = json.load(file)["smoke, 1 epochs/tfspike-rate/float32/seed0"]
     assert record["status"] == "ok" and record["curve"][-1][2] > 0.2
     assert os.path.exists(out)
