@@ -29,11 +29,15 @@ COMPILER = 60e6
 # Tensors the size of the largest layer's chunk that exist at once in a pass: currents, spikes, and the steps before
 # they are joined. In float32 under mixed precision as well, as neurons add up currents in float32.
 CHUNK_TENSORS = 3
+# More of them where a normalisation needs a window of more than 8 steps in one chunk: currents before and behind it,
+# and the spikes of 8 steps each before they are joined.
+LONG_CHUNK_TENSORS = 4
 # A window's recorded spikes exist twice while the chunks' parts are joined to one tensor.
 RECORD_COPIES = 2
-# Bytes per neuron and step that training layer by layer keeps besides the spikes: currents before and behind a
-# normalisation, in float32. "rate" needs their means alone.
-LAYERED_BYTES = {"rate": 0, "event": 12}
+# Bytes per neuron and step that training layer by layer keeps besides the spikes: currents in front of a normalisation,
+# in float32, and with a surrogate those behind it and the membranes. "rate" needs their means alone.
+LAYERED_BYTES = {"rate": 0, "event": 4}
+LAYERED_SURROGATE_BYTES = {"rate": 0, "event": 8}
 OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2}  # float32 values per weight
 
 
@@ -116,7 +120,8 @@ def memory(model: keras.Model, batch_size: int, training: bool = True, optimizer
 
     neurons = batch_size * sum(math.prod(_sample(call)) for call in context.plan.spiking)
     largest = batch_size * max(math.prod(_sample(call)) for call in context.plan.window)
-    forward = CHUNK_TENSORS * 4 * context.chunk * largest
+    long = not context.by_layers and context.chunk > kernels.MOST_STEPS
+    forward = (CHUNK_TENSORS + LONG_CHUNK_TENSORS * long) * 4 * context.chunk * largest
     backward = 0
     if training and context.gradient == "event":
         # slopes, and delta carried from one chunk to the one before (old and new)
@@ -246,7 +251,10 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     if isinstance(layer, WindowDropout) and layer.rate and context.training:
         sizes["states"] = 4 * neurons
     if isinstance(layer, SpikingLayer) or isinstance(layer, WindowDropout) and layer.rate:
-        kept = LAYERED_BYTES[context.rule] if context.by_layers and isinstance(layer, SpikingLayer) else 0
+        kept = 0
+        if context.by_layers and isinstance(layer, SpikingLayer):
+            kept = LAYERED_BYTES[context.rule] + LAYERED_SURROGATE_BYTES[context.rule] * (
+                layer.surrogate != LEAK_AWARE)
         sizes["chunk"] = context.kept_steps() * neurons * (_width(layer) + kept)
     return LayerRow(layer.name, type(inner).__name__, shape, parameters, _macs(inner, shape), sizes)
 
