@@ -174,20 +174,8 @@ def _sensitivities(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> 
 def replay_through_time(currents: tf.Tensor, bits: tf.Tensor, sensed: tf.Tensor, neuron: Neuron, carry: tf.Tensor,
                         give: Callable[[tf.Tensor], Any], kernel: str) -> tf.Tensor:
     """`replay_event` for a neuron with a surrogate, whose `sensitivities` are `sensed`, `[steps, B, ...]`."""
-    steps, dtype = currents.shape[0], currents.dtype
-    compiled = kernel == "xla"
-
-    @tf.custom_gradient
-    def replay(currents: tf.Tensor):
-        def grad(upstream):
-            delta, first = (_through_xla if compiled else _through)(bits, sensed, carry, upstream, neuron)
-            give(first)
-            return delta
-        train = (_unpack_xla if compiled else unpack)(bits, steps, dtype)
-        train.set_shape(currents.shape)
-        return train, grad
-
-    return replay(currents)
+    through = _through_xla if kernel == "xla" else _through
+    return _replay(currents, bits, lambda upstream: through(bits, sensed, carry, upstream, neuron), give, kernel)
 
 
 def _through(bits: tf.Tensor, sensed: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,
@@ -214,16 +202,22 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, slope: tf.Tensor, carry: 
       give: called in the backward pass with delta of the chunk's first step.
       kernel: "plain" or "xla".
     """
+    credit = _credit_xla if kernel == "xla" else _credit
+    return _replay(currents, bits, lambda upstream: credit(bits, slope, carry, upstream), give, kernel)
+
+
+def _replay(currents: tf.Tensor, bits: tf.Tensor, credit: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+            give: Callable[[tf.Tensor], Any], kernel: str) -> tf.Tensor:
+    """Recorded spikes, with the gradient that `credit` makes of dL/ds: `(delta, delta of the first step)`."""
     steps, dtype = currents.shape[0], currents.dtype
-    compiled = kernel == "xla"
 
     @tf.custom_gradient
     def replay(currents: tf.Tensor):
         def grad(upstream):
-            delta, first = (_credit_xla if compiled else _credit)(bits, slope, carry, upstream)
+            delta, first = credit(upstream)
             give(first)
             return delta
-        train = (_unpack_xla if compiled else unpack)(bits, steps, dtype)
+        train = (_unpack_xla if kernel == "xla" else unpack)(bits, steps, dtype)
         train.set_shape(currents.shape)
         return train, grad
 
