@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import cases
 from benchmarks.learning import WORKS, Work
-from benchmarks.process import run_worker
+from benchmarks.process import add_arguments, failure, run_worker
 
 TFSPIKE = (*cases.TFSPIKE, "tfspike-rate-last-spike")
 LIBRARIES = (*TFSPIKE, "authors", "snntorch", "spikingjelly")
@@ -67,7 +67,7 @@ def _run(work: Work, library: str, seed: int, data: str, args: argparse.Namespac
 
 def _line(record: dict[str, Any]) -> str:
     if record["status"] != "ok":
-        return " ".join([record["status"].upper(), *record.get("error", [])[-1:]])
+        return failure(record)
     step, seconds, accuracy = record["curve"][-1]
     return f"{100 * accuracy:.2f} % after {step} steps and {seconds:.0f} s"
 
@@ -101,11 +101,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--data-dir", default=None, help="folder of the prepared data sets")
     parser.add_argument("--out", default="accuracy.json", help="results file, added to; default: accuracy.json")
-    parser.add_argument("--peers-python", default=os.environ.get("TFSPIKE_PEERS_PYTHON", sys.executable),
-                        help="interpreter of the environment with requirements-peers.txt; default: "
-                             "$TFSPIKE_PEERS_PYTHON, else this one")
-    parser.add_argument("--cap-gb", type=float, default=20.0, help="resident memory per process, GB; default: 20")
-    parser.add_argument("--timeout", type=float, default=7200.0, help="seconds per process; default: 7200")
+    add_arguments(parser, timeout=7200.0)
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""The gradient "rate" with METHOD's optional factor on its slope: time of a neuron's last spike over T.
+"""The gradient "rate" with a factor on its slope: the time of a neuron's last spike over T.
 
 It makes "rate" more like "event", which credits no input behind the last spike. Tried here and left out of the library:
 see docs/results.md.

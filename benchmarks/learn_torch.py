@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 
 import numpy as np
 import torch
 
 from benchmarks import learning, measure
 from benchmarks.cases import CLASSES
-from benchmarks.torch_kits import KITS
+from benchmarks.torch_kits import KITS, versions
 from benchmarks.torch_nets import Net, output
 from tfspike.variants import VARIANTS
 
@@ -60,8 +59,7 @@ def main() -> None:
         with torch.inference_mode(), precision():
             return output(net, images(x), given["timesteps"]).argmax(1).numpy()
 
-    packages = ("torch",) if given["library"] == "authors" else ("torch", given["library"].removesuffix("-compiled"))
-    learning.learn(given, train, predict, {package: importlib.metadata.version(package) for package in packages})
+    learning.learn(given, train, predict, versions(given["library"]))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,6 +56,20 @@ def run_worker(python: str, module: str, order: dict[str, Any], cap_gb: float, t
             status = "out of memory"  # ended by the kernel before we saw it
         return {"status": "error" if status == "ended" else status, "peak_mb": peak_mb,
                 "error": errors.read().strip().splitlines()[-3:]}
+
+
+def failure(record: dict[str, Any]) -> str:
+    """What a record whose status is not "ok" says, on one line."""
+    return " ".join([record["status"].upper(), *record.get("error", [])[-1:]])
+
+
+def add_arguments(parser: argparse.ArgumentParser, timeout: float) -> None:
+    """The options of a command that starts workers: where the peers are, and the caps of a process."""
+    parser.add_argument("--peers-python", default=os.environ.get("TFSPIKE_PEERS_PYTHON", sys.executable),
+                        help="interpreter of the environment with requirements-peers.txt; default: "
+                             "$TFSPIKE_PEERS_PYTHON, else this one")
+    parser.add_argument("--cap-gb", type=float, default=20.0, help="resident memory per process, GB; default: 20")
+    parser.add_argument("--timeout", type=float, default=timeout, help=f"seconds per process; default: {timeout:g}")
 
 
 def _watch(process: subprocess.Popen, cap_mb: float, timeout: float) -> tuple[str, float]:

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from benchmarks import cases
-from benchmarks.process import run_worker
+from benchmarks.process import add_arguments, failure, run_worker
 from benchmarks.results import Results
 from benchmarks.table import markdown
 
@@ -55,7 +55,7 @@ def _measure(cell: cases.Cell, args: argparse.Namespace) -> dict[str, Any]:
 
 def _line(record: dict[str, Any]) -> str:
     if record["status"] != "ok":
-        return " ".join([record["status"].upper(), *record.get("error", [])[-1:]])
+        return failure(record)
     dead = "" if record["alive"] is not False else "  (a layer is silent)"
     return f"{record['seconds']:.4g} s, {record['peak_above_bare_mb']:.0f} MB above the bare framework{dead}"
 
@@ -71,11 +71,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--out", default="benchmarks.json", help="results file, added to; default: benchmarks.json")
     parser.add_argument("--force", action="store_true", help="measure again what the results file has already")
-    parser.add_argument("--peers-python", default=os.environ.get("TFSPIKE_PEERS_PYTHON", sys.executable),
-                        help="interpreter of the environment with requirements-peers.txt; default: "
-                             "$TFSPIKE_PEERS_PYTHON, else this one")
-    parser.add_argument("--cap-gb", type=float, default=20.0, help="resident memory per process, GB; default: 20")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds per process; default: 1800")
+    add_arguments(parser, timeout=1800.0)
     parser.add_argument("--dataset", default="mnist_subset", help="of suite pipeline; default: the embedded digits")
     parser.add_argument("--data-dir", default=None, help="where suite pipeline finds its data set")
     return parser.parse_args(arguments)

@@ -6,6 +6,7 @@ Each kit uses its library the way the library's own documentation does for speed
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import math
 from collections.abc import Callable
 from typing import Any
@@ -288,3 +289,9 @@ KITS: dict[str, Callable[[], Any]] = {
     "authors": Authors, "spikingjelly": SpikingJelly,
     "snntorch": SnnTorch, "snntorch-compiled": functools.partial(SnnTorch, compiled=True),
     "norse": Norse, "norse-compiled": functools.partial(Norse, compiled=True)}
+
+
+def versions(library: str) -> dict[str, str]:
+    """Of PyTorch and of a library of `KITS`."""
+    packages = ("torch",) if library == "authors" else ("torch", library.removesuffix("-compiled"))
+    return {package: importlib.metadata.version(package) for package in packages}

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import time
 
 import torch
 
 from benchmarks import measure
 from benchmarks.cases import CLASSES
-from benchmarks.torch_kits import KITS
+from benchmarks.torch_kits import KITS, versions
 from benchmarks.torch_nets import Net, output
 from tfspike.variants import VARIANTS
 
 BARE_MB = measure.memory_mb("VmRSS")  # kits import their library when they are made, so this is PyTorch alone
-
-
-def _versions(library: str) -> dict[str, str]:
-    packages = ("torch",) if library == "authors" else ("torch", library.removesuffix("-compiled"))
-    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def main() -> None:
@@ -63,7 +57,7 @@ def main() -> None:
 
     build = time.perf_counter() - begin
     measure.report(given, BARE_MB, build, train if given["mode"] == "train" else infer, rates,
-                   _versions(given["library"]))
+                   versions(given["library"]))
 
 
 if __name__ == "__main__":

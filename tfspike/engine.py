@@ -179,11 +179,10 @@ class Engine:
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             before, neuron = next(pending), call.layer.neuron
-            surrogate = neuron.surrogate != LEAK_AWARE
-            if keep_bits and surrogate:
+            if keep_bits and neuron.surrogate != LEAK_AWARE:
                 sensitivities.append(kernels.sensitivities(currents, before.membrane, neuron, self.kernel))
             spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, self.kernel,
-                                                 training=norms is not None and not (keep_bits and surrogate))
+                                                 sense=norms is not None and not keep_bits)
             after.append(state)
             bits.append(packed)
             return spikes

@@ -41,7 +41,7 @@ def choose_chunk(timesteps: int, neurons: int) -> int:
 
 
 def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: bool, kernel: str,
-         training: bool = True) -> tuple[tf.Tensor, NeuronState, tf.Tensor]:
+         sense: bool = True) -> tuple[tf.Tensor, NeuronState, tf.Tensor]:
     """A chunk of steps.
 
     Args:
@@ -50,7 +50,7 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
       neuron: the neuron's constants.
       keep_bits: also pack the spikes.
       kernel: "plain" or "xla".
-      training: False leaves the trace of a neuron with a surrogate as it is, which is for a gradient alone.
+      sense: False leaves the trace of a neuron with a surrogate as it is; the gradient "rate" alone asks for it.
 
     Returns:
       `(spikes [steps, B, ...] in the dtype of currents, state after, bits [B, ...] uint8)`; of more than 8 steps the
@@ -60,7 +60,7 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
     if steps > MOST_STEPS:  # a window that a normalisation needs in one piece
         parts = []
         for start in range(0, steps, MOST_STEPS):
-            spikes, state, bits = fire(currents[start:start + MOST_STEPS], state, neuron, keep_bits, kernel, training)
+            spikes, state, bits = fire(currents[start:start + MOST_STEPS], state, neuron, keep_bits, kernel, sense)
             parts.append(spikes)
         return tf.concat(parts, axis=0), state, bits
     if kernel == "xla":
@@ -70,14 +70,14 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: boo
             count, trace = _tally_xla(bits, state.count, state.trace, steps, neuron.leak)
         else:
             count = _count_xla(bits, state.count, steps)
-            trace = _sense_xla(currents, state.membrane, state.trace, neuron) if training else state.trace
+            trace = _sense_xla(currents, state.membrane, state.trace, neuron) if sense else state.trace
         return spikes, NeuronState(membrane, count, trace), bits
     membrane, count, trace = state
     train, bits = [], tf.zeros_like(membrane, tf.uint8)
     for t in range(steps):
         u = membrane + tf.cast(currents[t], tf.float32)
         fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        if neuron.surrogate == LEAK_AWARE or training:
+        if neuron.surrogate == LEAK_AWARE or sense:
             count, trace = gradients.tally(count, trace, u, fired, neuron)
         else:
             count = count + tf.cast(fired, tf.float32)
