@@ -191,6 +191,24 @@ def test_a_run_becomes_an_entry_that_answers_as_the_run(run, tmp_path):
     assert np.allclose(entry.fingerprint["scores"], pretrained.noise_scores(now, config, info), atol=1e-6)
 
 
+def test_kernels_in_half_precision_are_tested_as_they_are_stored(run, tmp_path):
+    whole = pretrained.pack(pretrained.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="whole"),
+                            lambda line: None)
+    half = pretrained.pack(pretrained.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="half",
+                                                  half=True), lambda line: None)
+    assert os.path.getsize(half.path) < 0.6 * os.path.getsize(whole.path)
+    assert half.card["kernels"] == "float16" and "rounded to float16" in (tmp_path / "models.md").read_text()
+    before, after = whole.arrays(), half.arrays()
+    assert all(array.dtype == np.float32 for array in after.values()) and before.keys() == after.keys()
+    for name, array in before.items():
+        if array.ndim > 1:
+            assert 0 < np.abs(after[name] - array).max() <= np.abs(array).max() / 2048
+        else:
+            assert np.array_equal(after[name], array)
+    model, config, info, _ = pretrained.load("lenet_half", folder=str(tmp_path))
+    assert np.allclose(half.fingerprint["scores"], pretrained.noise_scores(model, config, info), atol=1e-6)
+
+
 def test_what_cannot_be_packed(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run.workdir, copy, symlinks=True)

@@ -35,6 +35,7 @@ CARD: dict[str, str] = {
     "test_accuracies": "of every draw, %",
     "timesteps": "T of training and test, steps",
     "parameters": "trained numbers",
+    "kernels": "float32, or float16 where the file holds rounded kernels; the test is of what the file holds",
     "neuron_spikes_per_image": "spikes of all LIF and pooling neurons in a window, mean over test records and draws",
     "energy": "snn_pj_per_image and ann_pj_per_image, pJ, their constants, and on how many images they were measured",
     "data": "title, source and licence of the data",
@@ -159,9 +160,10 @@ def _section(entry: Entry) -> list[str]:
         f"of the best epoch on {card['val_records']:,} held-out records ({card['val_accuracy']:.2f} %)"
     neurons = f"leak {config.leak:g}, threshold {config.threshold:g}, gradient {config.gradient}, surrogate " \
               f"{config.surrogate}, normalisation {config.norm}, pooling {config.pooling}"
+    kernels = "" if card["kernels"] == "float32" else f", kernels rounded to {card['kernels']}"
     facts = {
-        "network": f"{config.model} on {' x '.join(map(str, info.image_shape))}, {card['parameters']:,} parameters, "
-                   f"T = {card['timesteps']}, input {config.encoder}; {neurons}",
+        "network": f"{config.model} on {' x '.join(map(str, info.image_shape))}, {card['parameters']:,} parameters"
+                   f"{kernels}, T = {card['timesteps']}, input {config.encoder}; {neurons}",
         "test": f"{accuracy(card)} of {card['test_records']:,} records",
         "weights": f"after {card['step']:,} steps, {held_out}",
         "training": f"{card['epochs']} epochs over {card['train_records']:,} records, seed {card['seed']}, "

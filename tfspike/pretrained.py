@@ -53,9 +53,16 @@ def load(name: str, timesteps: int | None = None, folder: str = FOLDER) -> tuple
     from tfspike.folding import fold
 
     entry = weight_files.read(name, folder)
-    model = workdir.build_model(entry.config, entry.info, timesteps)
-    checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {name}")
-    return fold(model), entry.config, entry.info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
+    model = fold(_network(entry.config, entry.info, entry.arrays(), f"The trained weights {name}", timesteps))
+    return model, entry.config, entry.info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
+
+
+def _network(config: Config, info: Any, arrays: Mapping[str, np.ndarray], source: str,
+             timesteps: int | None = None) -> Any:
+    """The network of a configuration with what it has learnt."""
+    model = workdir.build_model(config, info, timesteps)
+    checkpoints.restore(checkpoints.learnt(model), arrays, source)
+    return model
 
 
 def noise_scores(model: Any, config: Config, info: Any) -> np.ndarray:
@@ -85,6 +92,8 @@ class PackOptions:
     name: str | None = setting(None, "Name of the data in the entry's name, <network>_<name>; none means the data "
                                "set's.", group="What to pack", legal="lower-case letters, digits and _",
                                check=lambda v: v.isidentifier() and v.isascii() and v == v.lower())
+    half: bool = setting(False, "Round kernels to float16, for a file of half the size; the test is of what is stored.",
+                         group="What to pack")
     images: int = setting(256, "Test images that energy is measured on, the first ones.", group="How",
                           legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
     machine: str | None = setting(None, "Processor and threads, for runs that did not note their machine.",
@@ -127,9 +136,14 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     folder, page = _targets(options)
     events = _with_seconds(results.read_events(os.path.join(options.workdir, results.METRICS)), config.batch_size)
     from tfspike import datasets, evaluation
+    from tfspike.folding import fold
 
-    loaded = workdir.load_run(options.workdir, "best", say=say)
-    model, _, info, checkpoint = loaded
+    model, _, info, checkpoint = workdir.load_run(options.workdir, "best", say=say)
+    arrays = _learnt_arrays(config, info, checkpoint)
+    if options.half:
+        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
+        model = fold(_network(config, info, arrays, f"The checkpoint {checkpoint.path}"))
+    loaded = model, config, info, checkpoint
     data_dir = options.data_dir or config.data_dir
     # As eval.py does it, batch size included: the parts of a test decide which noise an image meets.
     asked = flags.EvalOptions(workdir=options.workdir, data_dir=data_dir, seeds=_DRAWS)
@@ -138,7 +152,6 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     say(f"counting operations on {min(options.images, tested['records'])} test images")
     energy = _energy(model, config, datasets.load(config.dataset, "test", data_dir, model.timesteps), info,
                      options.images)
-    arrays = _learnt_arrays(config, info, checkpoint)
     split = about["data"].get("split") or {}
     card = {
         "date": row["date"], "commit": row["commit"], "seed": config.seed, "command": row["command"],
@@ -150,12 +163,13 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         "test_sd": None if tested["test_accuracy_std"] is None else _percent(tested["test_accuracy_std"]),
         "draws": tested["seeds"], "test_accuracies": [_percent(share) for share in tested["test_accuracies"]],
         "timesteps": model.timesteps, "parameters": _trained_numbers(arrays),
+        "kernels": "float16" if options.half else "float32",
         "neuron_spikes_per_image": round(tested["neuron_spikes_per_image"], 1), "energy": energy,
         "data": {"title": source.title, "source": source.source, "licence": source.licence},
         "caveats": model_cards.caveats(config, info, source, energy["images"])}
     name = f"{config.model}_{options.name or config.dataset}"
     fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, config, info)]}
-    weight_files.write(folder, name, arrays, config, info, card, fingerprint)
+    weight_files.write(folder, name, arrays, config, info, card, fingerprint, options.half)
     checkpoints.write_file(page, model_cards.page([weight_files.read(each, folder) for each in available(folder)]))
     return weight_files.read(name, folder)
 

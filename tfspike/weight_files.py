@@ -1,6 +1,7 @@
 """The files of the trained weights that come with the library, in `tfspike/weights`. Needs no TensorFlow.
 
-    lenet_mnist.npz     what training has learnt, by the names that variables have in a checkpoint; compressed float32
+    lenet_mnist.npz     what training has learnt, by the names that variables have in a checkpoint; compressed float32,
+                        kernels on request float16
     lenet_mnist.json    settings, data set, model card, a fingerprint of the network's answers, the sum of the .npz
 
 `tfspike.pretrained` makes networks of them and writes them; `tfspike.models.create(..., weights=)` reads them too.
@@ -54,8 +55,10 @@ class Entry:
     fingerprint: dict[str, Any]
 
     def arrays(self) -> checkpoints.Arrays:
-        """`{variable name: array}`. Raises UserError where the file cannot be read."""
-        return checkpoints.read_arrays(self.path, _ADVICE)
+        """`{variable name: array}`, float32. Raises UserError where the file cannot be read."""
+        stored = checkpoints.read_arrays(self.path, _ADVICE)
+        return {name: array.astype(np.float32) if array.dtype == np.float16 else array
+                for name, array in stored.items()}
 
 
 _ADVICE = "install tfspike again, or restore the file from the repository"
@@ -111,14 +114,24 @@ def read(name: str, folder: str = FOLDER) -> Entry:
     return Entry(name, f"{stem}.npz", config, info, record["card"], record["fingerprint"])
 
 
+def rounded(array: np.ndarray) -> np.ndarray:
+    """A kernel as it comes back from float16; what belongs to channels, with one axis, as it is."""
+    return _halved(array).astype(array.dtype)
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float16) if array.ndim > 1 else array
+
+
 def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Config, info: DatasetInfo,
-          card: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
+          card: Mapping[str, Any], fingerprint: Mapping[str, Any], half: bool = False) -> str:
     """Writes the two files of an entry, the .json last: with it the entry is there.
 
     Args:
       folder: where to; made if need be.
       name: `<network>_<data set>`.
       arrays, config, info, card, fingerprint: as in `Entry`; paths in `config` are left out.
+      half: kernels are `rounded`, and are stored as float16.
 
     Returns:
       Path of the .npz.
@@ -130,14 +143,16 @@ def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Conf
     aside = f"{stem}.npz.writing"
     settings = {key: None if FIELDS[key].metadata["path"] else value
                 for key, value in dataclasses.asdict(config).items()}
+    stored = {key: _halved(array) for key, array in arrays.items()} if half else arrays
     try:
         os.makedirs(folder, exist_ok=True)
         try:
-            checkpoints.write_bytes(aside, functools.partial(checkpoints.write_arrays, arrays, compressed=True))
+            checkpoints.write_bytes(aside, functools.partial(checkpoints.write_arrays, stored, compressed=True))
             size = os.path.getsize(aside)
             if size > LARGEST:
                 raise UserError(f"The weights of {name} take {size / 1e6:.1f} MB compressed, and at most "
-                                f"{LARGEST / 1e6:g} MB go into the repository; publish them elsewhere.")
+                                f"{LARGEST / 1e6:g} MB go into the repository; {'' if half else 'give --half, or '}"
+                                "publish them elsewhere.")
             os.replace(aside, f"{stem}.npz")
         finally:
             if os.path.exists(aside):

@@ -75,3 +75,12 @@ updates need `learning_rate` = rate * B and `weight_decay` = decay / B.
 
 CPU: Settings = {**_METHOD, "gradient": "rate", "precision": "mixed_bfloat16", "augment": False}
 """What the experiments for two CPU cores have in common: the cheaper gradient, and synapses in bfloat16."""
+
+DEEP: Settings = {
+    "surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooling": "average", "encoder": "direct",
+    "leak": 0.99, "threshold": 1.0, "timesteps": 4, "init": "normal", "kappa": 2.0, "dropout": 0.0,
+    "loss": "cross_entropy", "label_smoothing": 0.0, "optimizer": "adamw", "learning_rate": 0.003,
+    "weight_decay": 0.01, "lr_schedule": "cosine", "warmup_epochs": 1, "lr_milestones": (), "lr_factor": 0.1,
+    "clip_norm": 0.0, "val_fraction": 0.1, "gradient": "rate", "precision": "mixed_bfloat16",
+}
+"""The way of the deep networks (docs/depth.md), not the paper's: normalised currents, constant input and four steps."""
