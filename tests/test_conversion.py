@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -397,6 +398,19 @@ def test_the_command_compares_the_ann_and_the_spiking_network_over_time(converte
     assert json.loads(command.json_line(record)) == record
     text = command.describe(record)
     assert "ANN" in text and "spikes per image" in text and "conv2_1_lif" in text
+
+
+def test_a_measurement_is_kept_without_places_of_the_machine(run: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "conversions.jsonl"
+    asked = options.ConversionOptions(run=str(run), out=str(tmp_path / "out"), timesteps=5, images=20, calibration=20,
+                                      steps=(5,), record=str(kept))
+    for _ in range(2):
+        record = command.run(asked, lambda line: None)
+    first, second = map(json.loads, kept.read_text().splitlines())
+    assert first == second and "/tmp" not in kept.read_text() and str(tmp_path) not in kept.read_text()
+    assert first["accuracy"] == record["accuracy"] and first["machine"] and len(first["ann"]) == 8
+    with pytest.raises(UserError, match="Cannot write --record=.* is in "):
+        command.run(dataclasses.replace(asked, record=str(tmp_path / "absent" / "file")), lambda line: None)
 
 
 def test_the_folder_is_a_run_to_eval_and_to_every_window(converted: tuple[Path, dict[str, Any]]) -> None:

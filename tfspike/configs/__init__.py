@@ -5,8 +5,8 @@
 
 A file says which row of which table it repeats, with which settings, what the paper reached and what was measured
 here. `paper_*` are the paper's experiments as on a GPU, `cpu_*` one per data set that two CPU cores finish, and
-`deep_*` train the like of them with normalised currents in four steps. A new file in this folder with an `EXPERIMENT` in
-it is a new preset. Nothing here imports TensorFlow.
+`deep_*` train the like of them with normalised currents in four steps. A new file in this folder with an `EXPERIMENT`
+in it is a new preset. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
     python train.py --preset=deep_vgg9_cifar10
 
-Not the paper's method, which is paper_vgg9_cifar10 and takes 150 epochs of 100 steps. The hidden layer has 64 neurons in
-place of 1024, so that the trained weights stay below 5 MB.
+Not the paper's method, which is paper_vgg9_cifar10 and takes 150 epochs of 100 steps. The hidden layer has 64 neurons
+in place of 1024, so that the trained weights stay below 5 MB.
 """
 
 from tfspike.configs.experiment import DEEP, Experiment
 
 EXPERIMENT = Experiment(
-    settings={**DEEP, "model": "vgg9", "dataset": "cifar10", "hidden": 64, "batch_size": 64, "epochs": 12, "augment": True},
+    settings={
+        **DEEP, "model": "vgg9", "dataset": "cifar10", "hidden": 64, "batch_size": 64, "epochs": 12, "augment": True,
+    },
     measured=None,  # not yet measured
 )

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
 from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, checkpoints, datasets, streams, workdir
+from tfspike import analysis, checkpoints, datasets, results, streams, workdir
 from tfspike import config as config_lib
 from tfspike.config import Config
 from tfspike.conversion.balance import PERCENTILES, Conversion, convert
@@ -60,12 +61,16 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, count, 100)])
     found = analysis.analyse(converted.model, images, labels, seed=options.seed)
     steps = sorted({step for step in (*options.steps, options.timesteps) if step <= options.timesteps})
-    return {"out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, "records": count,
-            **about, "ann_accuracy": float(np.mean(answers == labels)),
-            "accuracy": {str(step): float(found.accuracy_by_step[step - 1]) for step in steps},
-            "spikes_per_image": {str(step): float(found.spikes_by_step[step - 1]) for step in steps},
-            "neuron_spikes_per_image": float(sum(layer.spikes for layer in found.layers if layer.kind != "input")),
-            "rates": {layer.name: layer.rate for layer in found.layers if layer.kind in ("lif", "pooling")}}
+    record = {
+        "out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, "records": count,
+        **about, "ann_accuracy": float(np.mean(answers == labels)),
+        "accuracy": {str(step): float(found.accuracy_by_step[step - 1]) for step in steps},
+        "spikes_per_image": {str(step): float(found.spikes_by_step[step - 1]) for step in steps},
+        "neuron_spikes_per_image": float(sum(layer.spikes for layer in found.layers if layer.kind != "input")),
+        "rates": {layer.name: layer.rate for layer in found.layers if layer.kind in ("lif", "pooling")}}
+    if options.record is not None:
+        _add_to(options.record, record, config)
+    return record
 
 
 def _require_free(out: str) -> None:
@@ -90,6 +95,22 @@ def _write(out: str, converted: Conversion, config: Config, options: ConversionO
     except OSError as error:
         raise UserError(f"Cannot write into {out} ({error.strerror or error}); give a folder that can be written as "
                         "--out.") from None
+
+
+def _add_to(path: str, record: dict[str, Any], config: Config) -> None:
+    """A line of what was measured, by which command and source, on which machine; `ann` is the `config_hash` of the
+    ANN's row in results.csv."""
+    line = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "ann": config_lib.default_workdir(config).rpartition("-")[2],
+            "command": results.without_paths(workdir.command()), "commit": workdir.commit(),
+            "machine": workdir.machine(),
+            **{name: value for name, value in record.items() if name not in ("out", "run")}}
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json_line(line) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write --record={path} ({error.strerror or error}); give a file that can be written. "
+                        f"The converted network is in {record['out']}.") from None
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -43,6 +43,9 @@ class ConversionOptions:
                                  group="Output", **_COUNT)
     steps: tuple[int, ...] = setting((10, 25, 50, 100), "Steps at which accuracy and spikes are printed.",
                                      group="Output", **_COUNT)
+    record: str | None = setting(None, "JSON lines file that the measurement is added to, without places of this "
+                                 "machine, such as results/conversions.jsonl.", group="Output", legal="a file",
+                                 path=True)
     json: bool = setting(False, "Print the JSON line and nothing else.", group="Output")
 
     def __post_init__(self) -> None:
