@@ -209,20 +209,25 @@ class TestTrainStream:
         for field in (0, 1):
             np.testing.assert_array_equal(whole[field], np.concatenate([p[field] for p in parts]))
 
-    def test_augmentation_crops_over_dark_padding_and_flips_half(self, colour):
-        s = stream(colour, batch_size=50, augment=True)
-        dark, shifted, flipped, plain = s.info.normalise(np.zeros((1, 12, 10, 3), np.uint8))[0, 0, 0], 0, 0, 0
-        assert (dark < -0.5).all()
-        for step in range(10):
-            raw = np.pad(colour.images[s.records(step)], ((0, 0), (4, 4), (4, 4), (0, 0)))
+    @pytest.mark.parametrize("name, mirrored", [("made_up", True), ("cifar10", True), ("svhn_cropped", False),
+                                                ("mnist", False)])
+    def test_augmentation_crops_over_dark_padding_and_mirrors_half_but_no_digits(self, name, mirrored):
+        rng = np.random.default_rng(2)
+        images = datasets.from_arrays(rng.integers(1, 256, (50, 32, 16, 3)), np.arange(50) % 5, name=name)
+        s = stream(images, batch_size=50, augment=True)
+        dark, places, flipped, total = s.info.normalise(np.zeros((1, 32, 16, 3), np.uint8))[0, 0, 0], set(), 0, 0
+        assert (dark <= 0).all()
+        for step in range(4):
+            raw = np.pad(images.images[s.records(step)], ((0, 0), (4, 4), (2, 2), (0, 0)))
             for padded, x in zip(_norm(s.info, raw), s.batch(step)[0]):
-                hits = [(t, le, f) for t in range(9) for le in range(9) for f in (0, 1)
-                        if np.array_equal(padded[t:t + 12, le:le + 10][:, ::-1 if f else 1], x)]
+                hits = [(t, le, f) for t in range(9) for le in range(5) for f in (0, 1)
+                        if np.array_equal(padded[t:t + 32, le:le + 16][:, ::-1 if f else 1], x)]
                 assert len(hits) == 1
-                shifted += hits[0][:2] != (4, 4)
+                places.add(hits[0][:2])
                 flipped += hits[0][2]
-                plain += 1
-        assert 0.42 < flipped / plain < 0.58 and shifted / plain > 0.95
+                total += 1
+        assert len(places) == 45
+        assert 0.4 < flipped / total < 0.6 if mirrored else flipped == 0
 
     def test_digits_are_never_augmented_unless_asked(self, subset):
         assert not stream(subset).augment

@@ -126,7 +126,7 @@ class Config:
                                **_NOT_NEGATIVE)
     val_fraction: float = setting(0.1, "Share of the training data held out for validation.", group="Training",
                                   **_SHARE)
-    augment: bool | None = setting(None, "Random crops and flips; none means on for natural images only.",
+    augment: bool | None = setting(None, "Random crops, and flips but of digits; none means on for CIFAR only.",
                                    group="Training")
     stop_on_collapse: bool = setting(False, "Stop when the network has fallen silent.", group="Training",
                                      experiment=False)

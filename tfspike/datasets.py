@@ -36,7 +36,8 @@ ALIASES = {"svhn": "svhn_cropped"}
 _HALF_RANGE = ("mnist", "mnist_subset", "fashion_mnist")  # x = p / 510
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.557, 0.549, 0.5534)
 _WITH_EXTRA = ("svhn_cropped",)  # those of KNOWN with a split "extra": further, easier training digits
-_NATURAL = ("cifar10", "cifar100")  # sets whose meaning survives a flip and a crop
+_NATURAL = ("cifar10", "cifar100")  # sets that are augmented unless a run says otherwise
+_WRITTEN = ("mnist", "mnist_subset", "svhn_cropped")  # a mirror image of a digit is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class DatasetInfo:
       image_shape: (H, W, C); of one time step for event data.
       num_classes, class_names: labels run from 0 to num_classes - 1.
       scale, offset: one number per channel; the network sees x = p * scale + offset with pixels p from 0 to 255.
-      augment: random 4-pixel crop and flip in training (natural images only, never digits).
+      augment: random crops, and flips where a mirror image means the same, in training.
       num_train, num_test: records in the files, validation records included in num_train; 0 without such a split.
       event_based: samples are spike trains [T, H, W, 2] instead of images [H, W, C].
     """
@@ -63,6 +64,11 @@ class DatasetInfo:
     num_train: int
     num_test: int
     event_based: bool = False
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether augmentation mirrors images: never digits."""
+        return self.name not in _WRITTEN
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """Pixels [..., H, W, C] from 0 to 255 to float32 x in about [-1, 1]; spike trains only change their type."""

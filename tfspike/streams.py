@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalStream", "TrainStream", "eval_stream", "split_indices", "split_record", "train_stream"]
 
-_CROP = 4  # pixels of dark padding on every side
+_CROP = 8  # an image is shifted by at most an eighth of its side: 4 pixels of 32
 _SPLIT, _EPOCH, _AUGMENT = 1, 2, 3  # kinds of random numbers, so that no two uses share a stream
 
 
@@ -213,7 +213,8 @@ class TrainStream(_Stream):
         chosen = self.records(step)
         images = self.images[chosen]
         if self.augment:
-            images = _crop_and_flip(images, _random_bits(self.batch_size, self.seed, _AUGMENT, step)[self._slice])
+            bits = _random_bits(self.batch_size, self.seed, _AUGMENT, step)[self._slice]
+            images = _crop(images, bits, self.info.mirrored)
         return self.info.normalise(images), self.labels[chosen]
 
     def dataset(self, start_step: int = 0) -> tf.data.Dataset:
@@ -223,14 +224,16 @@ class TrainStream(_Stream):
         return self._dataset(start_step, np.iinfo(np.int64).max, self.local_size, weights=False)
 
 
-def _crop_and_flip(images: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Shift raw pixels [B, H, W, C] by up to 4 pixels over dark padding, and mirror half of them."""
+def _crop(images: np.ndarray, bits: np.ndarray, mirror: bool) -> np.ndarray:
+    """Shift raw pixels [B, H, W, C] by up to an eighth of their side over dark padding; mirror half of them."""
     height, width = images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (_CROP, _CROP), (_CROP, _CROP), (0, 0)))
-    span = np.uint64(2 * _CROP + 1)
-    tops, lefts = (bits >> np.uint64(8)) % span, (bits >> np.uint64(32)) % span  # bias below 1e-6
+    above, before = height // _CROP, width // _CROP
+    padded = np.pad(images, ((0, 0), (above, above), (before, before), (0, 0)))
+    tops = (bits >> np.uint64(8)) % np.uint64(2 * above + 1)  # bias below 1e-6
+    lefts = (bits >> np.uint64(32)) % np.uint64(2 * before + 1)
+    flips = bits & np.uint64(mirror)
     out = np.empty_like(images)
-    for i, (top, left, flip) in enumerate(zip(tops.tolist(), lefts.tolist(), (bits & np.uint64(1)).tolist())):
+    for i, (top, left, flip) in enumerate(zip(tops.tolist(), lefts.tolist(), flips.tolist())):
         crop = padded[i, top:top + height, left:left + width]
         out[i] = crop[:, ::-1] if flip else crop
     return out
