@@ -59,8 +59,7 @@ def split_indices(num_records: int, val_fraction: float, seed: int, name: str) -
     count = round(num_records * val_fraction)
     if num_records - count < 1 or (val_fraction > 0 and count < 1):
         raise UserError(f"val_fraction {val_fraction} of {num_records} records leaves {num_records - count} for "
-                        "training and "
-                        f"{count} for validation; both need one or more: choose another fraction.")
+                        f"training and {count} for validation; both need one or more: choose another fraction.")
     order = _permutation(num_records, seed, _SPLIT, zlib.crc32(name.encode()))
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -129,8 +128,7 @@ class _Stream:
                             "records.")
         if not 0 <= worker < workers or batch_size % workers:
             raise UserError(f"a batch of {batch_size} must divide among {workers} workers numbered from 0, received "
-                            "worker "
-                            f"{worker}; choose a multiple of {workers}.")
+                            f"worker {worker}; choose a multiple of {workers}.")
         check_labels(labels, info.num_classes, info.name, "any")
         self.images, self.labels, self.indices, self.info = images, np.asarray(labels, np.int32), indices, info
         self.batch_size, self.local_size = batch_size, batch_size // workers
@@ -183,8 +181,7 @@ class TrainStream(_Stream):
         _check_seed(seed)
         if batch_size > len(self.indices):
             raise UserError(f"a batch of {batch_size} is larger than the {len(self.indices)} training records; "
-                            "choose a batch "
-                            f"size of at most {len(self.indices)}.")
+                            f"choose a batch size of at most {len(self.indices)}.")
         self.seed, self.augment = seed, info.augment if augment is None else augment
         if self.augment and info.event_based:
             raise UserError(f"{info.name} is event data, which cannot be cropped and flipped: leave augmentation off.")

@@ -95,13 +95,11 @@ def load(name: str, split: str, data_dir: str | None, extra: bool) -> Split:
     image, label = (features[k] if dictionary and k in features else None for k in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"{name!r} is not an image classification set: it needs the features 'image' (Image) and "
-                        "'label' "
-                        f"(ClassLabel), it has {', '.join(features.keys()) if dictionary else features}; choose "
-                        "another set.")
+                        f"'label' (ClassLabel), it has {', '.join(features.keys()) if dictionary else features}; "
+                        "choose another set.")
     if np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (1, 3):
         raise UserError(f"{name!r} has {image.np_dtype} images of shape {image.shape}; legal are uint8 images with 1 "
-                        "or 3 "
-                        "channels.")
+                        "or 3 channels.")
     if label.num_classes is None or label.num_classes < 2:
         raise UserError(f"{name!r} has {label.num_classes} class; classification needs at least 2: choose another set.")
     test = "test" if "test" in splits else "validation"
@@ -144,8 +142,7 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
 
     def damaged(why: str) -> UserError:
         return UserError(f"the {key} files of {name!r} in {builder.data_dir} are damaged: {why}; delete that folder "
-                         "and "
-                         "prepare the data again.")
+                         "and prepare the data again.")
 
     images, labels, position = None, np.empty(count, np.int64), 0
     try:
@@ -157,8 +154,7 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
                 images = np.empty((count, *image.shape[1:]), np.uint8)
             if image.shape[1:] != images.shape[1:]:
                 raise UserError(f"{name!r} has images of different sizes, {images.shape[1:]} and {image.shape[1:]} "
-                                "(record "
-                                f"{position}); resize them to one size first or choose another set.")
+                                f"(record {position}); resize them to one size first or choose another set.")
             if position + len(label) > count:
                 raise damaged(f"more than the {count} records that dataset_info.json states")
             images[position:position + len(label)] = image
@@ -175,5 +171,5 @@ def _require_memory(name: str, key: str, count: int, shape: tuple[int, ...]) -> 
     size = count * int(np.prod(shape))
     if size > MAX_BYTES:
         raise UserError(f"the {key} split of {name!r} is {size / 2**30:.1f} GiB decoded ({count} images of {shape}) "
-                        "and the "
-                        f"limit is {MAX_BYTES / 2**30:.0f} GiB in memory; use a smaller set or a resized copy of it.")
+                        f"and the limit is {MAX_BYTES / 2**30:.0f} GiB in memory; use a smaller set or a resized copy "
+                        "of it.")
