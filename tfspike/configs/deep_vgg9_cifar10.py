@@ -1,4 +1,4 @@
-"""VGG9 on CIFAR-10 the way of the deep networks: 12 epochs of four steps, on two CPU cores.
+"""VGG9 on CIFAR-10 the way of the deep networks: 8 epochs of four steps, on two CPU cores.
 
     python train.py --preset=deep_vgg9_cifar10
 
@@ -10,7 +10,7 @@ from tfspike.configs.experiment import DEEP, Experiment
 
 EXPERIMENT = Experiment(
     settings={
-        **DEEP, "model": "vgg9", "dataset": "cifar10", "hidden": 64, "batch_size": 64, "epochs": 12, "augment": True,
+        **DEEP, "model": "vgg9", "dataset": "cifar10", "hidden": 64, "batch_size": 64, "epochs": 8, "augment": True,
     },
     measured=None,  # not yet measured
 )
