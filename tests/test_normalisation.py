@@ -139,6 +139,32 @@ def test_the_gradient_rate_is_that_of_the_mean_current_under_the_statistics_of_t
     np.testing.assert_allclose(found, np.broadcast_to(grad / T, x.shape), rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype, error", [("float32", 1e-5), ("mixed_bfloat16", 1e-2)])
+def test_the_fused_gradient_rate_is_the_one_written_out(dtype: str, error: float) -> None:
+    layer = ThresholdNorm(threshold=1.5, alpha=0.7, gradient="rate", dtype=dtype)
+    layer.build(currents().shape)
+    layer.gamma.assign(np.linspace(-0.5, 2.0, layer.gamma.shape[0]))
+    layer.beta.assign(np.linspace(-1.0, 1.0, layer.beta.shape[0]))
+    x = tf.cast(currents().mean(0, keepdims=True), layer.compute_dtype)
+    variance = tf.constant(currents().var((0, 1, 2, 3)), tf.float32)
+    upstream = tf.cast(np.random.default_rng(2).normal(size=x.shape), layer.compute_dtype)
+
+    def gradients(once: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = once(x, variance)
+        return [y, *tape.gradient(y, [x, layer.gamma.value, layer.beta.value], output_gradients=upstream)]
+
+    def written_out(x: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        mean, spread = layer.moments(x)
+        return layer.normalise(x, mean, spread + tf.stop_gradient(variance - spread))
+
+    for fused, plain in zip(gradients(layer.normalise_rate), gradients(written_out)):
+        plain = tf.cast(plain, tf.float32)
+        assert float(tf.reduce_max(tf.abs(plain))) > 0.1
+        np.testing.assert_allclose(tf.cast(fused, tf.float32), plain, atol=error * float(tf.reduce_max(tf.abs(plain))))
+
+
 def test_statistics_stay_float32_under_bfloat16() -> None:
     layer = ThresholdNorm(dtype="mixed_bfloat16")
     y = layer(tf.cast(currents(), tf.bfloat16), training=True)

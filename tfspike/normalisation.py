@@ -82,19 +82,24 @@ class ThresholdNorm(keras.layers.Layer):
         One replica takes TensorFlow's fused operation, which is four to six times faster than the arithmetic of
         `moments` and `normalise` (2 cores, bfloat16, forward and backward) and gives the same.
         """
-        replica = tf.distribute.get_replica_context()
-        if self.compute_dtype not in _FUSED or replica is None or replica.num_replicas_in_sync > 1:
+        if not self._alone:
             mean, variance = self.moments(currents)
             return self.normalise(currents, mean, variance), mean, variance
         images = tf.reshape(currents, [-1, 1, 1, currents.shape[-1]] if len(currents.shape) < 5
                             else [-1, *currents.shape[2:]])
         nothing = tf.zeros([0], tf.float32)
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=tf.cast(images, self.compute_dtype), scale=(self.alpha * self.threshold) * self.gamma.value,
-            offset=self.beta.value, mean=nothing, variance=nothing, epsilon=max(self.epsilon, _CUDNN), is_training=True)
+            x=tf.cast(images, self.compute_dtype), scale=self._gain, offset=self.beta.value, mean=nothing,
+            variance=nothing, epsilon=max(self.epsilon, _CUDNN), is_training=True)
         count = tf.cast(tf.size(images) // currents.shape[-1], tf.float32)
         # the operation divides by count - 1, unlike `moments`
         return tf.reshape(y, tf.shape(currents)), mean, variance * (count - 1.0) / count
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the fused operation can be taken, which knows of one replica and of these types only."""
+        replica = tf.distribute.get_replica_context()
+        return self.compute_dtype in _FUSED and replica is not None and replica.num_replicas_in_sync == 1
 
     def moments(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance per channel `[C]`, float32, over everything else and over all replicas."""
@@ -109,27 +114,62 @@ class ThresholdNorm(keras.layers.Layer):
 
     def normalise(self, currents: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Currents `[T, B, ..., C]` with these statistics, in the layer's compute dtype."""
-        scale, offset = self._affine(mean, variance)
+        return self._applied(currents, self._gain, self.beta.value, mean, variance)
+
+    def _applied(self, currents: tf.Tensor, gain: tf.Tensor, beta: tf.Tensor, mean: tf.Tensor,
+                 variance: tf.Tensor) -> tf.Tensor:
+        scale, offset = self._affine(gain, beta, mean, variance)
         return tf.cast(tf.cast(currents, tf.float32) * scale + offset, self.compute_dtype)
 
     def normalise_rate(self, mean_current: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Mean currents `[1, B, ..., C]` with the variance of the currents themselves, whose gradient is that of
         the mean currents' variance: the derivative of either by the mean current is 2 (d - mean) / n."""
+        if self._alone and not tf.config.list_logical_devices("GPU"):
+            return self._normalise_rate_fused(mean_current, variance)
         mean, spread = self.moments(mean_current)
         return self.normalise(mean_current, mean, spread + tf.stop_gradient(variance - spread))
+
+    def _normalise_rate_fused(self, mean_current: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """`normalise_rate` with the gradient of TensorFlow's fused operation: three to five times faster.
+
+        That gradient takes mean and variance as given, as it must be here. On GPUs the operation expects the inverse
+        of the standard deviation in place of the variance, so there the arithmetic is written out.
+        """
+
+        @tf.custom_gradient
+        def once(currents: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+            flat = tf.reshape(currents, [-1, 1, 1, currents.shape[-1]])
+            mean = tf.reduce_mean(tf.cast(flat, tf.float32), axis=[0, 1, 2])
+            factor = self.alpha * self.threshold
+
+            def grad(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+                upstream = tf.cast(tf.reshape(upstream, tf.shape(flat)), flat.dtype)
+                inner, of_scale, of_offset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                    y_backprop=upstream, x=flat, scale=factor * gamma, reserve_space_1=mean, reserve_space_2=variance,
+                    reserve_space_3=tf.zeros([0], tf.float32), epsilon=self.epsilon, is_training=True)
+                return tf.reshape(inner, tf.shape(currents)), factor * of_scale, of_offset
+
+            return self._applied(currents, factor * gamma, beta, mean, variance), grad
+
+        return once(mean_current, tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value))
 
     def follow(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         """Moves the running statistics towards these; once per training step."""
         for running, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             running.assign(self.momentum * running.value + (1.0 - self.momentum) * tf.stop_gradient(new))
 
-    def _affine(self, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        scale = (self.alpha * self.threshold) * self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
-        return scale, self.beta.value - mean * scale
+    @property
+    def _gain(self) -> tf.Tensor:
+        return (self.alpha * self.threshold) * self.gamma.value
+
+    def _affine(self, gain: tf.Tensor, beta: tf.Tensor, mean: tf.Tensor,
+                variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        scale = gain * tf.math.rsqrt(variance + self.epsilon)
+        return scale, beta - mean * scale
 
     def folded(self) -> tuple[tf.Tensor, tf.Tensor]:
         """`(factor, offset)` per channel `[C]` of inference: y = factor I + offset."""
-        return self._affine(self.moving_mean.value, self.moving_variance.value)
+        return self._affine(self._gain, self.beta.value, self.moving_mean.value, self.moving_variance.value)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
