@@ -408,7 +408,7 @@ def test_a_measurement_is_kept_without_places_of_the_machine(run: Path, tmp_path
         record = command.run(asked, lambda line: None)
     first, second = map(json.loads, kept.read_text().splitlines())
     assert first == second and "/tmp" not in kept.read_text() and str(tmp_path) not in kept.read_text()
-    assert first["accuracy"] == record["accuracy"] and first["machine"] and len(first["ann"]) == 8
+    assert first["accuracy"] == record["accuracy"] and first["machine"] and first["command"] and len(first["ann"]) == 8
     with pytest.raises(UserError, match="Cannot write --record=.* is in "):
         command.run(dataclasses.replace(asked, record=str(tmp_path / "absent" / "file")), lambda line: None)
 

@@ -297,7 +297,11 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
         asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
         asked["lr_milestones"] = ()
-    config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
+    optimizer = asked.get("optimizer")
+    tuned = "optimizer" in asked or "learning_rate" in asked
+    if names["neuron"] == "relu" and ready_made.get("optimizer") == "sgd" and not tuned:
+        optimizer = recipes.ANN_OPTIMIZER
+    config = Config(**{**recipes.with_optimizer(ready_made, optimizer), **asked})
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}

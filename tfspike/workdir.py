@@ -255,8 +255,10 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command line of this process."""
-    return shlex.join(["python", *sys.argv])
+    """The command line of this process, with -m where it is a module's."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def continuing_command(config: Config) -> str:
