@@ -5,7 +5,7 @@
 The recipe of lenet on mnist, with synapses in bfloat16: `--dataset=mnist --precision=mixed_bfloat16` is the same.
 """
 
-from tfspike.configs.experiment import CPU, Experiment
+from tfspike.configs.experiment import CPU, Experiment, Measured
 
 BATCH = 64
 
@@ -15,5 +15,6 @@ EXPERIMENT = Experiment(
         "learning_rate": 0.0085 * BATCH, "weight_decay": 5e-4 / BATCH, "epochs": 10, "lr_milestones": (7,),
         "kappa": 2.0, "dropout": 0.0,
     },
-    measured=None,  # not yet measured
+    measured=Measured(accuracy=99.32, std=0.03, draws=3, date="2026-11-26", commit="8512a36", seed=0, hours=0.56,
+                      machine="AMD EPYC, 2 threads"),
 )
