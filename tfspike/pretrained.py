@@ -138,12 +138,14 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     from tfspike import datasets, evaluation
     from tfspike.folding import fold
 
-    model, _, info, checkpoint = workdir.load_run(options.workdir, "best", say=say)
+    _, _, info, checkpoint = workdir.load_run(options.workdir, "best", say=say)
     arrays = _learnt_arrays(config, info, checkpoint)
     if options.half:
         arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
-        model = fold(_network(config, info, arrays, f"The checkpoint {checkpoint.path}"))
-    loaded = model, config, info, checkpoint
+    # in 16 bits another processor would round to other spikes, and so to other answers
+    exact = dataclasses.replace(config, precision="float32")
+    model = fold(_network(exact, info, arrays, f"The checkpoint {checkpoint.path}"))
+    loaded = model, exact, info, checkpoint
     data_dir = options.data_dir or config.data_dir
     # As eval.py does it, batch size included: the parts of a test decide which noise an image meets.
     asked = flags.EvalOptions(workdir=options.workdir, data_dir=data_dir, seeds=_DRAWS)
@@ -168,8 +170,8 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         "data": {"title": source.title, "source": source.source, "licence": source.licence},
         "caveats": model_cards.caveats(config, info, source, energy["images"])}
     name = f"{config.model}_{options.name or config.dataset}"
-    fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, config, info)]}
-    weight_files.write(folder, name, arrays, config, info, card, fingerprint, options.half)
+    fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, exact, info)]}
+    weight_files.write(folder, name, arrays, exact, info, card, fingerprint, options.half)
     checkpoints.write_file(page, model_cards.page([weight_files.read(each, folder) for each in available(folder)]))
     return weight_files.read(name, folder)
 

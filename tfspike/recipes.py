@@ -67,7 +67,7 @@ RECIPES: dict[tuple[str, str], Settings] = {
     # The embedded job: 6,000 images, so half the batch for as many updates, and half the window for the time.
     ("lenet", "mnist_subset"): _sgd(32, 0.0085, timesteps=25, epochs=6, lr_milestones=(4,), gradient="rate"),
     ("lenet", "mnist"): FAMILIES["small"],
-    # Events come in bursts: at batches of 64 and 64 times the rate the network falls silent for good in its first steps.
+    # At batches of 64 and 64 times the rate the network falls silent for good in its first epochs.
     ("lenet", "nmnist"): _sgd(16, 0.0085, timesteps=25, epochs=10, lr_milestones=(7,), gradient="rate"),
     ("vgg9", "cifar10"): FAMILIES["plain"],
     ("resnet9", "cifar10"): FAMILIES["residual"],
