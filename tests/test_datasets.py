@@ -216,18 +216,20 @@ class TestTrainStream:
         images = datasets.from_arrays(rng.integers(1, 256, (50, 32, 16, 3)), np.arange(50) % 5, name=name)
         s = stream(images, batch_size=50, augment=True)
         dark, places, flipped, total = s.info.normalise(np.zeros((1, 32, 16, 3), np.uint8))[0, 0, 0], set(), 0, 0
-        assert (dark <= 0).all()
-        for step in range(4):
+        shifted = 0  # away from the centre
+        assert (dark < -0.5).all() if name != "mnist" else (dark == 0).all()
+        for step in range(10):
             raw = np.pad(images.images[s.records(step)], ((0, 0), (4, 4), (2, 2), (0, 0)))
             for padded, x in zip(_norm(s.info, raw), s.batch(step)[0]):
                 hits = [(t, le, f) for t in range(9) for le in range(5) for f in (0, 1)
                         if np.array_equal(padded[t:t + 32, le:le + 16][:, ::-1 if f else 1], x)]
                 assert len(hits) == 1
                 places.add(hits[0][:2])
+                shifted += hits[0][:2] != (4, 2)
                 flipped += hits[0][2]
                 total += 1
-        assert len(places) == 45
-        assert 0.4 < flipped / total < 0.6 if mirrored else flipped == 0
+        assert len(places) == 45 and shifted / total > 0.95
+        assert 0.42 < flipped / total < 0.58 if mirrored else flipped == 0
 
     def test_digits_are_never_augmented_unless_asked(self, subset):
         assert not stream(subset).augment

@@ -290,6 +290,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
     if names["neuron"] == "relu":
         ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
+        if ready_made["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
+            ready_made = recipes.with_optimizer(ready_made, recipes.ANN_OPTIMIZER)
     if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
         # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
         asked["surrogate_width"] = FIELDS["surrogate_width"].default
@@ -297,11 +299,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
         asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
         asked["lr_milestones"] = ()
-    optimizer = asked.get("optimizer")
-    tuned = "optimizer" in asked or "learning_rate" in asked
-    if names["neuron"] == "relu" and ready_made.get("optimizer") == "sgd" and not tuned:
-        optimizer = recipes.ANN_OPTIMIZER
-    config = Config(**{**recipes.with_optimizer(ready_made, optimizer), **asked})
+    config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}
@@ -309,14 +307,18 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     return config if config.workdir is not None else dataclasses.replace(config, workdir=default_workdir(config))
 
 
-def default_workdir(config: Config) -> str:
-    """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
+def digest(config: Config) -> str:
+    """Returns eight digits that follow from the settings of an experiment: the `config_hash` of results.csv."""
     keys = {name: getattr(config, name) for name, field in FIELDS.items() if field.metadata["experiment"]}
     keys = {name: value for name, value in keys.items() if name not in _ADDED or value != _ADDED[name]}
-    digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_workdir(config: Config) -> str:
+    """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
     dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
     kind = config.gradient if config.neuron == "lif" else config.neuron
-    return os.path.join("runs", f"{config.model}-{dataset}-{kind}-{digest}")
+    return os.path.join("runs", f"{config.model}-{dataset}-{kind}-{digest(config)}")
 
 
 def diff(saved: Config, wanted: Config, experiment_only: bool = True) -> dict[str, tuple[Any, Any]]:

@@ -53,16 +53,9 @@ def load(name: str, timesteps: int | None = None, folder: str = FOLDER) -> tuple
     from tfspike.folding import fold
 
     entry = weight_files.read(name, folder)
-    model = fold(_network(entry.config, entry.info, entry.arrays(), f"The trained weights {name}", timesteps))
-    return model, entry.config, entry.info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
-
-
-def _network(config: Config, info: Any, arrays: Mapping[str, np.ndarray], source: str,
-             timesteps: int | None = None) -> Any:
-    """The network of a configuration with what it has learnt."""
-    model = workdir.build_model(config, info, timesteps)
-    checkpoints.restore(checkpoints.learnt(model), arrays, source)
-    return model
+    model = workdir.build_model(entry.config, entry.info, timesteps)
+    checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {name}")
+    return fold(model), entry.config, entry.info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
 
 
 def noise_scores(model: Any, config: Config, info: Any) -> np.ndarray:
@@ -138,13 +131,17 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     from tfspike import datasets, evaluation
     from tfspike.folding import fold
 
-    _, _, info, checkpoint = workdir.load_run(options.workdir, "best", say=say)
-    arrays = _learnt_arrays(config, info, checkpoint)
-    if options.half:
-        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
+    info, checkpoint = workdir.data_info(options.workdir), workdir.open_checkpoint(options.workdir, say, "best")
     # in 16 bits another processor would round to other spikes, and so to other answers
     exact = dataclasses.replace(config, precision="float32")
-    model = fold(_network(exact, info, arrays, f"The checkpoint {checkpoint.path}"))
+    model = workdir.build_model(exact, info)
+    named = f"The checkpoint {checkpoint.path}"
+    checkpoints.restore(model.variables, checkpoint.arrays("model"), named)
+    arrays = checkpoints.collect(checkpoints.learnt(model))
+    if options.half:
+        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
+        checkpoints.restore(checkpoints.learnt(model), arrays, named)
+    model = fold(model)
     loaded = model, exact, info, checkpoint
     data_dir = options.data_dir or config.data_dir
     # As eval.py does it, batch size included: the parts of a test decide which noise an image meets.
@@ -171,7 +168,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         "caveats": model_cards.caveats(config, info, source, energy["images"])}
     name = f"{config.model}_{options.name or config.dataset}"
     fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, exact, info)]}
-    weight_files.write(folder, name, arrays, exact, info, card, fingerprint, options.half)
+    weight_files.write(folder, name, arrays, exact, info, card, fingerprint)
     checkpoints.write_file(page, model_cards.page([weight_files.read(each, folder) for each in available(folder)]))
     return weight_files.read(name, folder)
 
@@ -195,13 +192,6 @@ def _targets(options: PackOptions) -> tuple[str, str]:
     if not os.path.isdir(docs):
         raise UserError("This tfspike is installed without its source, where weights belong; give an --out folder.")
     return FOLDER, os.path.join(docs, "models.md")
-
-
-def _learnt_arrays(config: Config, info: Any, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Of a checkpoint, what training has learnt: neither steps of the noise nor other state."""
-    names = [name for name, _ in checkpoints.named(checkpoints.learnt(workdir.build_model(config, info)))]
-    saved = checkpoint.arrays("model")
-    return {name: saved[name] for name in names}
 
 
 def _with_seconds(events: Sequence[Mapping[str, Any]], batch_size: int) -> list[dict[str, Any]]:

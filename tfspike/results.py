@@ -231,7 +231,7 @@ def make_row(config: Config, about: Mapping[str, Any], events: Sequence[Mapping[
         raise UserError(f"The evaluation is of step {evaluation['step']}, and the {evaluation['checkpoint']} weights "
                         f"of the run in {config.workdir} are of step {tested}; evaluate it again.")
     versions, commands = about.get("versions") or {}, about.get("commands") or [""]
-    digest = config_lib.default_workdir(config).rpartition("-")[2]
+    digest = config_lib.digest(config)
     row = {
         "date": datetime.datetime.fromtimestamp(events[-1]["time"], datetime.timezone.utc).date().isoformat(),
         "config_hash": digest, "model": config.model, "dataset": config.dataset,

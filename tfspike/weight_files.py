@@ -124,14 +124,14 @@ def _halved(array: np.ndarray) -> np.ndarray:
 
 
 def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Config, info: DatasetInfo,
-          card: Mapping[str, Any], fingerprint: Mapping[str, Any], half: bool = False) -> str:
+          card: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
     """Writes the two files of an entry, the .json last: with it the entry is there.
 
     Args:
       folder: where to; made if need be.
       name: `<network>_<data set>`.
-      arrays, config, info, card, fingerprint: as in `Entry`; paths in `config` are left out.
-      half: kernels are `rounded`, and are stored as float16.
+      arrays, config, info, card, fingerprint: as in `Entry`; paths in `config` are left out. The card's "kernels" says
+        how kernels are stored: as float16, which they must be `rounded` for, or as they are.
 
     Returns:
       Path of the .npz.
@@ -143,6 +143,7 @@ def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Conf
     aside = f"{stem}.npz.writing"
     settings = {key: None if FIELDS[key].metadata["path"] else value
                 for key, value in dataclasses.asdict(config).items()}
+    half = card.get("kernels") == "float16"
     stored = {key: _halved(array) for key, array in arrays.items()} if half else arrays
     try:
         os.makedirs(folder, exist_ok=True)

@@ -312,12 +312,10 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     Raises:
       UserError: there is no run, or what is needed of it is damaged.
     """
-    from tfspike import datasets
     from tfspike.folding import fold
 
     config = config_lib.read_run(workdir)
-    data = about(workdir).get("data")
-    info = datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
+    info = data_info(workdir)
     checkpoint = open_checkpoint(workdir, say, which)
     converted = _converted(workdir, timesteps)
     if converted is not None:
@@ -325,6 +323,14 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     model = build_model(config, info, timesteps)
     checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
     return (model if config.neuron == "relu" else fold(model)), config, info, checkpoint
+
+
+def data_info(workdir: str) -> Any:
+    """The `datasets.DatasetInfo` of a run; raises UserError where there is none."""
+    from tfspike import datasets
+
+    data = about(workdir).get("data")
+    return datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
 
 
 def _converted(workdir: str, timesteps: int | None) -> Any:

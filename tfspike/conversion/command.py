@@ -101,7 +101,7 @@ def _add_to(path: str, record: dict[str, Any], config: Config) -> None:
     """A line of what was measured, by which command and source, on which machine; `ann` is the `config_hash` of the
     ANN's row in results.csv."""
     line = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            "ann": config_lib.default_workdir(config).rpartition("-")[2],
+            "ann": config_lib.digest(config),
             "command": results.without_paths(workdir.command()), "commit": workdir.commit(),
             "machine": workdir.machine(),
             **{name: value for name, value in record.items() if name not in ("out", "run")}}
