@@ -12,6 +12,7 @@ import importlib
 import os
 import pkgutil
 import re
+import shutil
 import typing
 import warnings
 from pathlib import Path
@@ -29,8 +30,8 @@ import tensorflow as tf
 import tfspike
 
 HERE = Path(__file__).resolve().parent
-PAGES = {"mathematics": "The mathematics", "exports": "Exports", "distributed": "Several devices, exact resume",
-         "results": "Results", "models": "Trained weights"}
+PAGES = {"mathematics": "The mathematics", "depth": "Why deep networks stop learning", "exports": "Exports",
+         "distributed": "Several devices, exact resume", "results": "Results", "models": "Trained weights"}
 _SKIPPED = ("data", "standalone", "__main__")  # no code, or scripts that run without the library
 _FRAME = """{% extends "frame.html.jinja2" %}
 {% block title %}{{ title }} - tfspike{% endblock %}
@@ -104,6 +105,7 @@ def build(out: str) -> list[str]:
             body = markupsafe.Markup(page(name))
             html = frame.render(title=title, pages=PAGES, body=body).replace("</head>", f"<style>{_CSS}</style></head>")
             Path(out, f"{name}.html").write_text(html, encoding="utf-8")
+    shutil.copytree(HERE / "images", Path(out, "images"), dirs_exist_ok=True)
     return sorted(str(path.relative_to(out)) for path in Path(out).rglob("*.html"))
 
 

@@ -65,9 +65,10 @@ def test_equations_need_no_network(pages: Path) -> None:
     assert not re.search(r'(?:src|<link[^>]*href)="http', page)
 
 
-def test_pages_link_to_pages_that_are_there(pages: Path) -> None:
+def test_pages_link_to_pages_and_pictures_that_are_there(pages: Path) -> None:
+    assert 'src="images/' in (pages / "depth.html").read_text(encoding="utf-8")
     for page in pages.glob("*.html"):
-        for target in re.findall(r'href="([\w./-]+\.html)', page.read_text(encoding="utf-8")):
+        for target in re.findall(r'(?:href|src)="([\w./-]+\.(?:html|png))', page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

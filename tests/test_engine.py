@@ -14,7 +14,7 @@ import tensorflow as tf
 import nets
 import oracle
 from nets import SPECS
-from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, UserError, gradients, kernels
+from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, UserError, convolution, gradients, kernels
 
 T, B, STEP = 11, 3, 5
 LEAKS = (0.5, 0.9, 0.99)
@@ -235,15 +235,23 @@ def test_batch_may_be_unknown_while_tracing_and_may_be_one(gradient: str) -> Non
         assert nets.worst_error([g.numpy() for g in got], wanted) < ROUNDING
 
 
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("name", ["plain", "residual"])
-def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: str,
+def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: str, products: bool,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with `tfspike.convolution` for every convolution, whose channels are too few for it by far."""
+    taken: list[Any] = []
+    if products:
+        monkeypatch.setattr(convolution, "_FEWEST_CHANNELS", 1)
+        monkeypatch.setattr(convolution, "_LARGEST_MAP", 1000)
+        own = convolution.convolve
+        monkeypatch.setattr(convolution, "convolve", lambda *args: taken.append(args) or own(*args))
     model, _, inputs, dL_do = scene(name, gradient, dtype="mixed_bfloat16")
     weights = nets.set_grid_weights(model, SPECS[name].kappa, grid=128)
     net = nets.oracle_net(SPECS[name], 0.9)
     masks = nets.masks_of(model, B, STEP)
-    model.configure_engine(chunk=4)
+    model.configure_engine(chunk=4, kernel="xla" if products else "plain")
     for road, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
                          ("engine", nets.engine_spikes(model, inputs, monkeypatch, STEP))):
         record = oracle.forward(net, weights, inputs.swapaxes(0, 1), masks, given=trains)
@@ -258,6 +266,7 @@ def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: s
         with monkeypatch.context() as patch:
             patch.setattr(oracle, "slope", no_leak_term)
             assert nets.worst_distance(got, oracle.backward(net, weights, record, dL_do, gradient)) > 0.08
+    assert bool(taken) is products
 
 
 @pytest.mark.parametrize("kernel", ["plain", "xla"])

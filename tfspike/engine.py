@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfspike import gradients, kernels
+from tfspike import convolution, gradients, kernels
 from tfspike import plan as plans
 from tfspike.gradients import NeuronState
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
@@ -264,16 +264,18 @@ class Engine:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             with _substituted(weights, values, fixed):
-                current = self._walk(train, masks, neurons, norms)
+                current = self._walk(train, masks, neurons, norms, self._synapse)
         return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     # ---- helpers -----------------------------------------------------------------------------------------------
 
-    def _walk(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any = None) -> tf.Tensor:
+    def _walk(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any = None,
+              synapses: Any = plans.plain) -> tf.Tensor:
         """A stretch of the encoded input through all layers to the readout's current.
 
-        Neurons do as `neurons` says, normalisations as `norms` does; None means with the running statistics.
+        Neurons do as `neurons` says, normalisations as `norms` does (None: with the running statistics), and the rest
+        as `synapses` does.
         """
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,10 +285,21 @@ class Engine:
                 return norms(call, args[0])
             if isinstance(call.layer, WindowDropout):
                 return call.layer(args[0], window_mask=masks.get(id(call)))
-            return plans.plain(call, args, kwargs)
+            return synapses(call, args, kwargs)
 
         values = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
         return values[id(self.plan.readout.args[0])]
+
+    def _synapse(self, call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A layer of the backward pass, whose convolutions may get their gradient in a faster way."""
+        over = call.layer
+        if self.kernel == "xla" and isinstance(over, OverTime) and convolution.gains(over.layer, args[0].shape,
+                                                                                    over.compute_dtype):
+            kernel = tf.cast(over.layer.kernel.value, over.compute_dtype)
+            images = tf.reshape(args[0], [-1, *args[0].shape[2:]])
+            maps = convolution.convolve(images, kernel, over.layer.strides[0], over.layer.padding)
+            return tf.reshape(maps, [args[0].shape[0], -1, *maps.shape[1:]])
+        return plans.plain(call, args, kwargs)
 
     def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
         return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron, self.timesteps)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalStream", "TrainStream", "eval_stream", "split_indices", "split_record", "train_stream"]
 
-_CROP = 8  # an image is shifted by at most an eighth of its side: 4 pixels of 32
+_SIDE_PER_SHIFT = 8  # an image is shifted by at most an eighth of its side: 4 pixels of 32
 _SPLIT, _EPOCH, _AUGMENT = 1, 2, 3  # kinds of random numbers, so that no two uses share a stream
 
 
@@ -224,7 +224,7 @@ class TrainStream(_Stream):
 def _crop(images: np.ndarray, bits: np.ndarray, mirror: bool) -> np.ndarray:
     """Shift raw pixels [B, H, W, C] by up to an eighth of their side over dark padding; mirror half of them."""
     height, width = images.shape[1:3]
-    above, before = height // _CROP, width // _CROP
+    above, before = height // _SIDE_PER_SHIFT, width // _SIDE_PER_SHIFT
     padded = np.pad(images, ((0, 0), (above, above), (before, before), (0, 0)))
     tops = (bits >> np.uint64(8)) % np.uint64(2 * above + 1)  # bias below 1e-6
     lefts = (bits >> np.uint64(32)) % np.uint64(2 * before + 1)
