@@ -168,6 +168,13 @@ def test_an_engine_that_forgets_the_carry_between_chunks_would_fail(monkeypatch:
 # --- The engine against the layer-by-layer road ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("timesteps", "neurons", "expected"), [
+    (100, 10, 5), (64, 10, 8), (100, 1_000_000, 5), (50, 10**9, 5), (25, 10**9, 5), (11, 10**9, 4), (3, 10**9, 3),
+    (1, 10, 1), (7, 10, 7)])
+def test_a_chunk_has_four_to_eight_steps_of_any_batch(timesteps: int, neurons: int, expected: int) -> None:
+    assert kernels.choose_chunk(timesteps, neurons) == expected
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, T, 100])
 def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -> None:

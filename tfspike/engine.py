@@ -96,7 +96,10 @@ class Engine:
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         if not training:
-            return self._forward(inputs, key, masks, keep_bits=False, training=False)
+            _, held = self._split(())
+            once = [tf.cast(variable.value, dtype) for variable, dtype in zip(held, self._compute_dtypes(held))]
+            with _substituted(held, once, ()):
+                return self._forward(inputs, key, masks, keep_bits=False, training=False)
         final: list[Any] = []
         weights, frozen = self._split(weights)
         constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]

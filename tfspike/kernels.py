@@ -29,13 +29,13 @@ ON_CPU = "xla"
 
 # Elements of the largest layer in one chunk. Measured on 2 cores with 32 MB of last-level cache: benchmarks/README.md.
 CHUNK_ELEMENTS = 5_000_000
-# Steps in one chunk: the bits of one byte.
-MOST_STEPS = 8
+# Steps in one chunk: the bits of one byte, and as few as are still worth the passes over counts, traces and membranes.
+MOST_STEPS, FEWEST_STEPS = 8, 4
 
 
 def choose_chunk(timesteps: int, neurons: int) -> int:
-    """Steps per chunk: about `CHUNK_ELEMENTS`, a divisor of the window where one is near."""
-    wanted = max(1, min(timesteps, CHUNK_ELEMENTS // max(neurons, 1), MOST_STEPS))
+    """Steps per chunk where the largest layer of a batch has that many neurons: a divisor of the window if one is near."""
+    wanted = min(timesteps, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(neurons, 1), MOST_STEPS)))
     near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, MOST_STEPS) + 1) if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
