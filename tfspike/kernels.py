@@ -34,7 +34,7 @@ MOST_STEPS, FEWEST_STEPS = 8, 4
 
 
 def choose_chunk(timesteps: int, neurons: int) -> int:
-    """Steps per chunk where the largest layer of a batch has that many neurons: a divisor of the window if one is near."""
+    """Steps per chunk for a largest layer of so many neurons in a batch: a divisor of the window if one is near."""
     wanted = min(timesteps, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(neurons, 1), MOST_STEPS)))
     near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, MOST_STEPS) + 1) if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
