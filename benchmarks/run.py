@@ -67,7 +67,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--libraries", nargs="+", choices=cases.LIBRARIES, default=list(cases.LIBRARIES))
     parser.add_argument("--precisions", nargs="+", choices=cases.PRECISIONS, default=list(cases.PRECISIONS))
     parser.add_argument("--rounds", type=_positive, default=3, help="processes per cell; default: 3")
-    parser.add_argument("--steps", type=_positive, default=3, help="timed steps per process, after a first one")
+    parser.add_argument("--steps", type=_positive, default=3, help="timed steps per process, after two others")
     parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--out", default="benchmarks.json", help="results file, added to; default: benchmarks.json")
     parser.add_argument("--force", action="store_true", help="measure again what the results file has already")
