@@ -5,8 +5,8 @@
 Source: Lee et al. 2020, Front. Neurosci. 14:119. Events are spikes already, so that there is no encoder. N-MNIST
 cannot be downloaded by program: --data_dir names its folder, with Train/ and Test/ in it (`tfspike.events`). No
 schedule for this row is known to us: that of MNIST is taken, and T = 100, the authors' default, which makes steps of
-3 ms. The accuracy is quoted as follow-up papers repeat it. On 900 records of N-MNIST and T = 25 the gradient "rate" fell
-silent at this batch and learning rate, and learned at batches of 16 (`cpu_lenet_nmnist`); "event" was not tried.
+3 ms. The accuracy is quoted as follow-up papers repeat it. On 900 records of N-MNIST and T = 25 the gradient "rate"
+fell silent at this batch and learning rate, and learned at batches of 16 (`cpu_lenet_nmnist`); "event" was not tried.
 """
 
 from tfspike.configs.experiment import PAPER, Experiment
