@@ -276,6 +276,14 @@ class TestTrainStream:
         assert done.returncode == 3
 
 
+def test_no_thread_of_a_tuner_waits_at_the_end_of_a_stream(colour):
+    """TensorFlow's tuner oversleeps when an iterator is given up, and the end of an epoch would wait for it."""
+    info = datasets.describe(colour)
+    train = streams.TrainStream(colour.images, colour.labels, None, 8, 0, info)
+    for made in (train.dataset(), streams.EvalStream(colour.images, colour.labels, 8, info).dataset()):
+        assert made.options().autotune.enabled is False
+
+
 def _norm(info, raw):
     return raw.astype(np.float32) * np.float32(info.scale) + np.float32(info.offset)
 

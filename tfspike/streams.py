@@ -156,6 +156,9 @@ class _Stream:
 
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        # Nothing here is tuned, and the tuner's thread often oversleeps when an iterator is given up: a standstill of 2
+        # to 10 seconds at the end of an epoch or of the training (TensorFlow 2.21, benchmarks/README.md)
+        options.autotune.enabled = False
         options.experimental_optimization.inject_prefetch = False  # see _Calls
         return tf.data.Dataset.range(start, stop).map(gather).with_options(options)
 
