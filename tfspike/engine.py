@@ -81,6 +81,11 @@ class Engine:
         """Spiking layers with a surrogate."""
         return [call for call in self.plan.spiking if call.layer.surrogate != LEAK_AWARE]
 
+    @property
+    def _held(self) -> list[Any]:
+        """Variables of the window's layers, each once."""
+        return list({id(variable): variable for call in self.plan.window for variable in call.layer.variables}.values())
+
     # ---- public ------------------------------------------------------------------------------------------------
 
     def run(self, inputs: tf.Tensor, training: bool, seed: Any = None, weights: Sequence[Any] = ()) -> Record:
@@ -96,7 +101,7 @@ class Engine:
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         if not training:
-            _, held = self._split(())
+            held = self._held
             once = [tf.cast(variable.value, dtype) for variable, dtype in zip(held, self._compute_dtypes(held))]
             with _substituted(held, once, ()):
                 return self._forward(inputs, key, masks, keep_bits=False, training=False)
@@ -299,9 +304,8 @@ class Engine:
         if self.kernel == "xla" and isinstance(over, OverTime) and convolution.gains(over.layer, args[0].shape,
                                                                                     over.compute_dtype):
             kernel = tf.cast(over.layer.kernel.value, over.compute_dtype)
-            images = tf.reshape(args[0], [-1, *args[0].shape[2:]])
-            maps = convolution.convolve(images, kernel, over.layer.strides[0], over.layer.padding)
-            return tf.reshape(maps, [args[0].shape[0], -1, *maps.shape[1:]])
+            return over.fold(args[0], lambda images: convolution.convolve(images, kernel, over.layer.strides[0],
+                                                                          over.layer.padding))
         return plans.plain(call, args, kwargs)
 
     def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
@@ -311,8 +315,7 @@ class Engine:
     def _split(self, weights: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """`(variables of the window that are trained, the others)`: a custom gradient must read no variable itself."""
         wanted = {id(weight) for weight in weights}
-        held = list({id(variable): variable for call in self.plan.window for variable in call.layer.variables}.values())
-        return [v for v in held if id(v) in wanted], [v for v in held if id(v) not in wanted]
+        return [v for v in self._held if id(v) in wanted], [v for v in self._held if id(v) not in wanted]
 
     def _compute_dtypes(self, weights: Sequence[Any]) -> list[str]:
         """Weights of synapses are cast to their layer's compute dtype once, not once per chunk."""

@@ -7,6 +7,7 @@ over time. State is an explicit value (`initial_state`, `return_state`): there i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -254,9 +255,14 @@ class OverTime(keras.layers.Layer):
 
     def call(self, train: tf.Tensor) -> tf.Tensor:
         """`[T, B, ...]` to `[T, B, ...]`."""
+        return self.fold(train, self.layer)
+
+    @staticmethod
+    def fold(train: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """A function of `[N, ...]` on a train `[T, B, ...]`, all T * B at once."""
         steps, batch = train.shape[0], train.shape[1]
         dynamic = tf.shape(train)
-        folded = self.layer(tf.reshape(train, [-1, *train.shape[2:]]))
+        folded = function(tf.reshape(train, [-1, *train.shape[2:]]))
         if steps is None and batch is None:
             steps, batch = dynamic[0], dynamic[1]
         return tf.reshape(folded, [-1 if steps is None else steps, -1 if batch is None else batch, *folded.shape[1:]])
