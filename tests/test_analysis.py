@@ -91,6 +91,21 @@ def test_spikes_of_every_image_add_up_over_time(result, slow):
     assert result.spikes_by_step[-1] == pytest.approx(sum(layer.spikes for layer in result.layers))
 
 
+def test_spikes_of_every_layer_add_up_over_time(result, slow):
+    for layer in result.layers[:-1]:
+        per_step = np.count_nonzero(slow[0][layer.name].reshape(TIMESTEPS, -1), axis=-1)
+        assert len(set(per_step)) > 1, "the same at every step would not show an order"
+        np.testing.assert_allclose(layer.spikes_by_step, np.cumsum(per_step) / IMAGES, rtol=1e-12)
+    assert result.layers[-1].spikes_by_step == (0.0,) * TIMESTEPS
+
+
+def test_constant_input_is_no_layer_of_spikes(images, labels):
+    result = analysis.analyse(make("direct"), images, labels)
+    assert result.layers[0].spikes_by_step == (0.0,) * TIMESTEPS
+    for layer in result.layers[1:-1]:
+        assert layer.spikes_by_step[-1] == pytest.approx(layer.spikes) and layer.spikes > 0
+
+
 def test_membrane_updates_are_the_steps_that_change_a_membrane(result, slow):
     neurons = {call.layer.name: call.layer.neuron for call in make().plan.spiking}
     by_name = {layer.name: layer for layer in result.layers}

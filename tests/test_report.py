@@ -6,13 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tfspike import analysis, comparison, datasets, models, plots, report, simulation
+from tfspike import analysis, comparison, config, datasets, models, plots, report, simulation
 from tfspike.energy import EnergyModel
 from tfspike.errors import UserError
+from tfspike.flags import EvalOptions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -136,6 +138,51 @@ def test_a_comparison_has_every_run_and_the_right_ratio(compared):
     first, second = table["energy per image, pJ"]
     assert second == pytest.approx(2 * first) and first > 0
     assert table["test accuracy"][1] == 0.5
+
+
+def test_the_same_accuracy_is_looked_for_from_where_every_run_stays_at_it():
+    def record(accuracies: list[float], spikes: int) -> dict[str, object]:
+        until = [spikes * (step + 1) for step in range(len(accuracies))]
+        return {"accuracy_by_step": accuracies, "spikes_per_image_until_step": until, "layers": [
+            {"name": "image", "kind": "input", "spikes_per_image": 0, "spikes_per_image_until_step": [0] * len(until)},
+            {"name": "lif", "kind": "lif", "spikes_per_image": until[-1], "spikes_per_image_until_step": until},
+            {"name": "out", "kind": "readout", "spikes_per_image": 0, "spikes_per_image_until_step": [0] * len(until)}]}
+
+    # The least accurate ends at .8, so .795 is the goal; the other's step 2 is luck, its step 4 stays
+    same = comparison.same_accuracy({"a": record([0.2, 0.9, 0.5, 0.796, 0.95], 10), "b": record([0.7, 0.79, 0.8], 100)})
+    assert same.accuracy == pytest.approx(0.795)
+    assert same.steps == (4, 3) and same.spikes == (40, 300)
+    assert same.layers == ({"lif": 40}, {"lif": 300})
+
+
+def test_a_record_of_some_images_is_not_taken_for_that_of_all(tmp_path, monkeypatch):
+    facts = {"checkpoint": "best, step 3", "part of the test set": "the first 20 of 1,000"}
+    record = {"facts": facts, "timesteps": 25, "images": 20}
+    monkeypatch.setattr(report.workdir, "open_checkpoint", lambda *_: SimpleNamespace(step=3))
+    monkeypatch.setattr(config, "read_run", lambda _: SimpleNamespace(timesteps=25))
+
+    class AnalysedAnew(Exception):
+        pass
+
+    def collect(*_: object, **__: object) -> None:
+        raise AnalysedAnew
+
+    monkeypatch.setattr(report, "collect", collect)
+    path = tmp_path / report.FOLDER / report.RECORD
+    path.parent.mkdir()
+
+    def taken(stored: dict[str, object], images: int | None) -> bool:
+        path.write_text(json.dumps(stored))
+        try:
+            return report._record(str(tmp_path), EvalOptions(workdir=str(tmp_path), images=images), print) == stored
+        except AnalysedAnew:
+            return False
+
+    assert taken(record, 20) and not taken(record, None) and not taken(record, 10) and not taken(record, 1000)
+    whole = {**record, "facts": {**facts, "part of the test set": "all"}, "images": 1000}
+    assert taken(whole, None) and taken(whole, 1000) and taken(whole, 2000) and not taken(whole, 20)
+    older = {**whole, "facts": {"checkpoint": "best, step 3"}}  # written before these facts were
+    assert not taken(older, None)
 
 
 def test_a_comparison_of_one_run_is_refused(tmp_path):

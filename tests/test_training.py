@@ -189,6 +189,18 @@ def test_a_workdir_is_all_that_evaluation_needs(run: Path) -> None:
     assert "test accuracy" in evaluation.describe(record)
 
 
+def test_a_part_of_the_test_records_is_the_first_of_them(run: Path) -> None:
+    lines: list[str] = []
+    options = EvalOptions(workdir=str(run), seeds=1)
+    record = evaluation.evaluate_run(dataclasses.replace(options, images=150), lines.append)
+    model, settings, info, _ = workdir.load_run(str(run))
+    test = datasets.load("mnist_subset", "test")
+    answers = evaluation.Evaluator(model, test.images[:150], test.labels[:150], info, settings.batch_size).run()
+    assert record["records"] == 150 and record["test_accuracy"] == answers.accuracy < 1
+    assert "the first 150 of 1,000 test records" in lines
+    assert evaluation.evaluate_run(dataclasses.replace(options, images=5000), lines.append)["records"] == 1000
+
+
 def test_a_run_is_loaded_with_the_weights_of_its_checkpoint(run: Path) -> None:
     model, settings, info, checkpoint = workdir.load_run(str(run), "last", timesteps=5)
     arrays = checkpoint.arrays("model")

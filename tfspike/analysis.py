@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class LayerActivity:
       silent: share of the neurons that did not fire for any image; 0 for the readout, which never does.
       operations: accumulates and multiply-accumulates in the synapses into it, and its membrane updates.
       ann: the same for an ANN of the same shape.
+      spikes_by_step: spikes per image until and with every step, `[T]`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerActivity:
     silent: float
     operations: Operations
     ann: Operations
+    spikes_by_step: tuple[float, ...] = ()
 
     @property
     def neurons(self) -> int:
@@ -161,8 +163,7 @@ class Analysis:
         """
         if not 0.0 < share <= 1.0:
             raise UserError(f"`share` of the final accuracy must be in (0, 1]. Received: share={share!r}.")
-        below = np.flatnonzero(self.accuracy_by_step < share * self.accuracy - 1e-12)
-        step = int(below[-1]) + 1 if len(below) else 0
+        step = settled(self.accuracy_by_step, share * self.accuracy)
         return {"share": share, "steps": step + 1, "accuracy": float(self.accuracy_by_step[step]),
                 "spikes_per_image": float(self.spikes_by_step[step])}
 
@@ -235,13 +236,19 @@ class Analysis:
                 "dense_operations_per_image": self.dense, "classification_accuracy": self.accuracy}
 
 
+def settled(accuracy_by_step: Sequence[float] | np.ndarray, accuracy: float) -> int:
+    """Index of the first step from which the accuracy stays at `accuracy` or above; the last one's must be."""
+    below = np.flatnonzero(np.asarray(accuracy_by_step) < accuracy - 1e-12)
+    return int(below[-1]) + 1 if len(below) else 0
+
+
 def layer_record(layer: LayerActivity) -> dict[str, Any]:
     """A layer as plain numbers, fit for JSON."""
     return {"name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "neurons": layer.neurons,
             "spikes_per_image": layer.spikes, "rate_spikes_per_step": layer.rate, "silent_share": layer.silent,
             "macs_per_image": layer.operations.macs, "acs_per_image": layer.operations.acs,
             "membrane_updates_per_image": layer.operations.updates, "ann_macs_per_image": layer.ann.macs,
-            "ann_acs_per_image": layer.ann.acs}
+            "ann_acs_per_image": layer.ann.acs, "spikes_per_image_until_step": list(layer.spikes_by_step)}
 
 
 def analyse(model: Any, images: Any, labels: Any, batch_size: int = 100, seed: int = 0,
@@ -307,9 +314,11 @@ class _Tally:
         self.events = {key: np.zeros(x.shape[2:], np.float64) for key, x in self.sources.items()}
         self.unit = {key: np.zeros(self.sources[key].shape[2:], np.float64) for key in self.mixed}
         self.updates = np.zeros(len(simulation.neurons), np.float64)
+        self._real = isinstance(simulation.encoder, DirectEncoder)
+        self._counted_layers = self.firing[1:] if self._real else self.firing  # whose events are spikes
+        self.fired = np.zeros((len(self._counted_layers), simulation.timesteps), np.float64)
         self.columns: list[tuple[np.ndarray, ...]] = []
         self._step = tf.function(self._chunk, reduce_retracing=False) if compiled else self._chunk
-        self._real = isinstance(simulation.encoder, DirectEncoder)
 
     def add(self, images: Any, seed: int) -> None:
         """Runs a batch, its noise keyed by `seed`."""
@@ -324,7 +333,9 @@ class _Tally:
             self.updates += updates.numpy()
             spikes.append(fired.numpy())
             potentials.append(readout)
-        self.columns.append(self._columns(tf.concat(potentials, 0), np.concatenate(spikes)))
+        fired = np.concatenate(spikes, axis=1)
+        self.fired += fired.sum(axis=2, dtype=np.float64)
+        self.columns.append(self._columns(tf.concat(potentials, 0), fired.sum(axis=0)))
 
     def _chunk(self, inputs: tf.Tensor, key: tf.Tensor, first: tf.Tensor, steps: int,
                membranes: list[tf.Tensor]) -> tuple[Any, ...]:
@@ -332,8 +343,8 @@ class _Tally:
         nonzero = {key: tf.cast(tf.not_equal(chunk.values[key], 0), tf.float32) for key in self.sources}
         events = [tf.reduce_sum(nonzero[key], (0, 1)) for key in self.events]
         unit = [tf.reduce_sum(tf.cast(tf.equal(tf.abs(chunk.values[key]), 1), tf.float32), (0, 1)) for key in self.unit]
-        firing = self.firing[1:] if self._real else self.firing
-        fired = tf.add_n([tf.reduce_sum(tf.reshape(nonzero[id(x)], (steps, inputs.shape[0], -1)), -1) for x in firing])
+        fired = tf.stack([tf.reduce_sum(tf.reshape(nonzero[id(x)], (steps, inputs.shape[0], -1)), -1)
+                          for x in self._counted_layers])
         readouts = tf.cast(tf.size(chunk.readout), tf.float64)
         return (events, unit, fired, tf.stack([*chunk.changes, readouts]),
                 [*chunk.after, chunk.readout[-1]], chunk.readout)
@@ -379,16 +390,17 @@ class _Tally:
             into = [(synapse, ops) for synapse, ops in counted if i and synapse.target == call.layer.name]
             operations = sum((ops for _, ops in into), Operations())
             ann = sum((synapse.ann for synapse, _ in into), Operations())
-            spikes, silent = 0.0, 0.0
+            spikes, silent, by_step = 0.0, 0.0, (0.0,) * timesteps
             if call is not plan.readout and (i or not self._real):
                 events = self.events[id(call.outputs[0])]
                 spikes, silent = float(events.sum()) / images, float(np.mean(events == 0))
+                by_step = tuple(np.cumsum(self.fired[i - self._real] / images).tolist())
             kind = ("input" if i == 0 else "readout" if call is plan.readout
                     else "pooling" if any(synapse.kind == "pooling" for synapse, _ in into) else "lif")
             updates = float(self.updates[i - 1]) / images if i else 0.0
             yield LayerActivity(call.layer.name, kind, shape, spikes, spikes / (size * timesteps), silent,
                                 dataclasses.replace(operations, updates=updates),
-                                dataclasses.replace(ann, updates=float(size) if i else 0.0))
+                                dataclasses.replace(ann, updates=float(size) if i else 0.0), by_step)
 
 
 def _scaled(operations: Operations, images: int) -> Operations:

@@ -121,6 +121,12 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int | None) -> Arrays:
+        """The first so many records; None, or more than there are: all."""
+        if count is None or count >= len(self):
+            return self
+        return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
+
 
 # --- names and loading ------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,10 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
       UserError: the run or its data cannot be used.
     """
     model, config, info, checkpoint = loaded or _load(options, say)
-    test = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
+    every = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
+    test = every.first(options.images)
+    if len(test) < len(every):
+        say(f"the first {len(test):,} of {len(every):,} test records")
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
                           loss=config.loss)
     results = []

@@ -72,6 +72,8 @@ class EvalOptions:
                                    **_FROM_0_PJ)
     weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
                                   "lists them.", group="What to evaluate", legal="a name from docs/models.md")
+    images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
+                                 legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
 
     def __post_init__(self) -> None:
         if self.weights is not None:

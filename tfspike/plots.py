@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"
 INK, PALE = "#24313d", "#d9dfe4"
@@ -197,13 +197,40 @@ def bars(names: Sequence[str], values: Sequence[float], unit: str, colours: Sequ
 
 
 @_styled
-def compared_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Accuracy at every step of several runs."""
+def compared_curves(curves: Mapping[str, Sequence[float]],
+                    spikes: Mapping[str, Sequence[float]] | None = None) -> Figure:
+    """Accuracy at every step of several runs, against the steps, or against the spikes per image until then."""
     figure, axes = _figure(3.3)
     for (name, values), colour, style in zip(curves.items(), _cycle(len(curves)), ["-", "--", "-.", ":"] * len(curves)):
-        axes.plot(np.arange(1, len(values) + 1), values, style, color=colour, label=name)
-    axes.set(xlabel="time steps", ylabel="accuracy", ylim=(0, 1.03), xlim=(0, None))
+        at = np.arange(1, len(values) + 1) if spikes is None else spikes[name]
+        axes.plot(at, values, style, color=colour, label=name)
+    axes.set(ylabel="accuracy", ylim=(0, 1.03))
+    if spikes is None:
+        axes.set(xlabel="time steps", xlim=(0, None))
+    else:  # a run may cost a hundred times another
+        axes.set(xlabel="spikes per image", xscale="log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+@_styled
+def compared_layers(runs: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Spikes per image by layer of several runs; a layer that a run has not has no bar."""
+    names = list(dict.fromkeys(name for layers in runs.values() for name in layers))
+    figure, axes = _figure(1.3 + 0.2 * len(names) * len(runs))
+    height = 0.8 / len(runs)
+    for j, ((run, layers), colour) in enumerate(zip(runs.items(), _cycle(len(runs)))):
+        rows = np.arange(len(names)) + (j - (len(runs) - 1) / 2) * height
+        axes.barh(rows, [layers.get(name, 0.0) for name in names], height, color=colour, label=run)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("spikes per image")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     figure.legend(loc="outside lower center")
     return figure
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from tfspike.pages import Picture
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
 _MISTAKES = 12
+_PART, _ALL = "part of the test set", "all"
 _SRAM_PJ = 5.0  # one access to 32 bits of on-chip memory, 45 nm
 
 
@@ -63,7 +65,7 @@ def write(run: str, options: Any = None, energy: EnergyModel | None = None, say:
 
     Args:
       run: folder of the run.
-      options: of eval.py (`checkpoint`, `data_dir`, `batch_size`, `timesteps` are read); None takes the defaults.
+      options: of eval.py (`checkpoint`, `data_dir`, `batch_size`, `timesteps`, `images` are read); None takes the defaults.
       energy: constants; None takes those of 45 nm.
       say: takes lines of progress.
 
@@ -84,13 +86,15 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
     if config.neuron == "relu":
         raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
                         f"first: python -m tfspike.conversion --run={run}")
-    test = datasets.load(config.dataset, "test", _option(options, "data_dir") or config.data_dir, model.timesteps)
+    every = datasets.load(config.dataset, "test", _option(options, "data_dir") or config.data_dir, model.timesteps)
+    test = every.first(_option(options, "images"))
     say(f"analysing {len(test)} test images over {model.timesteps} steps")
     result = analysis.analyse(model, _Normalised(test.images, info), test.labels,
                               _option(options, "batch_size") or config.batch_size)
     about = workdir.about(run)
     versions = about.get("versions") or {}
     facts = [("network", config.model), ("data", f"{info.name}, {len(test):,} test images"),
+             (_PART, _ALL if len(test) == len(every) else f"the first {len(test):,} of {len(every):,}"),
              ("window", f"{model.timesteps} steps"), ("input coding", config.encoder), ("gradient", config.gradient),
              ("checkpoint", f"{_option(options, 'checkpoint') or 'best'}, step {checkpoint.step}"),
              ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")[:12]),
@@ -330,7 +334,7 @@ def compare(runs: Sequence[str], out: str, options: Any = None, energy: EnergyMo
             say: Callable[[str], None] = print) -> str:
     """Puts two or more runs side by side.
 
-    A run whose report was written for the same checkpoint and window is read from there; others are analysed.
+    A run whose report was written for the same checkpoint, window and images is read from there; others are analysed.
 
     Args:
       runs: folders of runs.
@@ -370,8 +374,10 @@ def _record(run: str, options: Any, say: Callable[[str], None]) -> dict[str, Any
     try:
         with open(os.path.join(run, FOLDER, RECORD), encoding="utf-8") as file:
             record = json.load(file)
+        asked, whole = _option(options, "images"), record["facts"][_PART] == _ALL
         if (record["facts"]["checkpoint"] == f"{which}, step {step}"
-                and record["timesteps"] == (_option(options, "timesteps") or settings.timesteps)):
+                and record["timesteps"] == (_option(options, "timesteps") or settings.timesteps)
+                and (whole and record["images"] <= (asked or math.inf) or record["images"] == asked)):
             return record
     except (OSError, ValueError, KeyError, TypeError):
         pass

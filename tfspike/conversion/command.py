@@ -55,15 +55,14 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
              "percentile": percentile, "calibration": len(chosen), "scales": converted.scales}
     _write(out, converted, config, options, about, checkpoint.step)
     say(f"Written to {out}. To look at it: python eval.py --workdir={out}")
-    test = datasets.load(config.dataset, "test", data_dir)
-    count = min(options.images or len(test), len(test))
-    images, labels = info.normalise(test.images[:count]), test.labels[:count]
-    answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, count, 100)])
-    found = analysis.analyse(converted.model, images, labels, seed=options.seed)
+    test = datasets.load(config.dataset, "test", data_dir).first(options.images)
+    images = info.normalise(test.images)
+    answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
+    found = analysis.analyse(converted.model, images, test.labels, seed=options.seed)
     steps = sorted({step for step in (*options.steps, options.timesteps) if step <= options.timesteps})
     record = {
-        "out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, "records": count,
-        **about, "ann_accuracy": float(np.mean(answers == labels)),
+        "out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, "records": len(test),
+        **about, "ann_accuracy": float(np.mean(answers == test.labels)),
         "accuracy": {str(step): float(found.accuracy_by_step[step - 1]) for step in steps},
         "spikes_per_image": {str(step): float(found.spikes_by_step[step - 1]) for step in steps},
         "neuron_spikes_per_image": float(sum(layer.spikes for layer in found.layers if layer.kind != "input")),
