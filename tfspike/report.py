@@ -65,7 +65,7 @@ def write(run: str, options: Any = None, energy: EnergyModel | None = None, say:
 
     Args:
       run: folder of the run.
-      options: of eval.py (`checkpoint`, `data_dir`, `batch_size`, `timesteps`, `images` are read); None takes the defaults.
+      options: of eval.py (`checkpoint`, `data_dir`, `batch_size`, `timesteps`, `images` are read); None: the defaults.
       energy: constants; None takes those of 45 nm.
       say: takes lines of progress.
 
