@@ -16,6 +16,12 @@ def main() -> int:
         say = (lambda line: None) if options.json else print
         from tfspike import evaluation, pretrained  # loads TensorFlow: only after the flags are known to be right
 
+        runs = [options.workdir, *options.compare]
+        if options.report or options.compare:
+            from tfspike import report  # draws pictures: only where they are asked for
+            from tfspike.energy import EnergyModel
+
+            report.require_spikes(report.require_several(runs) if options.compare else runs)
         loaded = pretrained.load(options.weights, options.timesteps) if options.weights else None
         if options.predict:
             for answer in evaluation.predict(options, say, loaded):
@@ -24,9 +30,6 @@ def main() -> int:
         record = evaluation.evaluate_run(options, say, loaded)
         say(evaluation.describe(record))
         if options.report or options.compare:
-            from tfspike import report  # draws pictures: only where they are asked for
-            from tfspike.energy import EnergyModel
-
             energy = EnergyModel(options.energy_mac, options.energy_ac, options.energy_update, options.energy_memory)
             folder = os.path.join(options.workdir, report.FOLDER)
             if options.report:
@@ -34,7 +37,6 @@ def main() -> int:
                 say(f"Report: {report.write_report(results, folder)}")
                 record["energy"] = results.result.energy_record(energy)
             if options.compare:
-                runs = [options.workdir, *options.compare]
                 say(f"Comparison: {report.compare(runs, folder, options, energy, say)}")
         print(evaluation.json_line(record))
         return 0

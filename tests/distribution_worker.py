@@ -96,11 +96,11 @@ def many_steps(seed: int = 0) -> dict:
             "rate": float(np.mean(rates)), "moved": moved}
 
 
-def normalisation(gradient: str) -> dict:
-    """Output, gradients and running statistics of a normalisation: on two halves of a batch, and on all of it."""
+def normalisation(gradient: str, first: int = B) -> dict:
+    """Output, gradients and running statistics of a normalisation: on two parts of a batch, and on all of it."""
     rng = np.random.default_rng(1)
     currents = (rng.normal(size=(T, 2 * B, 3, 3, 5)) * [1, 3, 0.2, 1, 1] + [0, 1, -2, 0, 5]).astype("f")
-    currents[:, B:] += 1.0  # the halves differ in their own statistics
+    currents[:, B:] += 1.0  # the parts differ in their own statistics
     upstream = rng.normal(size=currents.shape).astype("f")
     found = {}
     for name, strategy in strategies().items():
@@ -109,7 +109,8 @@ def normalisation(gradient: str) -> dict:
             layer.build(currents.shape)
 
         def part(context, values, count=strategy.num_replicas_in_sync):
-            return tf.constant(np.split(values, count, axis=1)[context.replica_id_in_sync_group])
+            parts = [values] if count == 1 else np.split(values, [first], axis=1)
+            return tf.constant(parts[context.replica_id_in_sync_group])
 
         def replica(x, g, layer=layer):
             with tf.GradientTape() as tape:
@@ -189,6 +190,8 @@ if __name__ == "__main__":
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
                                                [tf.config.LogicalDeviceConfiguration()] * 2)
     WHAT = {"rate": lambda: one_step("rate"), "event": lambda: one_step("event"), "many": many_steps,
-            "normalisation": lambda: {gradient: normalisation(gradient) for gradient in ("event", "rate")},
+            # Shares of the first device: a half, three quarters, and all of a last batch too small for two
+            "normalisation": lambda: {gradient: {first: normalisation(gradient, first) for first in (B, 6, 2 * B)}
+                                      for gradient in ("event", "rate")},
             "learning": learning, "validation": validation, "noise": noise, "long": long}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))

@@ -52,7 +52,7 @@ def oracle_net(spec: Spec, leak: float, threshold: float = 1.0) -> oracle.Net:
 
 
 def from_blocks(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, threshold: float = 1.0,
-                dropout: float = 0.0, encoder: str | None = None, dtype: Any = None, seed: int = 3) -> SpikingModel:
+                dropout: float = 0.0, encoder: str | None = None, dtype: Any = None, seed: int = 5) -> SpikingModel:
     """The net of `spec`, stacked with `tfspike.models.blocks`."""
     b = blocks.Builder(leak, threshold, gradient, dropout, spec.kappa, seed, dtype)
     inputs = keras.Input(spec.image if encoder else (T, *spec.image))
@@ -74,7 +74,7 @@ def from_blocks(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, 
 
 
 def by_hand(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, threshold: float = 1.0,
-            dropout: float = 0.0, encoder: str | None = None, dtype: Any = None, seed: int = 3) -> SpikingModel:
+            dropout: float = 0.0, encoder: str | None = None, dtype: Any = None, seed: int = 5) -> SpikingModel:
     """The same net from layers alone; padding, shortcuts and dropout written out."""
     kwargs = {"dtype": dtype}
 
@@ -86,7 +86,7 @@ def by_hand(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, thre
         nonlocal seed
         seed += 1
         x = LIF(leak, threshold, gradient, **kwargs)(x)
-        return WindowDropout(dropout, seed=seed, **kwargs)(x) if dropout else x
+        return WindowDropout(dropout, seed=seed, name=f"dropout{seed}", **kwargs)(x) if dropout else x
 
     inputs = keras.Input(spec.image if encoder else (T, *spec.image))
     x = encoders.create(encoder, T, seed=seed, **kwargs)(inputs)

@@ -50,7 +50,8 @@ def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(two_dev
 @pytest.mark.parametrize("gradient", ["rate", "event"])
 def test_normalisation_on_two_devices_has_the_statistics_and_gradients_of_the_whole_batch(two_devices: dict[str, Any],
                                                                                           gradient: str) -> None:
-    assert max(two_devices["normalisation"][gradient]["difference"]) < 1e-5
+    for found in two_devices["normalisation"][gradient].values():
+        assert all(difference < 1e-5 for difference in found["difference"])  # max would pass over a NaN
 
 
 def test_a_normalised_net_learns_on_two_devices(two_devices: dict[str, Any]) -> None:

@@ -11,7 +11,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,9 +34,29 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
 def test_the_network_of_the_readme_can_be_built() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     own = next(block for block in blocks if "PoissonEncoder(" in block)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(own, names)
-    assert names["model"].output_shape == (None, 10)  # type: ignore[attr-defined]
+    assert names["model"].output_shape == (None, 10)
+    image = np.random.default_rng(0).uniform(0, 1, (2, 28, 28, 1)).astype("float32")
+    assert all(np.sum(count) > 0 for count in names["model"].observe(image)[1].values())
+
+
+def test_the_first_lines_of_python_in_the_readme_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ".fit(" in block)
+    assert first.count("epochs=2") == 1
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(first.replace("epochs=2", "epochs=1, verbose=0"), names)
+    assert names["model"].history.history["accuracy"][0] > 0.5
+    assert list(names["spikes"]) == names["model"].spiking_layers
+    # As a user does it: another process, which knows of the file alone
+    code = ("import keras, tfspike, numpy as np\n"
+            "model = keras.models.load_model('lenet.keras')\n"
+            "print(type(model).__name__, model(np.zeros((1, 28, 28, 1), 'float32')).shape)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and "SpikingModel (1, 10)" in done.stdout, done.stderr[-1000:]
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def test_xla_draws_the_same_numbers() -> None:
         eager, compiled = PoissonEncoder(T, seed=1), PoissonEncoder(T, seed=1)
         drawn = tf.function(lambda: compiled(x, training=training), jit_compile=True)()  # noqa: B023
         np.testing.assert_array_equal(drawn, eager(x, training=training))
-    eager, compiled = WindowDropout(0.3, seed=1), WindowDropout(0.3, seed=1)
+    eager, compiled = WindowDropout(0.3, seed=1, name="one"), WindowDropout(0.3, seed=1, name="one")
     np.testing.assert_array_equal(tf.function(lambda: compiled.draw_mask((B, 50)), jit_compile=True)(),
                                   eager.draw_mask((B, 50)))
 
@@ -148,6 +148,15 @@ def test_latency_by_hand() -> None:
     assert train[0, 1] == -1 and train[2, 3] == -1
 
 
+@pytest.mark.parametrize("kind", ["poisson", "latency", "direct"])
+def test_pixels_are_not_rounded_before_they_are_coded(kind: str) -> None:
+    x = images(500)
+    encoder = encoders.create(kind, 100, dtype="mixed_bfloat16")
+    called, stretch = encoder(x, seed=3), encoder.encode(tf.constant(x), encoder.key(False, 3), 0, 100)
+    np.testing.assert_array_equal(tf.cast(called, tf.float32), tf.cast(stretch, tf.float32))
+    assert called.dtype == tf.bfloat16 and np.any(tf.cast(called, tf.float32))
+
+
 def test_latency_is_earlier_the_stronger_the_input() -> None:
     x = np.linspace(0.01, 1.0, 100, dtype="f")[None]
     when = LatencyEncoder(T)(x).numpy()[:, 0].argmax(0)
@@ -159,6 +168,12 @@ def test_spike_input_exchanges_the_axes_and_refuses_another_window() -> None:
     np.testing.assert_array_equal(SpikeInput(T)(x), x.swapaxes(0, 1))
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
         SpikeInput(T)(images(T - 1, 5))
+
+
+def test_spike_input_is_refused_when_the_net_is_built() -> None:
+    for shape in ((T + 1, 5), ()):
+        with pytest.raises(UserError, match=f"T = {T} steps. Received"):
+            SpikeInput(T)(keras.Input(shape))
 
 
 def test_spike_input_that_is_longer_than_the_window_is_refused() -> None:

@@ -14,7 +14,22 @@ import tensorflow as tf
 import nets
 import oracle
 from nets import SPECS
-from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, UserError, convolution, gradients, kernels
+from tfspike import (
+    LIF,
+    DirectEncoder,
+    OverTime,
+    Readout,
+    SpikeInput,
+    SpikingModel,
+    UserError,
+    WindowDropout,
+    convolution,
+    gradients,
+    kernels,
+    models,
+)
+from tfspike.export.window import Window
+from tfspike.simulation import Simulation
 
 T, B, STEP = 11, 3, 5
 LEAKS = (0.5, 0.9, 0.99)
@@ -311,6 +326,54 @@ def test_frozen_layers_leave_the_other_gradients_as_they_are(gradient: str) -> N
         assert nets.worst_error(got, [g for i, g in enumerate(whole) if i != 1]) < ROUNDING, road
 
 
+@pytest.mark.parametrize("chunk", [4, 8])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("frozen", [("conv0",), ("conv0", "conv2")])
+def test_the_first_layers_may_be_frozen(frozen: tuple[str, ...], gradient: str, chunk: int) -> None:
+    model, _, inputs, dL_do = scene("plain", gradient)
+    model.configure_engine(chunk=chunk)
+    names = [variable.path for variable in model.trainable_variables]
+    _, whole = run("engine", model, inputs, dL_do)
+    for name in frozen:
+        model.get_layer(name).trainable = False
+    kept = {variable.path for variable in model.trainable_variables}
+    assert len(kept) == len(whole) - len(frozen)
+    for road in ("engine", "layers"):
+        _, got = run(road, model, inputs, dL_do)
+        assert nets.worst_error(got, [g for g, name in zip(whole, names) if name in kept]) < ROUNDING, road
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_neurons_may_stand_right_behind_the_encoder(gradient: str) -> None:
+    inputs = keras.Input((6,))
+    x = LIF(0.9, 1.0, gradient)(DirectEncoder(T)(inputs))
+    x = LIF(0.9, 1.0, gradient)(OverTime(keras.layers.Dense(12, use_bias=False))(x))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES, use_bias=False))(x)))
+    nets.set_grid_weights(model, 4.0)
+    images, dL_do = np.random.default_rng(0).uniform(0.1, 0.9, (B, 6)).astype("f"), nets.upstream(B)
+    assert all(np.sum(count) > 10 for count in model.observe(images)[1].values())
+    got, wanted = run("engine", model, images, dL_do)[1], run("layers", model, images, dL_do)[1]
+    assert nets.worst_error(got, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_layer_in_front_of_the_encoder_may_be_frozen_and_freed(gradient: str) -> None:
+    inputs = keras.Input((T, 6))
+    front = keras.layers.Dense(5, use_bias=False)
+    x = LIF(0.9, gradient=gradient)(OverTime(keras.layers.Dense(12))(SpikeInput(T)(front(inputs))))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(x)))
+    nets.set_grid_weights(model, 4.0)
+    data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
+    front.trainable = False
+    assert model.engine is not None
+    run("engine", model, data, dL_do)
+    front.trainable = True
+    assert model.engine is None
+    assert np.abs(run("engine", model, data, dL_do)[1][0]).max() > 0
+    front.trainable = False
+    assert model.engine is not None
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_wholly_frozen_model_still_runs_in_training(gradient: str) -> None:
     model, _, inputs, _ = scene("five", gradient)
@@ -338,6 +401,31 @@ def test_layers_in_front_of_the_encoder_and_behind_the_readout_train(gradient: s
     for variable, a, b in zip(model.trainable_variables, got, wanted):
         assert np.abs(b).max() > 0
         assert np.abs(a - b).max() < ROUNDING * np.abs(b).max(), variable.path
+
+
+# --- Gradients in inference -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("surrogate", "norm", "chunk", "dtype"), [
+    ("leak_aware", None, 4, None), ("arctan", None, None, None), ("arctan", "tdbn", 4, "mixed_bfloat16")])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_gradients_in_inference_are_those_of_the_layers(gradient: str, surrogate: str, norm: str | None, chunk: int | None,
+                                                        dtype: Any) -> None:
+    width = 1.0 if surrogate == "leak_aware" else 2.0
+    model = models.create("lenet", (12, 12, 1), 5, T, gradient=gradient, hidden=12, kappa=6.0, dropout=0.3, seed=1,
+                          surrogate=surrogate, surrogate_width=width, norm=norm, dtype=dtype)
+    model.configure_engine(chunk=chunk)
+    images = np.random.default_rng(0).uniform(-1, 1, (B, 12, 12, 1)).astype("f")
+    assert all(np.sum(count) > 5 for count in model.observe(images)[1].values())
+    found = []
+    for call in (model, model.call_layers, tf.function(lambda x: model(x))):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(call(images) - 1.0))
+        found.append([grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)])
+    assert all(np.abs(grad).max() > 0 for grad in found[1])
+    assert nets.worst_error(found[2], found[0]) < ROUNDING
+    assert nets.worst_error(found[0], found[1]) < (ROUNDING if dtype is None else 0.05)
+    assert int(model.get_layer("encoder").step.value) == 0
 
 
 # --- Own loops, fit, and bad input ----------------------------------------------------------------------------------
@@ -401,6 +489,192 @@ def test_a_model_without_a_window_is_computed_layer_by_layer() -> None:
     assert model(x).shape == (T, B, 8) and model(x, training=True).shape == (T, B, 8)
     with pytest.raises(UserError, match="encoder.*Readout"):
         model.spiking_layers  # noqa: B018
+
+
+def special(call: str) -> tuple[keras.Model, SpikingModel]:
+    """A net in which one call says more than its input: as Keras computes it, and as a SpikingModel."""
+    inputs = keras.Input((T, 6))
+    x = OverTime(keras.layers.Dense(16))(SpikeInput(T)(inputs))
+    if call == "initial_state":
+        state = [keras.ops.full_like(x[0], value) for value in (0.9, 0.0, 0.0)]
+        x = LIF(0.9)(x, initial_state=gradients.NeuronState(*state))
+    elif call == "return_state":
+        once, state = LIF(0.9)(x, return_state=True)
+        x = LIF(0.9)(x, initial_state=state)
+        x = keras.layers.add([once, x])
+    else:
+        x = LIF(0.9)(x)
+    if call == "training":
+        x = WindowDropout(0.5, name="mc")(x, training=True)
+    x = OverTime(keras.layers.Dense(nets.CLASSES))(x)
+    output = Readout(0.9)(x, every_step=True) if call == "every_step" else Readout(0.9)(x)
+    return keras.Model(inputs, output), SpikingModel(inputs, output)
+
+
+@pytest.mark.parametrize("call", ["initial_state", "return_state", "every_step"])
+def test_calls_that_say_more_than_their_input_are_computed_as_keras_computes_them(call: str) -> None:
+    plain, model = special(call)
+    nets.set_grid_weights(model, 4.0)
+    data = nets.spike_inputs(T, B, (6,))
+    assert model.engine is None
+    wanted = plain(data)
+    assert model(data).shape == wanted.shape and np.abs(wanted).max() > 0
+    np.testing.assert_array_equal(model(data), wanted)
+    np.testing.assert_array_equal(model(data, training=True), wanted)
+
+
+def test_dropout_may_be_told_to_stay_on() -> None:
+    _, model = special("training")
+    nets.set_grid_weights(model, 4.0)
+    data = nets.spike_inputs(T, B, (6,))
+    answers = [model(data).numpy() for _ in range(3)]
+    assert int(model.get_layer("mc").step.value) == 3
+    assert not np.array_equal(answers[0], answers[1]) and not np.array_equal(answers[1], answers[2])
+
+
+def test_a_first_call_in_inference_draws_no_noise() -> None:
+    # The plan is made within it; reading the graph must not make training the default of that call
+    model = special("none")[1]
+    assert "plan" not in model._lazy()
+    model(nets.spike_inputs(T, B, (6,)))
+    assert model.engine is not None
+    inputs = keras.Input((T, 6))
+    x = WindowDropout(0.5, name="free")(LIF(0.9)(OverTime(keras.layers.Dense(16))(SpikeInput(T)(inputs))))
+    y = WindowDropout(0.5)(x, training=True)
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(2))(y)))
+    model(nets.spike_inputs(T, B, (6,)))
+    assert int(model.get_layer("free").step.value) == 0
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_layer_called_twice_has_two_counts(gradient: str) -> None:
+    inputs = keras.Input((T, 6))
+    neurons = LIF(0.9, gradient=gradient, name="lif")
+    x = neurons(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    x = neurons(OverTime(keras.layers.Dense(8))(x))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(x)))
+    nets.set_grid_weights(model, 4.0)
+    data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
+    assert model.spiking_layers == ["lif", "lif_call2"]
+    counts = model.observe(data)[1]
+    trains = nets.layer_spikes(model, data)
+    assert list(counts) == model.spiking_layers and np.sum(trains[0]) != np.sum(trains[1])
+    for count, train in zip(counts.values(), trains):
+        np.testing.assert_array_equal(count, train.sum(0))
+    window = Window(model)
+    state, stepwise = window.initial_state(B), np.moveaxis(data, 1, 0)
+    for t in range(T):
+        state, _ = window.advance(tf.constant(stepwise[t:t + 1]), state)
+    np.testing.assert_allclose(window.outputs(state)["scores"], model(data), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(np.sum(state["layer_spikes"], 0), [train.sum() for train in trains])
+    assert nets.worst_error(run("engine", model, data, dL_do)[1], run("layers", model, data, dL_do)[1]) < ROUNDING
+
+
+def test_layers_around_the_window_know_whether_this_is_training() -> None:
+    # Keras' augmentation has training=True for its default, and dropout training=False
+    inputs = keras.Input(SPECS["five"].image)
+    x = keras.layers.Dropout(0.9)(keras.layers.GaussianNoise(0.5)(inputs))
+    x = keras.layers.RandomTranslation(0.3, 0.3)(x)
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(OverTime(keras.layers.Flatten())(DirectEncoder(T)(x))))
+    model = SpikingModel(inputs, keras.layers.Dropout(0.9)(Readout(0.9)(OverTime(keras.layers.Dense(50))(x))))
+    data = np.random.default_rng(0).uniform(0.5, 1, (B, *SPECS["five"].image)).astype("f")
+    for road in (model, model.call_layers):
+        np.testing.assert_array_equal(road(data), road(data))
+        trained = np.asarray(road(data, training=True))
+        assert np.mean(trained == 0) > 0.5 and np.mean(np.asarray(road(data)) == 0) < 0.1
+    np.testing.assert_array_equal(model.predict(data, verbose=0), model.predict(data, verbose=0))
+
+
+def test_augmentation_in_front_of_the_encoder_stays_off_in_inference() -> None:
+    inputs = keras.Input((12, 12, 1))
+    x = DirectEncoder(T)(keras.layers.RandomTranslation(0.3, 0.3)(inputs))
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(OverTime(keras.layers.Flatten())(x)))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3))(x)))
+    data = np.random.default_rng(0).uniform(0, 1, (B, 12, 12, 1)).astype("f")
+    wanted = keras.Model(model.inputs, model.outputs).predict(data, verbose=0)
+    assert not np.array_equal(model(data, training=True), model(data, training=True))
+    for found in (model(data), model.predict(data, verbose=0), analysed(model, data), windowed(model, data)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def analysed(model: SpikingModel, data: np.ndarray) -> np.ndarray:
+    start, key, membranes = (simulation := Simulation(model)).start(data, 0)
+    return simulation.run(start, key, tf.constant(0), T, membranes).readout[-1] / T
+
+
+def windowed(model: SpikingModel, data: np.ndarray) -> tf.Tensor:
+    window = Window(model)
+    encode = window.encoder_of(tf.constant(data), 0)
+    return window.outputs(window.advance(encode(0, T), window.initial_state(len(data)))[0])["scores"]
+
+
+def test_inputs_come_as_keras_models_take_them() -> None:
+    model, _, _, _ = scene("plain", encoder="poisson", dropout=0.0)
+    shape = model.inputs[0].shape[1:]
+    pixels = np.random.default_rng(0).integers(0, 2, (B, *shape)).astype("uint8")
+    wanted = model(pixels.astype("f"))
+    assert np.abs(wanted).max() > 0
+    for given in (pixels, [pixels.astype("f")], {model.layers[0].name: pixels}):
+        np.testing.assert_array_equal(model(given), wanted)
+        np.testing.assert_array_equal(model.observe(given)[0], wanted)
+    with pytest.raises(UserError, match=r"takes inputs of shape \[B, .*Received: shape \[B, 3"):
+        model.observe(np.zeros((B, 3, *shape[1:]), "f"))
+
+
+def test_operations_may_stand_around_the_window() -> None:
+    inputs = keras.Input((6,))
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(DirectEncoder(T)(keras.ops.clip(inputs, 0.0, 0.5))))
+    model = SpikingModel(inputs, keras.ops.softmax(Readout(0.9)(OverTime(keras.layers.Dense(3))(x)), axis=-1))
+    nets.set_grid_weights(model, 4.0)
+    data = np.random.default_rng(0).uniform(0, 1, (B, 6)).astype("f")
+    assert model.engine is not None
+    np.testing.assert_allclose(np.sum(model(data), -1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(model(data), keras.Model(inputs, model.output)(data), rtol=1e-5)
+    np.testing.assert_array_equal(model(data), model(np.minimum(data, 0.5)))
+
+
+def test_a_missing_axis_for_one_channel_is_added() -> None:
+    model = models.create("lenet", (12, 12, 1), 5, T, hidden=12, kappa=6.0)
+    images = np.random.default_rng(0).uniform(-1, 1, (B, 12, 12)).astype("f")
+    np.testing.assert_array_equal(model(images), model(images[..., None]))
+    np.testing.assert_allclose(model.predict(images, verbose=0), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_keep_the_structure_they_were_declared_with() -> None:
+    inputs = keras.Input((T, 6))
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    scores = Readout(0.9)(OverTime(keras.layers.Dense(2))(x))
+    twice = keras.layers.Rescaling(2.0)(scores)
+    data = nets.spike_inputs(T, B, (6,))
+    named = SpikingModel(inputs, {"scores": scores, "twice": twice})
+    found = named(data)
+    assert set(found) == {"scores", "twice"}
+    np.testing.assert_allclose(found["twice"], 2 * found["scores"])
+    listed = SpikingModel([inputs], [scores])(data)
+    assert isinstance(listed, list) and listed[0].shape == (B, 2)
+    assert SpikingModel(inputs, scores)(data).shape == (B, 2)
+
+
+def test_a_model_of_two_inputs_is_computed_layer_by_layer() -> None:
+    inputs, more = keras.Input((T, 6)), keras.Input((2,))
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    scores = keras.layers.Concatenate()([Readout(0.9)(OverTime(keras.layers.Dense(2))(x)), more])
+    model = SpikingModel([inputs, more], scores)
+    data = [nets.spike_inputs(T, B, (6,)), np.ones((B, 2), "f")]
+    assert model.engine is None
+    np.testing.assert_array_equal(model(data), keras.Model([inputs, more], scores)(data))
+    model.compile("sgd", "mse")
+    model.fit(data, np.zeros((B, 4), "f"), verbose=0)
+
+
+def test_a_model_that_leaves_the_fast_road_says_why() -> None:
+    inputs = keras.Input((T, 6))
+    x = LIF(0.9, gradient="rate", name="neurons")(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    mixed = SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(2))(LIF(0.9, name="others")(x))))
+    bent = SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(2, "relu"), name="bent")(x)))
+    for model, why in ((mixed, "neurons has gradient='rate' and others has gradient='event'"), (bent, "bent is not linear")):
+        with pytest.warns(UserWarning, match=f"layer by layer.*{why}"):
+            assert model.engine is None
 
 
 def test_layers_with_different_gradients_are_computed_layer_by_layer() -> None:

@@ -158,6 +158,34 @@ def test_foreign_graphs_are_rescaled_to_our_neurons(tmp_path):
     np.testing.assert_allclose(found, want["scores"], atol=1e-6)
 
 
+def two_into_a_readout(*more):
+    """Two Linear nodes into a readout of R = 1."""
+    rng = np.random.default_rng(4)
+    full = [np.full(3, value, np.float32) for value in (5e-4, 1.0, 0.0)]
+    nodes = {"in": nir.Input({"input": np.array([5])}), "a": nir.Linear(rng.normal(size=(3, 5)).astype("float32")),
+             "b": nir.Linear(rng.normal(size=(3, 5)).astype("float32")), "li": nir.LI(*full),
+             "lif": nir.LIF(np.full(5, 1e-3, np.float32), np.full(5, 10, np.float32), np.zeros(5, np.float32),
+                            np.full(5, 1.0, np.float32)), "out": nir.Output({"output": np.array([3])})}
+    return nir.NIRGraph(nodes, [("in", "lif"), ("lif", "a"), ("lif", "b"), ("a", "li"), ("b", "li"), ("li", "out"), *more])
+
+
+def test_all_weights_in_front_of_a_readout_are_rescaled(tmp_path):
+    nir.write(tmp_path / "two.nir", two_into_a_readout())
+    spikes = (np.random.default_rng(1).random((4, 20, 5)) < 0.4).astype(np.float32)
+    want = simulate_nir.run(str(tmp_path / "two.nir"), spikes)
+    assert np.abs(want["scores"]).max() > 0.04
+    np.testing.assert_allclose(nir_import.from_nir(tmp_path / "two.nir", timesteps=20)(spikes), want["scores"], atol=1e-6)
+
+
+def test_weights_that_cannot_be_rescaled_are_refused():
+    nodes = two_into_a_readout()
+    nodes.nodes["lif2"] = nir.LIF(*[np.full(3, value, np.float32) for value in (1e-3, 10.0, 0.0, 1.0)])
+    nodes.nodes["c"] = nir.Linear(np.ones((3, 3), np.float32))
+    nodes.edges += [("a", "lif2"), ("lif2", "c"), ("c", "li")]
+    with pytest.raises(UserError, match="a, b, c are Linear and feed it alone"):
+        nir_import.from_nir(nodes, timesteps=3)
+
+
 @pytest.mark.parametrize("change, message", [
     ({"v_reset": 0.1}, "resets to or rests at another potential"), ({"v_leak": 0.1}, "resets to or rests at"),
     ({"v_threshold": np.array([1.0, 2.0], np.float32)}, "2 values of v_threshold"), ({"tau": 1e-5}, "must exceed dt")])

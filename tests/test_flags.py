@@ -138,14 +138,27 @@ def test_eval_needs_the_workdir_and_nothing_else():
 
 def test_eval_flags_of_every_kind_reach_the_options():
     options = flags.parse_eval(["--workdir=a", "--seeds=5", "--checkpoint=last", "--timesteps=9", "--report", "--json",
-                                "--compare=b,c", "--predict=x.png,y.png", "--batch_size=none", "--data_dir=d"])
-    assert options == flags.EvalOptions("a", "last", "d", 5, None, 9, True, ("b", "c"), ("x.png", "y.png"), True)
-    energy = flags.parse_eval(["--workdir=a", "--energy_mac=3.7", "--energy_ac=.1", "--energy_memory=5"])
+                                "--compare=b,c", "--batch_size=none", "--data_dir=d", "--images=7"])
+    assert options == flags.EvalOptions("a", "last", "d", 5, None, 9, True, ("b", "c"), (), True, images=7)
+    options = flags.parse_eval(["--workdir=a", "--predict=x.png,y.png", "--resize"])
+    assert options == flags.EvalOptions("a", predict=("x.png", "y.png"), resize=True)
+    energy = flags.parse_eval(["--workdir=a", "--report", "--energy_mac=3.7", "--energy_ac=.1", "--energy_memory=5"])
     assert (energy.energy_mac, energy.energy_ac, energy.energy_update, energy.energy_memory) == (3.7, 0.1, 0.0, 5.0)
     assert flags.parse_eval(["--compare=a,b,c"]) == flags.EvalOptions(workdir="a", compare=("b", "c"))
 
 
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--predict=x.png", "--report"], "--report is of the test set, and --predict classifies"),
+    (["--predict=x.png", "--compare=b"], "--compare is of the test set"),
+    (["--predict=x.png", "--images=5"], "--images is of the test set"),
+    (["--resize"], "--resize is for --predict; give one"),
+    (["--energy_ac=.1"], "--energy_ac is for --report and --compare; give one")])
+def test_eval_options_that_would_have_no_effect_are_refused(arguments, sentence):
+    assert sentence in refused("--workdir=a", *arguments, parse=flags.parse_eval)
+
+
 @pytest.mark.parametrize("argument, name", [
+    ("--images=0", "images"),
     ("--seeds=0", "seeds"), ("--checkpoint=bst", "checkpoint"), ("--timesteps=0", "timesteps"),
     ("--batch_size=-1", "batch_size"), ("--energy_mac=0", "energy_mac"), ("--energy_ac=-1", "energy_ac"),
     ("--energy_ac=nan", "energy_ac"), ("--energy_memory=-1", "energy_memory"), ("--energy_update=inf", "energy_update"),

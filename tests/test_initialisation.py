@@ -1,10 +1,11 @@
 """Rate-targeted initialisation: every LIF layer reaches the stated rate, whatever feeds it."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import models
+from tfspike import LIF, OverTime, PoissonEncoder, Readout, SpikingModel, models
 from tfspike.errors import UserError
 from tfspike.initialisation import initialise_rates
 
@@ -28,6 +29,21 @@ def test_every_lif_layer_reaches_the_stated_rate_on_the_batch(name, hidden):
         np.testing.assert_allclose(rate, TARGET, atol=0.01)
         np.testing.assert_allclose(after[layer], rate, atol=1e-3)
     assert set(reached) == {name for name in after if not name.startswith("pool")}
+
+
+def test_weights_that_feed_two_layers_are_scaled_for_the_first():
+    inputs = keras.Input((20,))
+    x = PoissonEncoder(10)(inputs)
+    shared = OverTime(keras.layers.Dense(20, use_bias=False))
+    x = LIF(0.9, name="first")(shared(x))
+    x = LIF(0.9, name="second")(shared(x))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3, use_bias=False))(x)))
+    images = np.random.default_rng(0).uniform(-0.8, 0.8, (8, 20)).astype("float32")
+    reached = initialise_rates(model, images, TARGET)
+    counts = model.observe(images, seed=0)[1]
+    assert set(reached) == {"first"}
+    np.testing.assert_allclose(float(tf.reduce_mean(counts["first"])) / 10, reached["first"], atol=1e-3)
+    np.testing.assert_allclose(reached["first"], TARGET, atol=0.02)
 
 
 def test_a_silent_input_is_refused_by_the_layers_name():

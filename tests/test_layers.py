@@ -10,7 +10,19 @@ import pytest
 import tensorflow as tf
 
 import oracle
-from tfspike import LIF, LeakAware, OverTime, PoolingIF, Readout, UserError, WindowDropout
+from tfspike import (
+    LIF,
+    DirectEncoder,
+    LeakAware,
+    LIFCell,
+    OverTime,
+    PoolingIF,
+    Readout,
+    UserError,
+    WindowDropout,
+    folding,
+    models,
+)
 
 T, B = 9, 3
 
@@ -108,6 +120,15 @@ def test_layers_describe_their_outputs_in_a_functional_model() -> None:
 def test_leak_outside_its_range_is_refused(make: Any, leak: Any) -> None:
     with pytest.raises(UserError, match=r"leak.*\(0, 1\].*Received"):
         make(leak)
+
+
+def test_constants_may_be_numpys() -> None:
+    layer = LIF(np.float32(0.5), np.float64(2.0))
+    assert (layer.leak, layer.threshold) == (0.5, 2.0) and type(layer.leak) is float
+    encoder = DirectEncoder(np.int64(4))
+    assert encoder.timesteps == 4 and type(encoder.timesteps) is int
+    model = models.create("lenet", (np.int64(12), 12, 1), np.int32(3), np.int64(2), kappa=np.float32(2), hidden=4)
+    assert model.output_shape == (None, 3) and LIFCell(np.int64(4)).units == 4
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("inf"), "1"])
@@ -212,6 +233,35 @@ def test_over_time_refuses_layers_with_state(inner: Any) -> None:
         OverTime(inner())(tf.constant(currents(4)))
 
 
+def test_over_time_takes_frozen_layers_and_models_of_them_come_back(tmp_path: Any) -> None:
+    inner = keras.layers.Conv2D(4, 3)
+    inner.trainable = False
+    layer = OverTime(inner)
+    assert layer(tf.constant(currents(6, 7, 2))).shape[2:] == (4, 5, 4)
+    assert not inner.trainable and not layer.trainable_variables and len(inner.non_trainable_variables) == 2
+    OverTime(keras.layers.Dense(3, trainable=False))(tf.constant(currents(4)))
+    frozen = keras.layers.BatchNormalization(trainable=False)
+    with pytest.raises(ValueError, match="stateless.*moving_mean"):
+        OverTime(frozen)(tf.constant(currents(4)))
+
+    model = models.create("lenet", (12, 12, 1), 3, 4, hidden=8, norm="tdbn", encoder="direct")
+    model.get_layer("conv1_1").trainable = False
+    images = np.random.default_rng(0).uniform(0, 1, (2, 12, 12, 1)).astype("f")
+    model.save(tmp_path / "frozen.keras")
+    again = keras.models.load_model(tmp_path / "frozen.keras")
+    assert [v.shape for v in again.trainable_variables] == [v.shape for v in model.trainable_variables]
+    np.testing.assert_array_equal(again(images), model(images))
+    np.testing.assert_allclose(folding.fold(model)(images), model(images), atol=1e-5)
+    again.get_layer("conv1_1").trainable = True
+    assert len(again.trainable_variables) == len(model.trainable_variables) + 1
+
+
+@pytest.mark.parametrize("layer", [LIF(), Readout(), WindowDropout(0.5), OverTime(keras.layers.Flatten())])
+def test_over_time_refuses_what_needs_the_window(layer: Any) -> None:
+    with pytest.raises(ValueError, match=f"{type(layer).__name__} needs the whole window"):
+        OverTime(layer)
+
+
 def test_over_time_refuses_what_is_no_layer() -> None:
     with pytest.raises(ValueError, match="must be a Keras layer. Received"):
         OverTime(tf.nn.relu)  # type: ignore[arg-type]
@@ -247,6 +297,13 @@ def test_dropout_draws_are_a_function_of_seed_and_step() -> None:
     np.testing.assert_array_equal(first(ones, training=True), a)
     first.step.assign(0)
     np.testing.assert_array_equal(first.draw_mask((4, 100)), a[0])
+
+
+def test_dropout_layers_of_the_same_seed_draw_different_masks() -> None:
+    ones = tf.ones((2, 4, 100))
+    masks = [WindowDropout(0.5, name=name)(ones, training=True).numpy() for name in ("a", "b", "a")]
+    assert not np.array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[0], masks[2])
 
 
 def test_dropout_passes_the_masked_gradient_and_takes_a_given_mask() -> None:

@@ -165,6 +165,30 @@ def test_the_fused_gradient_rate_is_the_one_written_out(dtype: str, error: float
         np.testing.assert_allclose(tf.cast(fused, tf.float32), plain, atol=error * float(tf.reduce_max(tf.abs(plain))))
 
 
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_frozen_it_keeps_its_statistics_and_uses_them(gradient: str) -> None:
+    model = residual(gradient)
+    for seed in range(3):
+        step(model, model, images() + seed)
+    frozen = model.get_layer("block1_conv_a_norm")
+    frozen.trainable = False
+    before = [v.numpy() for v in frozen.variables]
+    factor, offset = (value.numpy() for value in frozen.folded())
+    x = np.random.default_rng(0).normal(size=(4, B, 3, 3, 6)).astype("f")
+    np.testing.assert_allclose(frozen(x, training=True), x * factor + offset, atol=1e-5)
+    assert_roads_agree(model, images())
+    for a, v in zip(before, frozen.variables):
+        np.testing.assert_array_equal(a, v.numpy())
+    model.trainable = False
+    inference = model(images()).numpy()
+    np.testing.assert_allclose(model(images(), training=True), inference, atol=1e-5)
+
+
+def test_an_epsilon_below_that_of_the_fused_operation_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 1e-05.*Received: epsilon=1e-08"):
+        ThresholdNorm(epsilon=1e-8)
+
+
 def test_statistics_stay_float32_under_bfloat16() -> None:
     layer = ThresholdNorm(dtype="mixed_bfloat16")
     y = layer(tf.cast(currents(), tf.bfloat16), training=True)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -184,6 +185,56 @@ def test_a_checkpoint_of_another_run_can_be_continued_elsewhere(whole: Path, tmp
     assert runs.state(whole) == runs.state(tmp_path / "run")
     with pytest.raises(UserError, match="is not of the run in"):
         run_lines(config, resume=str(whole))
+
+
+def test_the_best_checkpoint_comes_along_to_another_folder(whole: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    last = max(checkpoints.steps(str(source / "checkpoints")))
+    first = min(checkpoints.steps(str(source / "checkpoints")))
+    for step in (first, last):  # as if the first had been the best by far
+        meta_path = source / "checkpoints" / checkpoints.name_of(step) / "meta.json"
+        meta = json.loads(meta_path.read_text())
+        meta["progress"]["best"] = {"step": first, "epoch": 1, "val_accuracy": 2.0}
+        meta_path.write_text(json.dumps(meta))
+        with_checksums(str(meta_path.parent))
+    config = runs.tiny(tmp_path / "run", epochs=runs.tiny("unused").epochs + 1)
+    code, lines = run_lines(config, resume=str(source / "checkpoints" / checkpoints.name_of(last)))
+    assert code == 0 and "best validation accuracy 200.00 % after epoch 1" in lines[-1]
+    best = workdir.open_checkpoint(str(tmp_path / "run"), print, "best")
+    assert best.step == first < max(checkpoints.steps(str(tmp_path / "run" / "checkpoints")))
+    kept = checkpoints.read(str(source / "checkpoints" / checkpoints.name_of(first)))
+    for name, array in kept.arrays("model").items():
+        np.testing.assert_array_equal(best.arrays("model")[name], array)
+
+    shutil.rmtree(source / "checkpoints" / checkpoints.name_of(first))
+    config = runs.tiny(tmp_path / "without", epochs=config.epochs)
+    code, lines = run_lines(config, resume=str(source / "checkpoints" / checkpoints.name_of(last)))
+    assert code == 0 and any("the best is looked for anew" in line for line in lines)
+    assert workdir.open_checkpoint(str(tmp_path / "without"), print, "best").step > last
+
+
+def test_a_kill_between_the_pointers_is_mended_without_validation(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    config = runs.tiny(tmp_path, val_fraction=0.0)
+    original = checkpoints.point
+    last = 0
+
+    def until(folder: str, pointer: str, step: int) -> None:
+        nonlocal last
+        if pointer == "best" and step > 2:
+            last = step
+            raise Killed
+        original(folder, pointer, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoints, "point", until)
+        training.run(config, say=lambda line: None)
+    folder = str(tmp_path / "checkpoints")
+    assert checkpoints.target_of(folder, "last") == last > checkpoints.target_of(folder, "best")
+    monkeypatch.setattr(training.Trainer, "train", lambda *_: None)  # as when no step is left
+    training.run(config, say=lambda line: None)
+    assert checkpoints.target_of(folder, "best") == last
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path: Path) -> None:

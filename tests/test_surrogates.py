@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import SpikingModel, config, encoders, gradients, kernels, layers, surrogates
+from tfspike import SpikingModel, UserError, config, encoders, gradients, kernels, layers, models, surrogates
 from tfspike.gradients import Neuron, NeuronState
 
 T, B, N = 12, 4, 30
@@ -70,6 +70,28 @@ def test_a_surrogate_has_its_peak_of_1_at_the_threshold_and_an_area_of_1(name: s
     assert (low, high) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
     x = np.linspace(-2, 2, 401)
     np.testing.assert_allclose(surrogates.derivative(name, tf.constant(x)), H[name](x), atol=1e-9)
+
+
+@pytest.mark.parametrize("gradient", gradients.GRADIENTS)
+def test_a_surrogate_of_your_own(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
+    with pytest.raises(UserError, match="'leak_aware', .*'sigmoid'. Received: surrogate='mine'"):
+        layers.LIF(surrogate="mine")
+    surrogates.register("mine", lambda x: 1.0 / (1.0 + (np.float32(np.pi) * x) ** 2))
+    found = []
+    for name in ("mine", "arctan", "triangular"):
+        model = models.create("lenet", (12, 12, 1), 4, 6, hidden=8, kappa=6.0, gradient=gradient, surrogate=name, seed=1)
+        images = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 1)).astype("f")
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model(images, training=True) - 1.0))
+        found.append([grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)])
+    for mine, arctan in zip(*found[:2]):
+        np.testing.assert_allclose(mine, arctan, rtol=1e-4, atol=1e-5 * np.abs(arctan).max())
+    assert np.abs(found[0][0] - found[2][0]).max() > 0.1 * np.abs(found[0][0]).max()
+    with pytest.raises(UserError, match="`name` must be a text other than .*mine"):
+        surrogates.register("mine", tf.abs)
+    with pytest.raises(UserError, match="`function` must be a function"):
+        surrogates.register("another", 3.0)  # type: ignore[arg-type]
 
 
 def test_flags_know_the_surrogates() -> None:

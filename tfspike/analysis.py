@@ -387,7 +387,7 @@ class _Tally:
         for i, call in enumerate([plan.encoder, *self.simulation.neurons]):
             shape = tuple(call.args[0].shape[2:]) if i else tuple(call.outputs[0].shape[2:])
             size = int(np.prod(shape))
-            into = [(synapse, ops) for synapse, ops in counted if i and synapse.target == call.layer.name]
+            into = [(synapse, ops) for synapse, ops in counted if i and synapse.target == call.name]
             operations = sum((ops for _, ops in into), Operations())
             ann = sum((synapse.ann for synapse, _ in into), Operations())
             spikes, silent, by_step = 0.0, 0.0, (0.0,) * timesteps
@@ -398,7 +398,7 @@ class _Tally:
             kind = ("input" if i == 0 else "readout" if call is plan.readout
                     else "pooling" if any(synapse.kind == "pooling" for synapse, _ in into) else "lif")
             updates = float(self.updates[i - 1]) / images if i else 0.0
-            yield LayerActivity(call.layer.name, kind, shape, spikes, spikes / (size * timesteps), silent,
+            yield LayerActivity(call.name, kind, shape, spikes, spikes / (size * timesteps), silent,
                                 dataclasses.replace(operations, updates=updates),
                                 dataclasses.replace(ann, updates=float(size) if i else 0.0), by_step)
 

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfspike import gradients
-from tfspike.checks import check_leak, check_threshold
+from tfspike.checks import check_leak, check_threshold, is_count
 from tfspike.errors import UserError
 
 
@@ -23,8 +23,9 @@ class _Cell(keras.layers.Layer):
         # keras.layers.RNN rounds states to the cell's compute dtype, and a membrane must stay float32 under any policy
         super().__init__(**{**kwargs, "dtype": "float32"}, autocast=False)
         shape = tuple(units) if isinstance(units, (tuple, list)) else (units,)
-        if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
+        if not shape or not all(map(is_count, shape)):
             raise UserError(f"`units` must be a positive integer or a tuple of them. Received: units={units!r}.")
+        shape = tuple(map(int, shape))
         self.units = shape if isinstance(units, (tuple, list)) else shape[0]
         self.state_size = self.units
         self.output_size = self.units

@@ -97,7 +97,7 @@ class Config:
     kappa: float | None = setting(None, "Weights start with standard deviation sqrt(kappa / fan_in); none means the "
                                   "network's own.", group="Network", **_POSITIVE)
     target_rate: float = setting(0.1, "Mean firing rate that --init=rate aims at, in spikes per step.", group="Network",
-                                 legal="a number above 0 and below 1", check=lambda v: 0 < v < 1)
+                                 legal="a number above 0 and below .5", check=lambda v: 0 < v < 0.5)
 
     epochs: int = setting(10, "Passes over the training data; a run can be continued with more, but for "
                           "--lr_schedule=cosine.", group="Training",
@@ -180,6 +180,8 @@ class Config:
         if self.dataset in EVENT_DATASETS and self.encoder != "none":
             raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
                             "use --encoder=none.")
+        if self.dataset in EVENT_DATASETS and self.augment:
+            raise UserError(f"--augment crops images, but {self.dataset} holds events; use --noaugment.")
         if self.encoder == "none" and self.dataset in DATASETS and self.dataset not in EVENT_DATASETS:
             raise UserError(f"--encoder=none takes spike trains, but {self.dataset} holds images; "
                             "use --encoder=poisson, direct or latency.")
@@ -214,6 +216,9 @@ class Config:
         if self.surrogate == "leak_aware" and self.leak < 1 / math.e:
             found.append(f"--leak={self.leak} is below 1/e = 0.368, where the leak-aware slope can turn negative; "
                          "training may go uphill.")
+        if self.init != "rate" and self.target_rate != FIELDS["target_rate"].default:
+            found.append(f"--target_rate={self.target_rate:g} is for --init=rate and changes nothing under "
+                         f"--init={self.init}.")
         if self.warmup_epochs >= self.epochs:
             found.append(f"--warmup_epochs={self.warmup_epochs} covers all --epochs={self.epochs}, so the learning "
                          "rate only rises; give more epochs or --warmup_epochs=0.")

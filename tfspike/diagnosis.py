@@ -126,7 +126,7 @@ def feeding_weights(model: keras.Model) -> dict[str, list[str]]:
         tensors = [arg for arg in keras.tree.flatten((call.args, call.kwargs)) if isinstance(arg, keras.KerasTensor)]
         return [name for tensor in tensors for name in weights_behind(tensor)] + own
 
-    return {call.layer.name: weights_behind(call.args[0]) for call in plan.spiking}
+    return {call.name: weights_behind(call.args[0]) for call in plan.spiking}
 
 
 class Watch:

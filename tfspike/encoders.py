@@ -30,7 +30,8 @@ class Encoder(noise.NoisyLayer):
     """
 
     def __init__(self, timesteps: int, seed: int = 0, **kwargs: Any):
-        super().__init__(seed=seed, **kwargs)
+        # Pixels stay float32 under a mixed policy, as the engine has them: only what leaves the encoder is cast.
+        super().__init__(seed=seed, autocast=False, **kwargs)
         self.timesteps = check_count("timesteps", timesteps)
 
     def key(self, training: bool | None = None, seed: int | tf.Tensor | None = None) -> tf.Tensor:
@@ -77,10 +78,6 @@ class PoissonEncoder(Encoder):
 
         return tf.stack([step(t) for t in range(steps)])
 
-    def __init__(self, timesteps: int, seed: int = 0, **kwargs: Any):
-        # Probabilities stay float32 under a mixed policy: only the spikes are cast, which is exact.
-        super().__init__(timesteps, seed=seed, autocast=False, **kwargs)
-
 
 @keras.saving.register_keras_serializable("tfspike")
 class DirectEncoder(Encoder):
@@ -114,10 +111,8 @@ class SpikeInput(Encoder):
     """The input is a spike train already, `[B, T, ...]` (event data): only the axes are exchanged."""
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        rank, length = len(inputs.shape), inputs.shape[1]
-        if length is not None and length != self.timesteps:
-            raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
-                            f"Received: shape {tuple(inputs.shape)}.")
+        self._check_length(inputs.shape)
+        rank = len(inputs.shape)
         # tf.slice: its size is static, as XLA needs it, where that of inputs[:, start:start + steps] is not
         stretch = tf.slice(inputs, [0, start] + [0] * (rank - 2), [-1, steps] + [-1] * (rank - 2))
         train = tf.transpose(stretch, (1, 0, *range(2, rank)))
@@ -125,7 +120,13 @@ class SpikeInput(Encoder):
         return tf.ensure_shape(train, (steps, *train.shape[1:]))
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        self._check_length(input_shape)
         return (self.timesteps, input_shape[0], *input_shape[2:])
+
+    def _check_length(self, shape: Any) -> None:
+        if len(shape) < 2 or shape[1] is not None and shape[1] != self.timesteps:
+            raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
+                            f"Received: shape {tuple(shape)}.")
 
 
 _CLASSES: dict[str | None, type[Encoder]] = {

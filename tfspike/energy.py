@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike import plan as plans
+from tfspike.checks import number
 from tfspike.encoders import DirectEncoder, LatencyEncoder, PoissonEncoder
 from tfspike.errors import UserError
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
@@ -91,7 +92,7 @@ class EnergyModel:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < math.inf:
+            if not 0.0 <= number(value) < math.inf:
                 raise UserError(f"`{field.name}` must be a finite number of at least 0, in pJ. "
                                 f"Received: {field.name}={value!r}.")
 
@@ -170,7 +171,7 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
         waiting = [group for x in sources for group in pending.get(id(x), [])]
         if isinstance(call.layer, SpikingLayer) or call is plan.readout:
             for group in waiting:
-                group.setdefault("target", call.layer.name)
+                group.setdefault("target", call.name)
             kind, there, waiting = "spikes", np.ones(call.args[0].shape[2:], np.float32), []
         else:
             groups, kind, there = _through(call, sources, [events[id(x)] for x in sources],
@@ -192,7 +193,7 @@ def _through(call: plans.Call, sources: list[Any], events: list[str],
              present: list[np.ndarray]) -> tuple[list[dict[str, Any]], str, np.ndarray]:
     """What a call without neurons adds: its groups of connections, the kind of values it gives, and where."""
     layer = call.layer.layer if isinstance(call.layer, OverTime) else call.layer
-    name = call.layer.name
+    name = call.name
     if isinstance(layer, _SUMS):
         groups = [_group(name, "shortcut", x, kind, np.ones(there.shape, np.int64), there)
                   for x, kind, there in zip(sources, events, present) if kind != "current"]

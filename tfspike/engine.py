@@ -91,8 +91,10 @@ class Engine:
     def run(self, inputs: tf.Tensor, training: bool, seed: Any = None, weights: Sequence[Any] = ()) -> Record:
         """Runs the window; its output is differentiable with respect to the trainable variables in `weights`.
 
+        In inference nothing is kept for a gradient: who asks for one pays for a second forward pass.
+
         Args:
-          inputs: what the encoder takes, `[B, ...]`.
+          inputs: what the encoder takes, `[B, ...]`; no gradient flows there.
           training: draw fresh noise and dropout masks and keep what the backward pass needs.
           seed: keys the encoder's noise in inference.
           weights: trainable Keras variables.
@@ -100,24 +102,28 @@ class Engine:
         inputs = tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
-        if not training:
-            held = self._held
-            once = [tf.cast(variable.value, dtype) for variable, dtype in zip(held, self._compute_dtypes(held))]
-            with _substituted(held, once, ()):
-                return self._forward(inputs, key, masks, keep_bits=False, training=False)
         final: list[Any] = []
+        keep_bits = self.gradient == "event"
         weights, frozen = self._split(weights)
         constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]
         fixed = list(zip(frozen, constants))
 
         @tf.custom_gradient
         def window(*values: tf.Tensor):
-            with _substituted(weights, values, fixed):
-                record = self._forward(inputs, key, masks, keep_bits=self.gradient == "event", training=True)
+            # In inference weights are cast once, not once per chunk
+            cast = (values, fixed) if training else (
+                self._cast(weights, values), list(zip(frozen, self._cast(frozen, constants))))
+
+            def forward(keep: bool) -> Record:
+                with _substituted(weights, *cast):
+                    return self._forward(inputs, key, masks, keep and keep_bits, training, sense=keep)
+
+            record = forward(keep=training)
 
             def grad(upstream: tf.Tensor, *_: Any) -> list[tf.Tensor]:
-                backward = self._backward_event if self.gradient == "event" else self._backward_rate
-                return backward(record, inputs, key, masks, weights, values, fixed, upstream)
+                kept = record if training else forward(keep=True)
+                backward = self._backward_event if keep_bits else self._backward_rate
+                return backward(kept, inputs, key, masks, weights, values, fixed, upstream, training)
 
             flat = [part for group in (*record.states, *record.moments) for part in group]
             return (record.output, record.input_rate, *flat), grad
@@ -127,14 +133,18 @@ class Engine:
         count = 3 * len(self.plan.spiking)
         states = [NeuronState(*final[i:i + 3]) for i in range(0, count, 3)]
         moments = list(zip(final[count::2], final[count + 1::2]))
-        for call, (mean, variance) in zip(self.plan.norms, moments):
-            call.layer.follow(mean, variance)
+        if training:
+            for call, (mean, variance) in zip(self.plan.norms, moments):
+                call.layer.follow(mean, variance)
         return Record(output, states, tf.stop_gradient(input_rate), [], [], moments)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
+    def _cast(self, variables: Sequence[Any], values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(variables))]
+
     def _forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor], keep_bits: bool,
-                 training: bool) -> Record:
+                 training: bool, sense: bool) -> Record:
         chunk, rest = self.chunks(inputs.shape[0], training)
         count = self.timesteps // chunk
         batch = tf.shape(inputs)[0]
@@ -156,7 +166,7 @@ class Engine:
                  recorded: list[tf.TensorArray], sensed: list[tf.TensorArray]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
             norms = measure if training else None
-            states, current, bits, sensitivities = self._simulate(train, states, masks, keep_bits, norms)
+            states, current, bits, sensitivities = self._simulate(train, states, masks, keep_bits, norms, sense)
             for t in range(steps):
                 membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
             total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
@@ -177,9 +187,9 @@ class Engine:
                       [array.stack() for array in recorded], [array.stack() for array in sensed], moments)
 
     def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
-                  norms: Any) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+                  norms: Any, sense: bool) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
         """A chunk through all layers: `(new states, readout current, bits, sensitivities)`; `norms` is None in
-        inference."""
+        inference, `sense` says whether states keep what "rate" needs of a surrogate."""
         pending = iter(states)
         after: list[NeuronState] = []
         bits: list[tf.Tensor] = []
@@ -190,7 +200,7 @@ class Engine:
             if keep_bits and neuron.surrogate != LEAK_AWARE:
                 sensitivities.append(kernels.sensitivities(currents, before.membrane, neuron, self.kernel))
             spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, self.kernel,
-                                                 sense=norms is not None and not keep_bits)
+                                                 sense=sense and not keep_bits)
             after.append(state)
             bits.append(packed)
             return spikes
@@ -202,7 +212,7 @@ class Engine:
 
     def _backward_rate(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
                        weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                       upstream: tf.Tensor) -> list[tf.Tensor]:
+                       upstream: tf.Tensor, training: bool) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
         rates = {id(call): state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
         variances = {id(call): variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
@@ -215,14 +225,14 @@ class Engine:
         def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             return call.layer.normalise_rate(currents, variances[id(call)])
 
-        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, norms, weights, values, fixed,
-                              upstream[tf.newaxis])
+        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, norms if training else None, weights,
+                              values, fixed, upstream[tf.newaxis])
 
     def _backward_event(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
                         weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                       upstream: tf.Tensor) -> list[tf.Tensor]:
+                        upstream: tf.Tensor, training: bool) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
-        chunk, rest = self.chunks(inputs.shape[0], training=True)
+        chunk, rest = self.chunks(inputs.shape[0], training)
         count = self.timesteps // chunk
         slopes = self._slopes(record)
         values = [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(weights))]
@@ -251,8 +261,9 @@ class Engine:
                 return call.layer.standardise(currents)[0]
 
             delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
-            grads = self._gradient(train, masks, neurons, norms, weights, values, fixed, delta)
-            carries = [first[id(call)] for call in spiking]
+            grads = self._gradient(train, masks, neurons, norms if training else None, weights, values, fixed, delta)
+            # None of a neuron that no trained weight lies in front of: nobody asks for its delta
+            carries = [first.get(id(call), carry) for call, carry in zip(spiking, carries)]
             return i - 1, carries, [total + tf.cast(grad, tf.float32) for total, grad in zip(sums, grads)]
 
         loop = (tf.constant(count), [tf.zeros_like(state.membrane) for state in record.states],
@@ -289,7 +300,7 @@ class Engine:
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if isinstance(call.layer, SpikingLayer):
                 return neurons(call, tf.cast(args[0], call.layer.compute_dtype))
-            if norms is not None and isinstance(call.layer, ThresholdNorm):
+            if norms is not None and isinstance(call.layer, ThresholdNorm) and call.layer.trainable:
                 return norms(call, args[0])
             if isinstance(call.layer, WindowDropout):
                 return call.layer(args[0], window_mask=masks.get(id(call)))
@@ -320,7 +331,7 @@ class Engine:
     def _compute_dtypes(self, weights: Sequence[Any]) -> list[str]:
         """Weights of synapses are cast to their layer's compute dtype once, not once per chunk."""
         dtypes = {id(variable): call.layer.compute_dtype for call in self.plan.window
-                  for variable in call.layer.trainable_variables if isinstance(call.layer, OverTime)}
+                  for variable in call.layer.variables if isinstance(call.layer, OverTime)}
         return [dtypes.get(id(weight), weight.dtype) for weight in weights]
 
     def _draw_masks(self, batch: tf.Tensor) -> dict[int, tf.Tensor]:

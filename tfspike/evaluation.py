@@ -149,7 +149,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     spread = float(np.std(accuracies, ddof=1)) if len(results) > 1 else None
     classes = np.mean([result.per_class for result in results], axis=0)
     rates = {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates}
-    neurons = {call.layer.name: math.prod(call.outputs[0].shape[2:]) for call in model.plan.spiking} if rates else {}
+    neurons = {call.name: math.prod(call.outputs[0].shape[2:]) for call in model.plan.spiking} if rates else {}
     return {
         "workdir": options.workdir or None, "weights": options.weights, "model": config.model, "dataset": info.name,
         "neuron": config.neuron,
@@ -200,4 +200,4 @@ def predict(options: EvalOptions, say: workdir.Say = print, loaded: Any = None) 
     """
     model, config, info, _ = loaded or _load(options, say)
     return prediction.predict_files(model, info, options.predict, options.seeds if config.random_input else 1,
-                                    loss=config.loss)
+                                    options.resize, config.loss)

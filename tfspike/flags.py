@@ -72,6 +72,7 @@ class EvalOptions:
                                    **_FROM_0_PJ)
     weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
                                   "lists them.", group="What to evaluate", legal="a name from docs/models.md")
+    resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
     images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
                                  legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
 
@@ -83,10 +84,26 @@ class EvalOptions:
             object.__setattr__(self, "compare", self.compare[1:])
         if not self.workdir and self.weights is None:
             raise UserError("--workdir is missing; give the folder of a run, as training named it.")
+        self._check_together()
         for field in dataclasses.fields(self):
             if field.name == "workdir" and self.weights is not None:
                 continue  # "" stands for none
             object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
+
+    def _check_together(self) -> None:
+        """Refuses flags that another one would make without effect."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        energy = [name for name in defaults if name.startswith("energy_")]
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        for names, needed, why in (
+                (("report", "compare", "images", "batch_size", *energy), not self.predict,
+                 "is of the test set, and --predict classifies image files"),
+                (("resize",), bool(self.predict), "is for --predict"),
+                (energy, bool(self.report or self.compare), "is for --report and --compare")):
+            wrong = [name for name in names if name in given]
+            if wrong and not needed:
+                raise UserError(f"--{wrong[0]} {why}; leave one of them out." if self.predict else
+                                f"--{wrong[0]} {why}; give one of these too, or leave it out.")
 
     def _check_weights(self) -> None:
         if self.workdir:

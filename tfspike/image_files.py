@@ -43,8 +43,7 @@ def load_images(paths: Sequence[str | os.PathLike[str]] | str, image_shape: tupl
         if tuple(image.shape[:2]) != (height, width):
             if not resize:
                 raise UserError(f"{file} is {image.shape[0]}x{image.shape[1]} pixels, the network takes "
-                                f"{height}x{width}; "
-                                "scale it or ask for resizing.")
+                                f"{height}x{width}; scale it to that size, or give --resize (resize=True).")
             image = tf.cast(tf.round(tf.image.resize(image, (height, width), antialias=True)), tf.uint8)
         images[i] = image.numpy()
     return images, files

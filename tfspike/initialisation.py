@@ -31,7 +31,7 @@ def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: in
       seed: keys the encoder's noise.
 
     Returns:
-      The rate reached by every LIF layer, by name.
+      The rate reached by every LIF layer, by name; a layer fed by weights of an earlier one alone is left out.
 
     Raises:
       UserError: `target_rate` out of range, or no scale makes a layer fire (its input is silent).
@@ -42,6 +42,7 @@ def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: in
     reached: dict[str, float] = {}
     # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
     kernels: dict[int, list[Any]] = {}
+    scaled: set[int] = set()  # a kernel that feeds several layers is scaled for the first of them
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sources = [x for x in keras.tree.flatten(call.args) if isinstance(x, keras.KerasTensor)]
@@ -49,8 +50,10 @@ def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: in
         if isinstance(call.layer, OverTime):
             feeding = feeding + list(call.layer.trainable_variables)
         if isinstance(call.layer, SpikingLayer):
+            feeding = [kernel for kernel in feeding if id(kernel) not in scaled]
             if feeding and not isinstance(call.layer, PoolingIF):
-                reached[call.layer.name] = _rescale(call, plan, values_before, feeding, target_rate)
+                scaled.update(map(id, feeding))
+                reached[call.name] = _rescale(call, plan, values_before, feeding, target_rate)
                 args = (_currents(call, plan, values_before),)
             feeding = []
         for output in call.outputs:
@@ -125,6 +128,6 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, Any], weights
         weight.assign(original * factor)
     rate = float(rate_at(tf.constant(factor)))
     if rate == 0.0:
-        raise UserError(f"No scale of its weights makes layer {call.layer.name} fire: its input is silent on this "
+        raise UserError(f"No scale of its weights makes layer {call.name} fire: its input is silent on this "
                         "batch. Give a batch that is not blank, or more time steps (--timesteps).")
     return rate

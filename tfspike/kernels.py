@@ -13,6 +13,7 @@ and "plain" where there is a GPU, on which "xla" has not been tried.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -245,7 +246,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         of_graph = objects.setdefault(tf.compat.v1.get_default_graph(), {})
         key = tuple((*arg.shape, arg.dtype) if tf.is_tensor(arg) else arg for arg in args)
         if key not in of_graph:
-            of_graph[key] = tf.function(lambda *args: function(*args), jit_compile=True, autograph=False)
+            # A partial, because TensorFlow counts tracings by the code of a function, and would warn of them
+            of_graph[key] = tf.function(functools.partial(function), jit_compile=True, autograph=False)
         return of_graph[key](*args)
 
     return call

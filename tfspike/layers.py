@@ -7,16 +7,17 @@ over time. State is an explicit value (`initial_state`, `return_state`): there i
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfspike import gradients, noise
+from tfspike import gradients, noise, surrogates
 from tfspike.checks import check_choice, check_leak, check_positive, check_share, check_threshold
 from tfspike.gradients import NeuronState
-from tfspike.surrogates import LEAK_AWARE, SURROGATES
+from tfspike.surrogates import LEAK_AWARE
 
 
 class SpikingLayer(keras.layers.Layer):
@@ -25,7 +26,7 @@ class SpikingLayer(keras.layers.Layer):
     Args:
       gradient: "event" or "rate" (`tfspike.gradients`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
-        "triangular", "arctan" or "sigmoid" (`tfspike.surrogates`).
+        "triangular", "arctan", "sigmoid", or one of your own (`tfspike.surrogates.register`).
       surrogate_width: stretches the surrogate; above 0.
     """
 
@@ -34,7 +35,7 @@ class SpikingLayer(keras.layers.Layer):
         # autocast would round a float32 state to bfloat16 on the way in
         super().__init__(autocast=False, **kwargs)
         self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
-        self.surrogate = check_choice("surrogate", surrogate, SURROGATES)
+        self.surrogate = check_choice("surrogate", surrogate, surrogates.names())
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
 
     @property
@@ -236,17 +237,25 @@ class OverTime(keras.layers.Layer):
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         if not isinstance(layer, keras.layers.Layer):
             raise ValueError(f"`layer` must be a Keras layer. Received: layer={layer!r}.")
+        if isinstance(layer, (SpikingLayer, Readout, LeakAware, WindowDropout, OverTime)):
+            raise ValueError(f"OverTime applies a layer to every step alone, and {type(layer).__name__} needs the "
+                             "whole window: put it on the spike train itself, without OverTime.")
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(**kwargs)
         self.layer = layer
         self._refuse_state()
 
     def _refuse_state(self) -> None:
-        if self.layer.non_trainable_variables:
-            raise ValueError(
-                f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps "
-                f"{[variable.name for variable in self.layer.non_trainable_variables]}. For dropout use WindowDropout, "
-                "which holds one mask for the whole window.")
+        frozen = not self.layer.trainable
+        if frozen:  # Keras counts weights that are frozen among the others
+            self.layer.trainable = True
+        kept = [variable.name for variable in self.layer.non_trainable_variables]
+        if frozen:
+            self.layer.trainable = False
+        if kept:
+            raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
+                             "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "
+                             "ThresholdNorm.")
 
     def build(self, input_shape: Any) -> None:
         if not self.layer.built:
@@ -289,7 +298,8 @@ class WindowDropout(noise.NoisyLayer):
 
     Args:
       rate: share of neurons silenced, in [0, 1).
-      seed: keys the masks together with the training step and the replica.
+      seed: keys the masks together with the training step, the replica and the layer's name; give layers names of
+        their own where masks must repeat.
 
     Raises:
       UserError: `rate` out of range.
@@ -301,7 +311,8 @@ class WindowDropout(noise.NoisyLayer):
 
     def draw_mask(self, shape: tf.Tensor | tuple[int, ...]) -> tf.Tensor:
         """A fresh mask for this training call, `[B, ...]` float32: 0 or 1 / (1 - rate). Advances the step counter."""
-        kept = noise.uniform(shape, self.training_key()) >= self.rate
+        key = noise.fold(self.training_key(), zlib.crc32(self.name.encode()) % 2**31)  # layers may share a seed
+        kept = noise.uniform(shape, key) >= self.rate
         return tf.cast(kept, tf.float32) / (1.0 - self.rate)
 
     def call(self, spikes: tf.Tensor, training: bool | None = None, window_mask: tf.Tensor | None = None) -> tf.Tensor:

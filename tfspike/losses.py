@@ -43,6 +43,6 @@ def probabilities(kind: str, scores: np.ndarray) -> np.ndarray:
     if kind == "squared":
         shares = np.clip(scores, 0.0, 1.0)
         total = shares.sum(axis=1, keepdims=True)
-        return np.where(total > 0, shares / np.maximum(total, 1e-300), 1.0 / scores.shape[1])
+        return np.where(total > 0, shares / np.maximum(total, np.finfo(shares.dtype).tiny), 1.0 / scores.shape[1])
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     return shares / shares.sum(axis=1, keepdims=True)

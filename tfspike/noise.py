@@ -1,5 +1,7 @@
 """Stateless random numbers: every draw is a function of (seed, training step, replica, layer), never of history.
 
+The layer enters by its seed, and with dropout by its name too, because nets stacked by hand leave the seed alone.
+
 Keras' `SeedGenerator` and `Dropout` draw the same numbers on every replica and keep their state out of checkpoints.
 A key made here can be made again: resume, replicas and repeated predictions come out right by construction.
 """

@@ -9,9 +9,11 @@ import tensorflow as tf
 
 from tfspike import gradients
 from tfspike.checks import check_choice, check_positive, check_share
+from tfspike.errors import UserError
 
 _FUSED = ("float32", "bfloat16", "float16")  # what the fused operation takes
-_CUDNN = 1.001e-5  # no smaller epsilon on GPUs; beside a variance that matters it is 1e-5
+_LEAST = 1e-5
+_CUDNN = 1.001e-5  # TensorFlow gives cuDNN no smaller epsilon; beside a variance that matters it is 1e-5
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -21,9 +23,9 @@ class ThresholdNorm(keras.layers.Layer):
         y = gamma alpha threshold (I - mean) / sqrt(variance + epsilon) + beta
 
     Source: Zheng et al. 2021, "Going Deeper With Directly-Trained Larger Spiking Neural Networks". Mean and variance
-    are those of the batch and the whole window in training, over all replicas of a distribution strategy; in
-    inference the running ones, so that the layer is one factor and one offset per channel, which
-    `tfspike.folding.fold` merges into the weights in front of it.
+    are those of the batch and the whole window in training, over all replicas of a distribution strategy. In inference,
+    and in training while the layer is frozen (`trainable=False`), they are the running ones, so that the layer is one
+    factor and one offset per channel, which `tfspike.folding.fold` merges into the weights in front of it.
 
     Under the gradient "rate" the mean current passes it once, as everything else does: the gradient is that of the
     normalised mean current d (the mean over t of I), the statistics being those of the currents.
@@ -33,7 +35,7 @@ class ThresholdNorm(keras.layers.Layer):
       alpha: standard deviation of the output at the start, in thresholds; 1 / sqrt(2) where two paths add up.
       gradient: "event" or "rate", that of the neurons.
       momentum: share of the running statistics kept per training step.
-      epsilon: added to the variance.
+      epsilon: added to the variance, at least 1e-5.
 
     Raises:
       UserError: a constant out of range.
@@ -48,6 +50,9 @@ class ThresholdNorm(keras.layers.Layer):
         self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
         self.momentum = check_share("momentum", momentum)
         self.epsilon = check_positive("epsilon", epsilon)
+        if self.epsilon < _LEAST:
+            raise UserError(f"`epsilon` must be at least {_LEAST:g}, the least of the fused normalisation of GPUs. "
+                            f"Received: epsilon={epsilon!r}.")
 
     def build(self, input_shape: Any) -> None:
         shape = (input_shape[-1],)
@@ -67,7 +72,7 @@ class ThresholdNorm(keras.layers.Layer):
           currents: of a whole window in training, of any stretch of one in inference.
           training: use the statistics of these currents, and let the running ones follow them.
         """
-        if not training:
+        if not training or not self.trainable:
             return self.normalise(currents, self.moving_mean.value, self.moving_variance.value)
         whole, mean, variance = self.standardise(currents)
         self.follow(mean, variance)
@@ -104,13 +109,18 @@ class ThresholdNorm(keras.layers.Layer):
     def moments(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance per channel `[C]`, float32, over everything else and over all replicas."""
         currents = tf.cast(currents, tf.float32)
-        mean, variance = tf.nn.moments(currents, list(range(len(currents.shape) - 1)))
+        axes = list(range(len(currents.shape) - 1))
         replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            own = mean
-            mean = _over_replicas(replica, own)
-            variance = _over_replicas(replica, variance + tf.square(own - mean))
-        return mean, variance
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return tf.nn.moments(currents, axes)
+
+        def over_replicas(own: tf.Tensor) -> tf.Tensor:
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+        # Sums, not means of means: the last batch of an epoch gives replicas unequal shares, and some of them none
+        count = over_replicas(tf.cast(tf.size(currents) // currents.shape[-1], tf.float32))
+        mean = over_replicas(tf.reduce_sum(currents, axes)) / count
+        return mean, over_replicas(tf.reduce_sum(tf.square(currents - mean), axes)) / count
 
     def normalise(self, currents: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Currents `[T, B, ..., C]` with these statistics, in the layer's compute dtype."""
@@ -180,10 +190,6 @@ class ThresholdNorm(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold, "alpha": self.alpha, "gradient": self.gradient,
                 "momentum": self.momentum, "epsilon": self.epsilon}
-
-
-def _over_replicas(replica: Any, value: tf.Tensor) -> tf.Tensor:
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value) / replica.num_replicas_in_sync
 
 
 @tf.custom_gradient

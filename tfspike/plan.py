@@ -6,6 +6,7 @@ instead of the model's own `call`, with a handler that says what to do at each l
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,7 +29,7 @@ _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.l
            keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity, keras.layers.Rescaling)
 
 
-def _is_linear(layer: keras.layers.Layer) -> bool:
+def is_linear(layer: keras.layers.Layer) -> bool:
     """Whether a layer, not of neurons, gives the mean of its outputs for the mean of its inputs."""
     if isinstance(layer, keras.layers.Activation):
         return False
@@ -42,12 +43,16 @@ def _is_linear(layer: keras.layers.Layer) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer; tensors are symbolic and stand for values by identity."""
+    """One call of a layer; tensors are symbolic and stand for values by identity.
+
+    `name` is the layer's, or "layer_call2" for the second call of one that is called more than once.
+    """
 
     layer: keras.layers.Layer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[Any, ...]
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +83,10 @@ class Plan:
         return [call for call in self.window if isinstance(call.layer, SpikingLayer)]
 
     @property
-    def is_linear(self) -> bool:
-        """Whether all synapses are linear: then mean currents follow from mean rates."""
-        return all(_is_linear(call.layer) for call in self.window)
-
-    @property
     def norms(self) -> list[Call]:
-        """Calls of normalisations, in the order of the forward pass; in training they look at a whole window."""
-        return [call for call in self.window if isinstance(call.layer, ThresholdNorm)]
+        """Calls of normalisations that are not frozen, in the order of the forward pass; in training they look at a
+        whole window."""
+        return [call for call in self.window if isinstance(call.layer, ThresholdNorm) and call.layer.trainable]
 
     @property
     def dropouts(self) -> list[Call]:
@@ -105,27 +106,64 @@ class _Stand(keras.layers.Layer):
         return self.stands_for[0].compute_output_spec(*args, **kwargs)
 
 
+Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
 def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
     """`(inputs, calls, outputs)` of a functional model, calls in the order of the forward pass."""
     calls: list[Call] = []
+    times: collections.Counter[str] = collections.Counter()
 
-    def record(stand: _Stand, *args: Any, **kwargs: Any) -> Any:
-        outputs = stand(*args, **kwargs)
-        calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs))))
+    def record(stand: Any, *args: Any, **kwargs: Any) -> Any:
+        # A call with training=True would make that the default of whatever Keras call this happens within
+        outputs = stand(*args, **{name: value for name, value in kwargs.items() if name != "training"})
+        times[stand.name] += 1
+        name = stand.name if times[stand.name] == 1 else f"{stand.name}_call{times[stand.name]}"
+        calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs)), name))
         return outputs
 
     graph = keras.Model(model.inputs, model.outputs)
-    clone = keras.models.clone_model(graph, clone_function=_Stand, call_function=record)
+    clone = keras.models.clone_model(graph, clone_function=_stand, call_function=record)
     return tuple(clone.inputs), tuple(calls), tuple(clone.outputs)
+
+
+class _OperationStand(keras.Operation):
+    """The same for an operation of `keras.ops` in the graph."""
+
+    def __init__(self, operation: keras.Operation):
+        super().__init__(name=operation.name)
+        self.stands_for = (operation,)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stands_for[0].compute_output_spec(*args, **kwargs)
+
+
+def _stand(layer: Any) -> Any:
+    return _Stand(layer) if isinstance(layer, keras.layers.Layer) else _OperationStand(layer)
+
+
+def in_phase(training: bool | None) -> Handler:
+    """The handler that calls the layer, in training or in inference.
+
+    A graph holds every layer's default in place of that: `training=True` of Keras' augmentation, for one.
+    """
+
+    def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return call.layer(*args, **{**kwargs, **({"training": bool(training)} if "training" in kwargs else {})})
+
+    return handler
 
 
 def trace(model: keras.Model) -> Plan | None:
     """The plan of `model`, or None where it is not one window between one encoder and one readout.
 
     Layers that mix steps (anything but `OverTime`, merges, spiking layers, dropout and `ThresholdNorm`) rule a plan
-    out: such a model is computed layer by layer.
+    out, and so do several inputs and calls that say more than their input (`initial_state`, `return_state`,
+    `every_step`, `training`, `seed`): such a model is computed layer by layer, as Keras computes it.
     """
     inputs, calls, outputs = calls_of(model)
+    if len(inputs) != 1 or any(_is_special(call) for call in calls):
+        return None
     encoders = [call for call in calls if isinstance(call.layer, Encoder)]
     readouts = [call for call in calls if isinstance(call.layer, Readout)]
     if len(encoders) != 1 or len(readouts) != 1:
@@ -156,12 +194,14 @@ def trace(model: keras.Model) -> Plan | None:
     return Plan(inputs, outputs, tuple(before), encoder, tuple(window), readout, tuple(after))
 
 
-Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+def _is_special(call: Call) -> bool:
+    """Whether a layer of ours is called with more than its input."""
+    ours = isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm))
+    return ours and (len(call.args) != 1 or any(value is not None and value is not False
+                                                for value in call.kwargs.values()))
 
 
-def plain(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The handler that just calls the layer."""
-    return call.layer(*args, **kwargs)
+plain = in_phase(False)  # what stands in a window does the same in both phases, but for dropout and normalisation
 
 
 def run(calls: Iterable[Call], values: dict[int, Any], handler: Handler = plain) -> dict[int, Any]:

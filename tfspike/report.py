@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfspike import analysis, comparison, datasets, pages, plots, simulation, workdir
+from tfspike import config as config_lib
 from tfspike.energy import EnergyModel, Operations
 from tfspike.errors import UserError
 from tfspike.pages import Picture
@@ -81,11 +82,9 @@ def write(run: str, options: Any = None, energy: EnergyModel | None = None, say:
 def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
             say: Callable[[str], None] = print) -> RunResults:
     """What `write` puts on paper; arguments and errors as there."""
+    require_spikes([run])
     model, config, info, checkpoint = workdir.load_run(run, _option(options, "checkpoint") or "best",
                                                        _option(options, "timesteps"), say)
-    if config.neuron == "relu":
-        raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
-                        f"first: python -m tfspike.conversion --run={run}")
     every = datasets.load(config.dataset, "test", _option(options, "data_dir") or config.data_dir, model.timesteps)
     test = every.first(_option(options, "images"))
     say(f"analysing {len(test)} test images over {model.timesteps} steps")
@@ -103,6 +102,23 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
     return RunResults(f"{config.model} on {info.name}", facts, dataclasses.asdict(config), about.get("commands") or [],
                       read_epochs(run), result, test.images, info.class_names, traces, _filters(model),
                       energy or EnergyModel())
+
+
+def require_spikes(runs: Sequence[str]) -> None:
+    """Raises UserError unless all folders hold runs of spiking networks: before minutes are spent on the others."""
+    for run in runs:
+        if config_lib.read_run(run).neuron == "relu":
+            raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
+                            f"first: python -m tfspike.conversion --run={run}")
+
+
+def require_several(runs: Sequence[str]) -> list[str]:
+    """The different folders among these; raises UserError unless there are at least two."""
+    folders = list(dict.fromkeys(os.path.normpath(run) for run in runs))
+    if len(folders) < 2:
+        raise UserError("Comparing takes the folders of at least two different runs; "
+                        f"received {', '.join(runs) or 'none'}.")
+    return folders
 
 
 class _Normalised:
@@ -347,10 +363,8 @@ def compare(runs: Sequence[str], out: str, options: Any = None, energy: EnergyMo
     Raises:
       UserError: fewer than two runs, or one that cannot be used.
     """
-    folders = list(dict.fromkeys(os.path.normpath(run) for run in runs))
-    if len(folders) < 2:
-        raise UserError("Comparing takes the folders of at least two different runs; "
-                        f"received {', '.join(runs) or 'none'}.")
+    folders = require_several(runs)
+    require_spikes(folders)
     records = [_record(run, options, say) for run in folders]
     return comparison.compare_report(dict(zip(_names(folders), records)), out, energy)
 
@@ -366,8 +380,6 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 
 def _record(run: str, options: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    from tfspike import config as config_lib
-
     which = _option(options, "checkpoint") or "best"
     settings = config_lib.read_run(run)
     step = workdir.open_checkpoint(run, say, which).step

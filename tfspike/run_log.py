@@ -335,7 +335,7 @@ def final_states(model: keras.Model, example: Any) -> dict[str, NeuronState]:
     # for a few inputs, once: compiling kernels for their shape would take longer than running them
     plain = Engine(engine.plan, engine.gradient, engine.chunk, "plain")
     record = plain.run(tf.convert_to_tensor(example), training=False)
-    return {call.layer.name: state for call, state in zip(engine.plan.spiking, record.states)}
+    return {call.name: state for call, state in zip(engine.plan.spiking, record.states)}
 
 
 def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURONS) -> dict[str, np.ndarray]:
@@ -363,9 +363,9 @@ def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURON
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(call.layer, SpikingLayer):
             return plans.plain(call, args, kwargs)
-        train, states[call.layer.name] = call.layer(
-            *args, initial_state=states.get(call.layer.name), return_state=True)
-        keep(call.layer.name, train)
+        train, states[call.name] = call.layer(
+            *args, initial_state=states.get(call.name), return_state=True)
+        keep(call.name, train)
         return train
 
     for t in range(0, encoder.timesteps, 8):

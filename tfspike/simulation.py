@@ -184,7 +184,7 @@ def trace(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, s
             if i:
                 membranes[i].append(_flat(chunk.membranes[i - 1])[:, middling[i]])
     layers = tuple(
-        LayerTrace(call.layer.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
+        LayerTrace(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
                    np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
                    call.layer.neuron.threshold if i else None) for i, call in enumerate(calls))
     return Trace(layers, np.concatenate(readout))

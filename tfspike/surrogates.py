@@ -27,6 +27,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfspike.errors import UserError
+
 LEAK_AWARE = "leak_aware"
 
 
@@ -57,6 +59,33 @@ PRIMITIVES: dict[str, Function] = {
 }
 
 SURROGATES = (LEAK_AWARE, *DERIVATIVES)
+
+
+def names() -> tuple[str, ...]:
+    """What layers and models take for `surrogate`: the library's own, and those that were registered."""
+    return (LEAK_AWARE, *DERIVATIVES)
+
+
+def register(name: str, function: Function) -> None:
+    """Makes a surrogate of your own legal, under both gradients: `LIF(surrogate=name)`.
+
+        surrogates.register("superspike", lambda x: 1 / (1 + 10 * tf.abs(x)) ** 2)
+
+    A process that loads a .keras file with it must register it first.
+
+    Args:
+      name: not one of `names()`.
+      function: h(x), elementwise and in the dtype of x, of x = (u - threshold) / threshold: of TensorFlow operations,
+        finite for any x. A peak of 1 and an area of 1, as those of the table have, keep gradients as long as they were.
+
+    Raises:
+      UserError: the name is taken, or `function` is none.
+    """
+    if not isinstance(name, str) or not name or name in names():
+        raise UserError(f"`name` must be a text other than {', '.join(names())}. Received: name={name!r}.")
+    if not callable(function):
+        raise UserError(f"`function` must be a function of a tensor. Received: function={function!r}.")
+    DERIVATIVES[name] = function
 
 
 def derivative(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:

@@ -396,12 +396,31 @@ def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
         own = start.checkpoint is not None and os.path.dirname(os.path.realpath(start.checkpoint.path)) == \
             os.path.realpath(trainer.folder)
         if not own:
-            trainer.save()
+            if start.checkpoint is not None:
+                _take_best(trainer, os.path.dirname(os.path.realpath(start.checkpoint.path)))
+            trainer.save(trainer.best is not None and trainer.best["step"] == trainer.step)
         else:
+            # A kill may have come between the two
             checkpoints.point(trainer.folder, "last", trainer.step)
-            if trainer.best is not None and int(trainer.best["step"]) in checkpoints.steps(trainer.folder):
-                checkpoints.point(trainer.folder, "best", int(trainer.best["step"]))
+            best = trainer.step if trainer.evaluator is None else (trainer.best or {}).get("step")
+            if best in checkpoints.steps(trainer.folder):
+                checkpoints.point(trainer.folder, "best", int(best))
     trainer.share_state()
+
+
+def _take_best(trainer: Trainer, source: str) -> None:
+    """The best checkpoint so far of a run that goes on in another folder; without it the best is looked for anew."""
+    if trainer.best is None or trainer.best["step"] == trainer.step:
+        return
+    path = os.path.join(source, checkpoints.name_of(int(trainer.best["step"])))
+    try:
+        best = checkpoints.read(path)
+        parts = {part: best.arrays(part) for part in checkpoints.PARTS}
+    except UserError:
+        trainer.say(f"The best checkpoint so far, {path}, is not there or damaged: the best is looked for anew.")
+        trainer.best = None
+    else:
+        checkpoints.save(trainer.folder, best.step, parts, best.meta, trainer.config.keep_checkpoints, best=True)
 
 
 def _refuse_other_data(trainer: Trainer, folder: str) -> None:

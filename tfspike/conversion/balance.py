@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfspike import encoders, gradients, noise
 from tfspike import plan as plans
-from tfspike.checks import check_choice, check_count
+from tfspike.checks import check_choice, check_count, number
 from tfspike.conversion import METHODS
 from tfspike.conversion.network import INPUT, Network, Neurons
 from tfspike.errors import UserError
@@ -204,6 +204,6 @@ def _percentile(parts: list[np.ndarray], percentile: float, name: str) -> float:
 
 
 def _checked_percentile(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 100.0:
+    if not 0.0 < number(value) <= 100.0:
         raise UserError(f"`percentile` must be in (0, 100]. Received: percentile={value!r}.")
     return float(value)

@@ -146,13 +146,13 @@ class _Writer:
         if isinstance(layer, (WindowDropout, keras.layers.Identity)):
             return source
         if isinstance(layer, LIF):
-            return self._add(layer.name, self._neuron(_first(source.shape), layer.leak, layer.threshold), source)
+            return self._add(call.name, self._neuron(_first(source.shape), layer.leak, layer.threshold), source)
         if isinstance(layer, PoolingIF):
-            return self._add(layer.name, self._neuron(_first(source.shape), 1.0, layer.threshold), source)
+            return self._add(call.name, self._neuron(_first(source.shape), 1.0, layer.threshold), source)
         if isinstance(layer, Readout):
             return self._readout(layer, source)
         if isinstance(layer, OverTime):
-            return self._synapse(layer.name, layer.layer, source, tuple(call.outputs[0].shape[2:]))
+            return self._synapse(call.name, layer.layer, source, tuple(call.outputs[0].shape[2:]))
         raise UserError(f"NIR has no counterpart of {layer.name!r} ({type(layer).__name__}).")
 
     def _add(self, name: str, node: Any, source: _Wire, shape: tuple[int, ...] | None = None,

@@ -59,7 +59,7 @@ class _Reader:
             self.order = simulate_nir.order(graph)
         except ValueError as error:
             raise UserError(f"{error} Only feed-forward graphs can be read.") from None
-        self.weights: list[tuple[Any, list[np.ndarray]]] = []
+        self.weights: dict[str, tuple[Any, list[np.ndarray]]] = {}  # by the name of the node
         self.maps: dict[str, tuple[int, int, int]] = {}  # (H, W, C) of what was flattened, by node
         self.kind = {name: type(node).__name__ for name, node in graph.nodes.items()}
 
@@ -83,7 +83,7 @@ class _Reader:
             leak = float(self._metadata("readout_leak", 1.0))
             outputs = Readout(leak, name="readout")(outputs)
         model = SpikingModel(inputs, outputs, name="from_nir")
-        for layer, arrays in self.weights:
+        for layer, arrays in self.weights.values():
             layer.set_weights(arrays)
         return model
 
@@ -112,7 +112,7 @@ class _Reader:
                 height, width, channels = flat
                 weight = np.moveaxis(weight.reshape(-1, channels, height, width), 1, -1).reshape(len(weight), -1)
             layer = keras.layers.Dense(len(weight), use_bias=kind == "Affine", name="dense")
-            self.weights.append((layer, [weight.T, *([node.bias] if kind == "Affine" else [])]))
+            self.weights[name] = layer, [weight.T, *([node.bias] if kind == "Affine" else [])]
             return OverTime(layer, name=_legal(name))(x)
         if kind == "Conv2d":
             return self._conv(name, node, x)
@@ -141,19 +141,21 @@ class _Reader:
         biased = bool(np.any(node.bias))
         layer = keras.layers.Conv2D(kernel.shape[-1], kernel.shape[:2], stride, "valid", dilation_rate=dilation,
                                     groups=int(np.asarray(node.groups)), use_bias=biased, name="conv")
-        self.weights.append((layer, [kernel, *([np.asarray(node.bias)] if biased else [])]))
+        self.weights[name] = layer, [kernel, *([np.asarray(node.bias)] if biased else [])]
         return OverTime(layer, name=_legal(name))(x)
 
     def _readout(self, name: str, node: Any, x: Any) -> Any:
         """V = lambda V + gain I; ours has gain = lambda, another one moves into the weights in front."""
         leak, gain = self._step(name, node)
         if not np.isclose(gain, leak, rtol=1e-5):
-            source = next((before for before, after in self.graph.edges if after == name), "")
-            if not self.weights or self.kind.get(source) not in ("Linear", "Affine"):
+            sources = [before for before, after in self.graph.edges if after == name]
+            elsewhere = {before for before, after in self.graph.edges if after != name}
+            if any(self.kind.get(source) not in ("Linear", "Affine") or source in elsewhere for source in sources):
                 raise UserError(f"{name!r} weighs its input by {gain:.6g} where tfspike's readout has {leak:.6g}, and "
-                                "no Linear in front of it could take the difference.")
-            layer, arrays = self.weights[-1]
-            self.weights[-1] = (layer, [array * (gain / leak) for array in arrays])
+                                f"not all of {', '.join(sources)} are Linear and feed it alone, to take the rest.")
+            for source in sources:
+                layer, arrays = self.weights[source]
+                self.weights[source] = layer, [array * (gain / leak) for array in arrays]
         return Readout(leak, name=_legal(name))(x)
 
     def _step(self, name: str, node: Any) -> tuple[float, float]:

@@ -41,7 +41,7 @@ class Window:
                             f"{len(plan.inputs)} and {len(plan.outputs)}.")
         self.plan: plans.Plan = plan
         self.timesteps: int = plan.encoder.layer.timesteps
-        self.layer_names = [call.layer.name for call in plan.spiking]
+        self.layer_names = [call.name for call in plan.spiking]
         self.spike_shape = tuple(plan.encoder.outputs[0].shape[2:])
         self.num_classes = int(plan.readout.args[0].shape[-1])
         self._shapes = {_key(call): tuple(call.args[0].shape[2:]) for call in plan.spiking}
@@ -146,7 +146,7 @@ class Window:
 
 
 def _key(call: plans.Call) -> str:
-    return f"{call.layer.name}_membrane"
+    return f"{call.name}_membrane"
 
 
 def _fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 
-from tfspike import checkpoints, encoders, weight_files
-from tfspike.checks import check_choice, check_count, check_leak, check_positive, check_share, check_threshold
+from tfspike import checkpoints, encoders, surrogates, weight_files
+from tfspike.checks import (
+    check_choice,
+    check_count,
+    check_leak,
+    check_positive,
+    check_share,
+    check_threshold,
+    is_count,
+)
 from tfspike.errors import UserError
 from tfspike.gradients import GRADIENTS
 from tfspike.layers import OverTime, Readout
 from tfspike.models import ann, blocks
 from tfspike.models.ann import ReluModel
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.surrogates import LEAK_AWARE, SURROGATES
+from tfspike.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Block, Conv, Pool
 
 NORMS = (None, "tdbn")
@@ -79,15 +86,15 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         raise UserError(f"`name` must be one of {', '.join(VARIANTS)}. Received: name={name!r}.")
     variant = VARIANTS[name]
     shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
-    if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+    if len(shape) != 3 or not all(map(is_count, shape)):
         raise UserError("`input_shape` must be (height, width, channels), three positive integers. "
                         f"Received: input_shape={input_shape!r}.")
     if min(shape[:2]) < variant.min_size:
         raise UserError(f"{name} needs images of at least {variant.min_size}x{variant.min_size} pixels: smaller ones "
                         f"leave an empty feature map. Received: input_shape={shape}.")
     _check_dtype(dtype)
-    check_count("num_classes", num_classes)
-    check_count("timesteps", timesteps)
+    shape = tuple(map(int, shape))
+    num_classes, timesteps = check_count("num_classes", num_classes), check_count("timesteps", timesteps)
     check_choice("encoder", encoder, encoders.NAMES)
     if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
         _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
@@ -104,9 +111,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         leak=check_leak(leak), threshold=check_threshold(threshold),
         gradient=check_choice("gradient", gradient, GRADIENTS),
         dropout=check_share("dropout", variant.dropout if dropout is None else dropout),
-        kappa=_check_kappa(variant.kappa if kappa is None else kappa),
+        kappa=check_positive("kappa", variant.kappa if kappa is None else kappa),
         seed=check_count("seed", seed, least=0), dtype=dtype,
-        surrogate=check_choice("surrogate", surrogate, SURROGATES),
+        surrogate=check_choice("surrogate", surrogate, surrogates.names()),
         surrogate_width=check_positive("surrogate_width", surrogate_width), norm=check_choice("norm", norm, NORMS),
         pooling=check_choice("pooling", pooling, POOLINGS))
 
@@ -146,12 +153,6 @@ def _refuse_spiking(**given: Any) -> None:
         if value != _SPIKING_ONLY[name]:
             raise UserError(f"`{name}` is for spiking neurons, and neuron='relu' has none: leave it out. "
                             f"Received: {name}={value!r}.")
-
-
-def _check_kappa(kappa: Any) -> float:
-    if isinstance(kappa, bool) or not isinstance(kappa, (int, float)) or not 0.0 < kappa < math.inf:
-        raise UserError(f"`kappa` must be a finite number above 0. Received: kappa={kappa!r}.")
-    return float(kappa)
 
 
 def _check_dtype(dtype: Any) -> None:

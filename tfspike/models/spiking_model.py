@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -23,6 +24,10 @@ class SpikingModel(keras.Model):
     It is an ordinary Keras model in every other way: `fit`, `predict`, `summary`, `.keras` files. `call_layers` is the
     readable road, layer by layer; both give the same spikes and the same gradients (to rounding). A graph that is not
     one window between one encoder and one readout is computed layer by layer, and `engine` is None.
+
+    Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
+    (`DirectEncoder`). An output that is a spike train is time-major: call such a model, as `predict` joins its batches
+    along the first axis.
     """
 
     _chunk: int | None = None
@@ -38,8 +43,10 @@ class SpikingModel(keras.Model):
     @property
     def engine(self) -> Engine | None:
         """What runs the window; None where the model is computed layer by layer."""
+        if self.plan is None or any(getattr(call.layer, "trainable_variables", ()) for call in self.plan.before):
+            return None  # the engine passes no gradient to its input; layers may be frozen and freed at any time
         if "engine" not in self._lazy():
-            self._lazy()["engine"] = self._make_engine()
+            self._lazy()["engine"] = self._make_engine(self.plan)
         return self._lazy()["engine"]
 
     def configure_engine(self, chunk: int | None = None, kernel: str = "auto") -> None:
@@ -57,7 +64,7 @@ class SpikingModel(keras.Model):
     @property
     def spiking_layers(self) -> list[str]:
         """Names of the layers whose neurons fire, in the order of the forward pass."""
-        return [call.layer.name for call in self._required_plan().spiking]
+        return [call.name for call in self._required_plan().spiking]
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None,
              seed: int | tf.Tensor | None = None) -> tf.Tensor:
@@ -85,14 +92,13 @@ class SpikingModel(keras.Model):
         engine = self._required_engine()
         if training and not engine.can_train:
             return self._observe_layers(inputs, training, seed)
-        plan = engine.plan
-        values = plans.run(plan.before, {id(plan.inputs[0]): tf.convert_to_tensor(inputs)})
+        plan, around = engine.plan, plans.in_phase(training)
+        values = plans.run(plan.before, {id(plan.inputs[0]): self._one_input(inputs)}, around)
         source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
         record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables)
-        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): record.output})
-        activity = {call.layer.name: state.count for call, state in zip(plan.spiking, record.states)}
-        outputs = [values[id(output)] for output in plan.outputs]
-        return outputs[0] if len(outputs) == 1 else outputs, activity
+        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): record.output}, around)
+        activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
+        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
 
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
                     seed: int | tf.Tensor | None = None) -> tf.Tensor:
@@ -101,7 +107,7 @@ class SpikingModel(keras.Model):
 
     def _observe_layers(self, inputs: tf.Tensor, training: bool | None,
                         seed: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        plan = self._required_plan()
+        plan, around = self._required_plan(), plans.in_phase(training)
         activity: dict[str, tf.Tensor] = {}
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -111,14 +117,28 @@ class SpikingModel(keras.Model):
                 return call.layer(*args, training=training)
             if isinstance(call.layer, SpikingLayer):
                 spikes, state = call.layer(*args, return_state=True)
-                activity[call.layer.name] = tf.stop_gradient(state.count)
+                activity[call.name] = tf.stop_gradient(state.count)
                 return spikes
-            return plans.plain(call, args, kwargs)
+            return around(call, args, kwargs)
 
         values = plans.run((*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after),
-                           {id(plan.inputs[0]): tf.convert_to_tensor(inputs)}, handler)
-        outputs = [values[id(output)] for output in plan.outputs]
-        return (outputs[0] if len(outputs) == 1 else outputs), activity
+                           {id(plan.inputs[0]): self._one_input(inputs)}, handler)
+        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+
+    def _one_input(self, inputs: Any) -> tf.Tensor:
+        """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
+        found, declared = keras.tree.flatten(inputs)[0], self._required_plan().inputs[0]
+        found = tf.cast(tf.convert_to_tensor(found), declared.dtype)
+        if found.shape.rank == len(declared.shape) - 1 and declared.shape[-1] == 1:
+            found = found[..., tf.newaxis]
+        if not tf.TensorShape(declared.shape).is_compatible_with([None, *found.shape[1:]]):
+            raise UserError(f"The model takes inputs of shape {_written(declared.shape)}. "
+                            f"Received: shape {_written(found.shape)}.")
+        return found
+
+    def _as_declared(self, outputs: list[tf.Tensor]) -> Any:
+        """Outputs in the structure that the model was made with: one, a list or a dict."""
+        return keras.tree.pack_sequence_as(self.output, outputs)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.export` with the plain kernel, because a compiled one would tie the file to a machine.
@@ -132,17 +152,17 @@ class SpikingModel(keras.Model):
         finally:
             self.configure_engine(self._chunk, kernel)
 
-    def _make_engine(self) -> Engine | None:
-        plan = self.plan
-        if plan is None or any(call.layer.trainable_variables for call in plan.before):
-            return None  # the engine passes no gradient to its input
-        rules = {call.layer.gradient for call in (*plan.spiking, *plan.norms)}
+    def _make_engine(self, plan: plans.Plan) -> Engine | None:
+        rules = {call.layer.gradient: call.name for call in (*plan.spiking, *plan.norms)}
+        bent = next((call.name for call in plan.window if not plans.is_linear(call.layer)), None)
         if len(rules) > 1:
-            return None
-        rule = rules.pop()
-        if rule == "rate" and not plan.is_linear:
-            return None  # one pass through means is exact for linear synapses alone
-        return Engine(plan, rule, self._chunk, self._kernel)
+            why = " and ".join(f"{name} has gradient={rule!r}" for rule, name in rules.items())
+        elif rules.keys() == {"rate"} and bent is not None:
+            why = f"{bent} is not linear, and gradient='rate', one pass through means, is exact for linear layers alone"
+        else:
+            return Engine(plan, next(iter(rules)), self._chunk, self._kernel)
+        warnings.warn(f"{self.name} is computed layer by layer, which takes more time and memory: {why}.", stacklevel=2)
+        return None
 
     def _required_plan(self) -> plans.Plan:
         if self.plan is None:
@@ -161,3 +181,7 @@ class SpikingModel(keras.Model):
     def _lazy(self) -> dict[str, Any]:
         # Keras tracks attributes of a model; a plan refers to layers that are tracked already
         return self.__dict__.setdefault("_derived", {})
+
+
+def _written(shape: Any) -> str:
+    return f"[{', '.join(['B', *map(str, shape[1:])])}]" if len(shape) else "[]"
