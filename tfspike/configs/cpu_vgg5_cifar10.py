@@ -6,7 +6,7 @@ A third of VGG9's multiply-accumulates, a quarter of its steps. The learning rat
 though the batch is twice as large. No crops and flips: in three epochs there is nothing to overfit.
 """
 
-from tfspike.configs.experiment import CPU, Experiment
+from tfspike.configs.experiment import CPU, Experiment, Measured
 
 BATCH = 32
 
@@ -16,5 +16,6 @@ EXPERIMENT = Experiment(
         "learning_rate": 0.0033 * 16, "weight_decay": 5e-4 / BATCH, "epochs": 3, "lr_milestones": (2,),
         "kappa": 2.0, "dropout": 0.2,
     },
-    measured=None,  # not yet measured
+    measured=Measured(accuracy=59.98, std=0.16, draws=3, date="2026-11-26", commit="1ae552b", seed=0, hours=0.41,
+                      machine="AMD EPYC, 2 threads, beside other work"),
 )
