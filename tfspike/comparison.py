@@ -74,7 +74,7 @@ def compare_report(records: Mapping[str, Mapping[str, Any]], out: str, energy: E
             {n: r["spikes_per_image_until_step"] for n, r in records.items()}),
                 "Accuracy against the spikes spent until then, all layers and the input."),
         Picture("compare_layers", plots.compared_layers(dict(zip(names, same.layers))),
-                f"Spikes per image by layer, until {100 * same.accuracy:.1f} % are reached for good.")]
+                f"Spikes per image by layer, until {100 * same.accuracy:.2f} % are reached for good.")]
     page = pages.render("compare.html.j2", names=names, records=records, table=table, layers=_compared_layers(records),
                         sections=pages.written([("Side by side", "", pictures)], out), made=pages.now())
     plain = {"runs": names, "energy_constants": dataclasses.asdict(energy), "same_accuracy": dataclasses.asdict(same),
@@ -108,7 +108,7 @@ def comparison(records: Mapping[str, Mapping[str, Any]],
         values = [float(value(record)) for record in records.values()]
         rows.append((name, values, [text(v) for v in values]))
     same = same_accuracy(records)
-    for name, needed in ((f"steps for {100 * same.accuracy:.1f} %, half a point below the least accurate", same.steps),
+    for name, needed in ((f"steps for {100 * same.accuracy:.2f} %, half a point below the least accurate", same.steps),
                          ("spikes per image until then", same.spikes)):
         rows.append((name, [float(v) for v in needed], [pages.count(v) for v in needed]))
     return rows

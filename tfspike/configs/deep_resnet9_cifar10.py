@@ -6,11 +6,12 @@ Not the paper's method, which is paper_resnet9_cifar10 and takes 150 epochs of 1
 hidden layer, which has 64 neurons in place of 1024. An epoch costs about half as much again as one of VGG9.
 """
 
-from tfspike.configs.experiment import DEEP, Experiment
+from tfspike.configs.experiment import DEEP, Experiment, Measured
 
 EXPERIMENT = Experiment(
     settings={
         **DEEP, "model": "resnet9", "dataset": "cifar10", "hidden": 64, "batch_size": 64, "epochs": 6, "augment": True,
     },
-    measured=None,  # not yet measured
+    measured=Measured(accuracy=80.89, std=None, draws=1, date="2026-11-26", commit="4bcb8a1", seed=0, hours=0.76,
+                      machine="AMD EPYC, 2 threads, beside other work"),
 )
