@@ -14,6 +14,7 @@ import tensorflow as tf
 import nets
 import oracle
 import runs
+import tfspike
 from tfspike import checkpoints, config, evaluation, export, initial_weights, models, report, training, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
@@ -51,6 +52,27 @@ def test_a_twin_has_the_weights_of_its_spiking_network_in_the_same_order(name: s
     kinds = [type(layer).__name__ for layer in twin.layers]
     assert kinds.count("ReLU") == sum(type(call.layer).__name__ == "LIF" for call in spiking.plan.spiking)
     assert {"LIF", "PoolingIF", "OverTime", "Readout"}.isdisjoint(kinds)
+
+
+def test_a_twin_has_all_the_weights_frozen_and_shared_ones_and_statistics_too() -> None:
+    inputs = keras.Input((6,))
+    shared, neurons = tfspike.OverTime(keras.layers.Dense(6, use_bias=False)), tfspike.LIF(0.9, name="a_lif")
+    norm = ThresholdNorm(name="norm")
+    x = tfspike.DirectEncoder(4)(keras.layers.Dense(6)(inputs))
+    x = neurons(shared(neurons(norm(shared(x)))))
+    model = tfspike.SpikingModel(inputs, tfspike.Readout()(tfspike.OverTime(keras.layers.Dense(3))(x)))
+    model(np.random.default_rng(0).uniform(0, 1, (8, 6)).astype("f"), training=True)
+    norm.trainable = False
+    norm.gamma.assign([3.0] * 6)
+    found = ann.twin(model)
+    copy = found.get_layer("norm")
+    assert np.abs(norm.moving_mean.numpy()).max() > 0
+    for a, b in zip(copy.get_weights(), norm.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [layer.name for layer in found.layers if isinstance(layer, keras.layers.ReLU)] == ["a_relu", "a_lif_call2_relu"]
+    kernel = found.get_layer(shared.name).kernel
+    np.testing.assert_array_equal(kernel, shared.layer.kernel)
+    assert sum(v.shape == (6, 6) for v in found.trainable_variables) == 1
 
 
 @pytest.mark.parametrize("name", models.available())

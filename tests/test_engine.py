@@ -556,6 +556,9 @@ def test_a_layer_called_twice_has_two_counts(gradient: str) -> None:
     nets.set_grid_weights(model, 4.0)
     data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
     assert model.spiking_layers == ["lif", "lif_call2"]
+    taken = LIF(0.9, name="lif_call2")(x)
+    assert SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(2))(taken))).spiking_layers == [
+        "lif", "lif_call3", "lif_call2"]
     counts = model.observe(data)[1]
     trains = nets.layer_spikes(model, data)
     assert list(counts) == model.spiking_layers and np.sum(trains[0]) != np.sum(trains[1])
@@ -585,9 +588,31 @@ def test_layers_around_the_window_know_whether_this_is_training() -> None:
     np.testing.assert_array_equal(model.predict(data, verbose=0), model.predict(data, verbose=0))
 
 
-def test_augmentation_in_front_of_the_encoder_stays_off_in_inference() -> None:
+def test_layers_whose_default_is_none_know_it_too() -> None:
+    inputs = keras.Input((6,))
+    around = keras.Sequential([keras.layers.BatchNormalization(momentum=0.5), keras.layers.GaussianNoise(0.5)])
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(DirectEncoder(T)(inputs)))
+    model = SpikingModel(inputs, around(Readout(0.9)(OverTime(keras.layers.Dense(3))(x))))
+    nets.set_grid_weights(model, 4.0)
+    data = np.random.default_rng(0).uniform(0.5, 1, (B, 6)).astype("f")
+    mean = around.layers[0].moving_mean
+    for road in (model.observe, model.call_layers):
+        before = mean.numpy()
+        np.testing.assert_array_equal(first_of(road(data)), first_of(road(data)))
+        np.testing.assert_array_equal(mean.numpy(), before)
+        noisy = [first_of(road(data, training=True)) for _ in range(2)]
+        assert not np.array_equal(*noisy) and not np.array_equal(mean.numpy(), before)
+
+
+def first_of(answer: Any) -> np.ndarray:
+    return np.asarray(answer[0] if isinstance(answer, tuple) else answer)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_augmentation_in_front_of_the_encoder_stays_off_in_inference(nested: bool) -> None:
     inputs = keras.Input((12, 12, 1))
-    x = DirectEncoder(T)(keras.layers.RandomTranslation(0.3, 0.3)(inputs))
+    shift = keras.layers.RandomTranslation(0.3, 0.3)
+    x = DirectEncoder(T)((keras.Sequential([shift]) if nested else shift)(inputs))
     x = LIF(0.9)(OverTime(keras.layers.Dense(8))(OverTime(keras.layers.Flatten())(x)))
     model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3))(x)))
     data = np.random.default_rng(0).uniform(0, 1, (B, 12, 12, 1)).astype("f")
@@ -617,7 +642,11 @@ def test_inputs_come_as_keras_models_take_them() -> None:
     for given in (pixels, [pixels.astype("f")], {model.layers[0].name: pixels}):
         np.testing.assert_array_equal(model(given), wanted)
         np.testing.assert_array_equal(model.observe(given)[0], wanted)
-    with pytest.raises(UserError, match=r"takes inputs of shape \[B, .*Received: shape \[B, 3"):
+    np.testing.assert_array_equal(model.observe(list(pixels))[0], wanted)
+    np.testing.assert_array_equal(model.observe(pixels.tolist())[0], wanted)
+    with pytest.raises(UserError, match="takes one input. Received: 2"):
+        model.observe({"a": pixels, "b": pixels})
+    with pytest.raises(UserError, match=rf"takes inputs of shape \[B, .*Received: shape \({B}, 3"):
         model.observe(np.zeros((B, 3, *shape[1:]), "f"))
 
 
@@ -675,6 +704,26 @@ def test_a_model_that_leaves_the_fast_road_says_why() -> None:
     for model, why in ((mixed, "neurons has gradient='rate' and others has gradient='event'"), (bent, "bent is not linear")):
         with pytest.warns(UserWarning, match=f"layer by layer.*{why}"):
             assert model.engine is None
+
+
+@pytest.mark.parametrize("what", ["into_the_window", "to_the_output", "spikes_to_the_output"])
+def test_what_bypasses_the_window_is_computed_as_keras_computes_it(what: str) -> None:
+    inputs = keras.Input((6,))
+    spikes = LIF(0.9)(OverTime(keras.layers.Dense(3))(DirectEncoder(T)(inputs)))
+    aside = keras.layers.Dense(3, trainable=False)(inputs)
+    if what == "into_the_window":
+        output = Readout(0.9)(keras.layers.Add()([spikes, keras.ops.stack([aside] * T)]))
+    elif what == "to_the_output":
+        output = keras.layers.Add()([Readout(0.9)(spikes), aside])
+    else:
+        output = keras.layers.Add()([Readout(0.9)(spikes), keras.ops.mean(spikes, axis=0)])
+    model = SpikingModel(inputs, output)
+    nets.set_grid_weights(model, 4.0)
+    data = np.random.default_rng(0).uniform(0.5, 1, (B, 6)).astype("f")
+    assert model.engine is None
+    wanted = keras.Model(inputs, output)(data)
+    assert np.abs(wanted).max() > 0
+    np.testing.assert_array_equal(model(data), wanted)
 
 
 def test_layers_with_different_gradients_are_computed_layer_by_layer() -> None:

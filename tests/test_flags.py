@@ -157,6 +157,10 @@ def test_eval_options_that_would_have_no_effect_are_refused(arguments, sentence)
     assert sentence in refused("--workdir=a", *arguments, parse=flags.parse_eval)
 
 
+def test_eval_options_may_come_as_lists():
+    assert flags.EvalOptions(workdir="r", predict=["a.png"], compare=[]).predict == ("a.png",)
+
+
 @pytest.mark.parametrize("argument, name", [
     ("--images=0", "images"),
     ("--seeds=0", "seeds"), ("--checkpoint=bst", "checkpoint"), ("--timesteps=0", "timesteps"),

@@ -18,6 +18,7 @@ from tfspike import (
     OverTime,
     PoolingIF,
     Readout,
+    SpikingModel,
     UserError,
     WindowDropout,
     folding,
@@ -243,6 +244,18 @@ def test_over_time_takes_frozen_layers_and_models_of_them_come_back(tmp_path: An
     frozen = keras.layers.BatchNormalization(trainable=False)
     with pytest.raises(ValueError, match="stateless.*moving_mean"):
         OverTime(frozen)(tf.constant(currents(4)))
+
+    several = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(3)])
+    several.layers[0].trainable = False
+    assert OverTime(several)(tf.constant(currents(6))).shape[2:] == (3,)
+    assert [len(part.trainable_variables) for part in several.layers] == [0, 2] and several.trainable
+    with pytest.raises(ValueError, match="stateless.*moving_mean"):
+        OverTime(keras.Sequential([keras.layers.Dense(4), keras.layers.BatchNormalization()]))(tf.constant(currents(6)))
+    inputs = keras.Input((6,))
+    x = LIF(0.9)(OverTime(several)(DirectEncoder(4)(inputs)))
+    nested = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(2))(x)))
+    nested.save(tmp_path / "nested.keras")
+    assert len(keras.models.load_model(tmp_path / "nested.keras").trainable_variables) == 4
 
     model = models.create("lenet", (12, 12, 1), 3, 4, hidden=8, norm="tdbn", encoder="direct")
     model.get_layer("conv1_1").trainable = False

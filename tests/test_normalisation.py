@@ -338,6 +338,22 @@ def test_folded_it_computes_the_same_without_normalisation() -> None:
     assert folding.fold(folded) is folded
 
 
+def test_folding_keeps_operations_and_the_structure_of_outputs() -> None:
+    inputs = keras.Input(IMAGE)
+    x = OverTime(keras.layers.Flatten())(DirectEncoder(4)(keras.ops.abs(inputs)))
+    x = LIF(0.9)(ThresholdNorm()(OverTime(keras.layers.Dense(8))(x)))
+    scores = Readout(0.9)(OverTime(keras.layers.Dense(4))(x))
+    model = SpikingModel(inputs, {"scores": scores, "twice": keras.ops.multiply(scores, 2.0)})
+    for _ in range(3):
+        model(images(), training=True)
+    folded = folding.fold(model)
+    assert not folded.plan.norms
+    found, wanted = folded(images()), model(images())
+    assert set(found) == {"scores", "twice"} and np.abs(wanted["scores"]).max() > 0
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-4)
+
+
 def test_folded_in_sixteen_bits_it_computes_in_float32() -> None:
     model = trained(dtype="mixed_bfloat16")
     folded, exact = folding.fold(model), folding.fold(in_float32(model))

@@ -84,11 +84,11 @@ class EvalOptions:
             object.__setattr__(self, "compare", self.compare[1:])
         if not self.workdir and self.weights is None:
             raise UserError("--workdir is missing; give the folder of a run, as training named it.")
-        self._check_together()
         for field in dataclasses.fields(self):
             if field.name == "workdir" and self.weights is not None:
                 continue  # "" stands for none
             object.__setattr__(self, field.name, normalise(field, getattr(self, field.name)))
+        self._check_together()
 
     def _check_together(self) -> None:
         """Refuses flags that another one would make without effect."""

@@ -40,6 +40,8 @@ def fold(model: Any) -> Any:
         if isinstance(call.layer, ThresholdNorm):
             return args[0]
         layer, norm = call.layer, norms.get(id(call.outputs[0]))
+        if not isinstance(layer, keras.layers.Layer):
+            return layer(*args, **kwargs)  # an operation
         if id(layer) not in copies:
             copies[id(layer)] = _copy(layer) if norm is None else _with_bias(layer)
         return copies[id(layer)](*args, **kwargs)
@@ -48,9 +50,8 @@ def fold(model: Any) -> Any:
     _refuse_unfoldable(calls, norms)
     inputs = [keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in plan.inputs]
     values = plans.run(calls, dict(zip(map(id, plan.inputs), inputs)), handler)
-    outputs = [values[id(output)] for output in plan.outputs]
-    folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs,
-                             name=model.name)
+    outputs = keras.tree.pack_sequence_as(model.output, [values[id(output)] for output in plan.outputs])
+    folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
     for call in calls:
         if id(call.layer) in copies:
             norm = norms.get(id(call.outputs[0]))

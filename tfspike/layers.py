@@ -246,12 +246,16 @@ class OverTime(keras.layers.Layer):
         self._refuse_state()
 
     def _refuse_state(self) -> None:
-        frozen = not self.layer.trainable
-        if frozen:  # Keras counts weights that are frozen among the others
-            self.layer.trainable = True
+        # Keras counts frozen weights among those that are none: free them all to ask, and freeze them again
+        flags = [(layer, layer.trainable) for layer in _with_layers_inside(self.layer)]
+        frozen = [variable for variable in self.layer.variables if not variable.trainable]
+        for layer, _ in flags:  # a Sequential does not tell those inside
+            layer.trainable = True
         kept = [variable.name for variable in self.layer.non_trainable_variables]
-        if frozen:
-            self.layer.trainable = False
+        for layer, trainable in flags:
+            layer.trainable = trainable
+        for variable in frozen:
+            variable.trainable = False
         if kept:
             raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
                              "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "
@@ -290,6 +294,12 @@ class OverTime(keras.layers.Layer):
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
+
+
+def _with_layers_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer, and those of a model, the outer ones first."""
+    inside = layer.layers if isinstance(layer, keras.Model) else []
+    return [layer, *(inner for part in inside for inner in _with_layers_inside(part))]
 
 
 @keras.saving.register_keras_serializable("tfspike")

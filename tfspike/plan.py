@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -112,13 +113,17 @@ Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
     """`(inputs, calls, outputs)` of a functional model, calls in the order of the forward pass."""
     calls: list[Call] = []
-    times: collections.Counter[str] = collections.Counter()
+    taken = {layer.name for layer in model.layers}
+    times: collections.Counter[int] = collections.Counter()
 
     def record(stand: Any, *args: Any, **kwargs: Any) -> Any:
         # A call with training=True would make that the default of whatever Keras call this happens within
         outputs = stand(*args, **{name: value for name, value in kwargs.items() if name != "training"})
-        times[stand.name] += 1
-        name = stand.name if times[stand.name] == 1 else f"{stand.name}_call{times[stand.name]}"
+        times[id(stand)] += 1
+        name, number = stand.name, times[id(stand)]
+        while number > 1 and name in taken:
+            name, number = f"{stand.name}_call{number}", number + 1
+        taken.add(name)
         calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs)), name))
         return outputs
 
@@ -145,17 +150,21 @@ def _stand(layer: Any) -> Any:
 def in_phase(training: bool | None) -> Handler:
     """The handler that calls the layer, in training or in inference.
 
-    A graph holds every layer's default in place of that: `training=True` of Keras' augmentation, for one.
+    A graph holds every layer's default in place of that: `training=True` of Keras' augmentation, for one, and nothing
+    where the default is None.
     """
 
     def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return call.layer(*args, **{**kwargs, **({"training": bool(training)} if "training" in kwargs else {})})
+        if "training" in inspect.signature(call.layer.call).parameters:
+            kwargs = {**kwargs, "training": bool(training)}
+        return call.layer(*args, **kwargs)
 
     return handler
 
 
 def trace(model: keras.Model) -> Plan | None:
-    """The plan of `model`, or None where it is not one window between one encoder and one readout.
+    """The plan of `model`, or None where it is not one window between one encoder and one readout, each with nothing
+    around it that bypasses it.
 
     Layers that mix steps (anything but `OverTime`, merges, spiking layers, dropout and `ThresholdNorm`) rule a plan
     out, and so do several inputs and calls that say more than their input (`initial_state`, `return_state`,
@@ -179,10 +188,13 @@ def trace(model: keras.Model) -> Plan | None:
         if call is readout:
             behind.add(id(call.outputs[0]))
         elif sources & behind:
+            if sources - behind:
+                return None  # it reads spikes, or what is in front of the encoder, as well
             after.append(call)
             behind.update(map(id, call.outputs))
         elif sources & in_window:
-            if not isinstance(call.layer, (*_STEPWISE, SpikingLayer, WindowDropout, ThresholdNorm)):
+            if sources - in_window or not isinstance(
+                    call.layer, (*_STEPWISE, SpikingLayer, WindowDropout, ThresholdNorm)):
                 return None
             window.append(call)
             in_window.update(map(id, call.outputs))

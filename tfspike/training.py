@@ -396,31 +396,34 @@ def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
         own = start.checkpoint is not None and os.path.dirname(os.path.realpath(start.checkpoint.path)) == \
             os.path.realpath(trainer.folder)
         if not own:
-            if start.checkpoint is not None:
-                _take_best(trainer, os.path.dirname(os.path.realpath(start.checkpoint.path)))
+            source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
+            best = None if source is None else _best_of(trainer, source)
             trainer.save(trainer.best is not None and trainer.best["step"] == trainer.step)
+            if best is not None:  # second: stopped in between, the run goes on from where it is
+                checkpoints.save(trainer.folder, best.step, {part: best.arrays(part) for part in checkpoints.PARTS},
+                                 best.meta, trainer.config.keep_checkpoints, best=True)
+                checkpoints.point(trainer.folder, "last", trainer.step)
         else:
             # A kill may have come between the two
             checkpoints.point(trainer.folder, "last", trainer.step)
-            best = trainer.step if trainer.evaluator is None else (trainer.best or {}).get("step")
-            if best in checkpoints.steps(trainer.folder):
-                checkpoints.point(trainer.folder, "best", int(best))
+            wanted = trainer.step if trainer.evaluator is None else (trainer.best or {}).get("step")
+            if wanted in checkpoints.steps(trainer.folder):
+                checkpoints.point(trainer.folder, "best", int(wanted))
     trainer.share_state()
 
 
-def _take_best(trainer: Trainer, source: str) -> None:
-    """The best checkpoint so far of a run that goes on in another folder; without it the best is looked for anew."""
+def _best_of(trainer: Trainer, source: str) -> checkpoints.Checkpoint | None:
+    """The best checkpoint so far of a run that goes on in another folder, where it is another one; if it is gone, the
+    best is looked for anew."""
     if trainer.best is None or trainer.best["step"] == trainer.step:
-        return
+        return None
     path = os.path.join(source, checkpoints.name_of(int(trainer.best["step"])))
     try:
-        best = checkpoints.read(path)
-        parts = {part: best.arrays(part) for part in checkpoints.PARTS}
+        return checkpoints.read(path)
     except UserError:
         trainer.say(f"The best checkpoint so far, {path}, is not there or damaged: the best is looked for anew.")
         trainer.best = None
-    else:
-        checkpoints.save(trainer.folder, best.step, parts, best.meta, trainer.config.keep_checkpoints, best=True)
+        return None
 
 
 def _refuse_other_data(trainer: Trainer, folder: str) -> None:

@@ -116,7 +116,7 @@ def _from_activations(network: Network, images: np.ndarray, percentile: float) -
         for neurons in network.neurons:
             if neurons.step.kind == "relu":
                 activations = values[id(neurons.step.call.outputs[0])]
-                seen[neurons.step.call.layer.name].append(_positive(activations, len(images)))
+                seen[neurons.step.call.name].append(_positive(activations, len(images)))
     return {name: _percentile(parts, percentile, name) for name, parts in seen.items()}
 
 
@@ -143,7 +143,7 @@ def _from_currents(network: Network, images: np.ndarray, percentile: float,
     scales = {INPUT: 1.0}
     for position, neurons in enumerate(network.neurons):
         step = neurons.step
-        name, output = step.call.layer.name, step.call.outputs[0]
+        name, output = step.call.name, step.call.outputs[0]
         if step.kind == "relu":
             positive = [_positive(currents, len(images)) for currents in _currents(network, neurons, trains, scales)]
             scales[name] = _percentile(positive, percentile, name)

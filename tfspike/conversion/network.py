@@ -98,7 +98,7 @@ class Network:
     @property
     def relus(self) -> list[str]:
         """Names of the ReLU layers, in the order of the forward pass."""
-        return [neurons.step.call.layer.name for neurons in self.neurons if neurons.step.kind == "relu"]
+        return [neurons.step.call.name for neurons in self.neurons if neurons.step.kind == "relu"]
 
     def _kind(self, call: plans.Call) -> str:
         """What a call is; notes whose rates its output carries."""
@@ -107,7 +107,7 @@ class Network:
         if kind == "relu":
             if sources != [None]:
                 raise UserError(f"ReLU {layer.name!r} must follow a layer with weights or a sum; leave it out.")
-            self.origin[id(call.outputs[0])] = layer.name
+            self.origin[id(call.outputs[0])] = call.name
             return kind
         if kind == "pool":
             if sources == [None] or sources == [INPUT]:
@@ -122,7 +122,7 @@ class Network:
         """The one ReLU that each current goes to (None: the readout), by the tensor's `id`."""
         found: dict[int, set[str | None]] = {id(self.output): {None}}
         for call, kind in zip(reversed(calls), reversed(kinds)):
-            ends = {call.layer.name} if kind == "relu" else found.get(id(call.outputs[0]), set())
+            ends = {call.name} if kind == "relu" else found.get(id(call.outputs[0]), set())
             for x in _sources(call):
                 if self.origin[id(x)] is None:
                     found.setdefault(id(x), set()).update(ends)
@@ -170,22 +170,22 @@ class Network:
                 return args[0]
             if step.kind == "relu":
                 return LIF(1.0, 1.0, gradient, dtype=layer.dtype_policy,
-                           name=f"{layer.name.removesuffix('_relu')}_lif")(*args)
+                           name=f"{call.name.removesuffix('_relu')}_lif")(*args)
             if step.kind == "sum":
                 return _copy(layer)([_rescaled(x, factor(source, step.target), layer, i)
                                      for i, (x, source) in enumerate(zip(keras.tree.flatten(args), step.sources))])
             if isinstance(layer, keras.layers.Activation):  # a linear one, in front of the readout
                 return args[0]
             inner = _copy(layer, "dense" if isinstance(layer, keras.layers.Dense) else "conv")
-            out = OverTime(inner, name=layer.name)(*args)
+            out = OverTime(inner, name=call.name)(*args)
             if step.kind == "weights":
                 kernel = keras.ops.convert_to_numpy(layer.kernel)
                 weights.append((inner, kernel * factor(step.sources[0], step.target)))
             if step.kind == "pool":
                 # a sum of n spikes, over n, exceeds 1 - 1/n strictly from the n-th spike on
-                short = layer.name.removesuffix("_average")
+                short = call.name.removesuffix("_average")
                 out = PoolingIF(1.0 - 1.0 / math.prod(layer.pool_size), gradient, dtype=layer.dtype_policy,
-                                name=short if short != layer.name else f"{short}_if")(out)
+                                name=short if short != call.name else f"{short}_if")(out)
             return out
 
         values = plans.run([step.call for step in self.steps], values, handler)

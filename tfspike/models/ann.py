@@ -74,7 +74,7 @@ class Dropout(WindowDropout):
 
 
 def twin(model: SpikingModel) -> ReluModel:
-    """The ANN of the same stack, with the weights that `model` has now.
+    """The ANN of the same stack, with the weights that `model` has now (of what is in front of its encoder, none).
 
     Args:
       model: a `SpikingModel` of convolutions, dense layers, normalisations, pooling, merges and dropout.
@@ -87,37 +87,50 @@ def twin(model: SpikingModel) -> ReluModel:
     """
     plan = model._required_plan()
     inputs = keras.Input(plan.encoder.outputs[0].shape[2:], dtype="float32", name="input")
-    values = plans.run(plan.window, {id(plan.encoder.outputs[0]): inputs}, _without_time)
+    copies: dict[int, tuple[Any, Any]] = {}  # of every layer with weights: what holds them here, and in the twin
+
+    def counterpart(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = call.layer
+        if isinstance(layer, PoolingIF):
+            return args[0]
+        if isinstance(layer, LIF):
+            return keras.layers.ReLU(dtype=layer.dtype_policy, name=f"{call.name.removesuffix('_lif')}_relu")(args[0])
+        if id(layer) not in copies:
+            copies[id(layer)] = _without_time(layer)
+        return copies[id(layer)][1](*args, **kwargs)
+
+    values = plans.run(plan.window, {id(plan.encoder.outputs[0]): inputs}, counterpart)
     # sums of logits are float32 under a mixed policy too, as the readout's are
     logits = keras.layers.Activation("linear", dtype="float32", name="readout")(values[id(plan.readout.args[0])])
-    values = plans.run(plan.after, {id(plan.readout.outputs[0]): logits}, _copied)
+
+    def copied(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not isinstance(call.layer, keras.layers.Layer):
+            return call.layer(*args, **kwargs)  # an operation
+        if id(call.layer) not in copies:
+            copies[id(call.layer)] = call.layer, _copy(call.layer)
+        return copies[id(call.layer)][1](*args, **kwargs)
+
+    values = plans.run(plan.after, {id(plan.readout.outputs[0]): logits}, copied)
     net = ReluModel(inputs, values[id(plan.outputs[0])], name=model.name)
-    for ours, theirs in zip(net.trainable_variables, model.trainable_variables):
-        ours.assign(theirs.value)
+    for ours, theirs in copies.values():
+        theirs.set_weights(ours.get_weights())
     return net
 
 
-def _without_time(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Calls the counterpart of a layer of the window; to be handed to `plans.run` with symbolic values."""
-    layer = call.layer
-    if isinstance(layer, PoolingIF):
-        return args[0]
-    if isinstance(layer, LIF):
-        counterpart = keras.layers.ReLU(dtype=layer.dtype_policy, name=f"{layer.name.removesuffix('_lif')}_relu")
-    elif isinstance(layer, ThresholdNorm):
+def _without_time(layer: keras.layers.Layer) -> tuple[Any, Any]:
+    """What of a layer of the window holds its weights, and the counterpart that shall have them."""
+    if isinstance(layer, ThresholdNorm):
         # every value is one of a batch: the gradient is the plain one
-        counterpart = ThresholdNorm.from_config({**layer.get_config(), "gradient": "event"})
-    elif isinstance(layer, WindowDropout):
-        counterpart = Dropout.from_config(layer.get_config())
-    elif isinstance(layer, OverTime):
-        counterpart = type(layer.layer).from_config({**layer.layer.get_config(), "name": layer.name})
-    elif isinstance(layer, _STEPWISE):
-        return _copied(call, args, kwargs)
-    else:
-        raise UserError(f"Layer {layer.name!r}, a {type(layer).__name__}, has no counterpart in an ANN: a twin is made "
-                        "of LIF neurons, pooling neurons, OverTime, normalisations, merges and dropout.")
-    return counterpart(*args, **kwargs)
+        return layer, ThresholdNorm.from_config({**layer.get_config(), "gradient": "event"})
+    if isinstance(layer, WindowDropout):
+        return layer, Dropout.from_config(layer.get_config())
+    if isinstance(layer, OverTime):
+        return layer.layer, type(layer.layer).from_config({**layer.layer.get_config(), "name": layer.name})
+    if isinstance(layer, _STEPWISE):
+        return layer, _copy(layer)
+    raise UserError(f"Layer {layer.name!r}, a {type(layer).__name__}, has no counterpart in an ANN: a twin is made "
+                    "of LIF neurons, pooling neurons, OverTime, normalisations, merges and dropout.")
 
 
-def _copied(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return type(call.layer).from_config(call.layer.get_config())(*args, **kwargs)
+def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    return type(layer).from_config(layer.get_config())

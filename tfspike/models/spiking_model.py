@@ -127,13 +127,18 @@ class SpikingModel(keras.Model):
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
-        found, declared = keras.tree.flatten(inputs)[0], self._required_plan().inputs[0]
+        declared, parts = self._required_plan().inputs[0], keras.tree.flatten(inputs)
+        if isinstance(inputs, dict) and len(parts) != 1:
+            raise UserError(f"The model takes one input. Received: {len(parts)}.")
+        found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
         found = tf.cast(tf.convert_to_tensor(found), declared.dtype)
-        if found.shape.rank == len(declared.shape) - 1 and declared.shape[-1] == 1:
+        if found.shape.rank == len(declared.shape) + 1 and found.shape[-1] == 1:
+            found = found[..., 0]
+        elif found.shape.rank == len(declared.shape) - 1 and declared.shape[-1] == 1:
             found = found[..., tf.newaxis]
         if not tf.TensorShape(declared.shape).is_compatible_with([None, *found.shape[1:]]):
             raise UserError(f"The model takes inputs of shape {_written(declared.shape)}. "
-                            f"Received: shape {_written(found.shape)}.")
+                            f"Received: shape {tuple(found.shape)}.")
         return found
 
     def _as_declared(self, outputs: list[tf.Tensor]) -> Any:
@@ -184,4 +189,4 @@ class SpikingModel(keras.Model):
 
 
 def _written(shape: Any) -> str:
-    return f"[{', '.join(['B', *map(str, shape[1:])])}]" if len(shape) else "[]"
+    return f"[{', '.join(['B', *map(str, shape[1:])])}]"
