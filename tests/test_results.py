@@ -153,7 +153,8 @@ def test_another_run_is_another_row(copy: Path) -> None:
     first, _ = results.record(options(copy))
     content = json.loads((copy / "run" / "config.json").read_text())
     for number, (where, name, value) in enumerate([("config", "seed", 1), ("about", "commit", "0123abc"),
-                                                   ("about", "machines", ["abacus, 1 threads"])]):
+                                                   ("about", "machines", ["abacus, 1 threads"]),
+                                                   ("about", "commands", ["python train.py --init_from=twin"])]):
         content[where][name] = value
         (copy / "run" / "config.json").write_text(json.dumps(content))
         row, new = results.record(options(copy))

@@ -55,8 +55,9 @@ COLUMNS: dict[str, str] = {
 }
 """`{column: what it holds}`, in the order of the file."""
 
-KEY = ("config_hash", "epochs", "commit", "machine", "checkpoint", "test_timesteps")
-"""Columns that tell runs apart: rows that agree in all of them are of the same run."""
+KEY = ("config_hash", "epochs", "command", "commit", "machine", "checkpoint", "test_timesteps")
+"""Columns that tell runs apart: rows that agree in all of them are of the same run. The command says what a run began
+with (--init_from), which is no setting."""
 
 METRICS = "metrics.jsonl"  # written by tfspike.run_log, which would load TensorFlow
 LARGEST_CURVE = 200  # lines of training progress that are kept of a run, evenly spaced; every epoch is kept
