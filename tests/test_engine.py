@@ -580,6 +580,7 @@ def test_layers_around_the_window_know_whether_this_is_training() -> None:
     x = keras.layers.RandomTranslation(0.3, 0.3)(x)
     x = LIF(0.9)(OverTime(keras.layers.Dense(8))(OverTime(keras.layers.Flatten())(DirectEncoder(T)(x))))
     model = SpikingModel(inputs, keras.layers.Dropout(0.9)(Readout(0.9)(OverTime(keras.layers.Dense(50))(x))))
+    nets.set_grid_weights(model, 6.0)
     data = np.random.default_rng(0).uniform(0.5, 1, (B, *SPECS["five"].image)).astype("f")
     for road in (model, model.call_layers):
         np.testing.assert_array_equal(road(data), road(data))
@@ -615,6 +616,7 @@ def test_augmentation_in_front_of_the_encoder_stays_off_in_inference(nested: boo
     x = DirectEncoder(T)((keras.Sequential([shift]) if nested else shift)(inputs))
     x = LIF(0.9)(OverTime(keras.layers.Dense(8))(OverTime(keras.layers.Flatten())(x)))
     model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3))(x)))
+    nets.set_grid_weights(model, 6.0)
     data = np.random.default_rng(0).uniform(0, 1, (B, 12, 12, 1)).astype("f")
     wanted = keras.Model(model.inputs, model.outputs).predict(data, verbose=0)
     assert not np.array_equal(model(data, training=True), model(data, training=True))
