@@ -3,8 +3,8 @@
     python train.py --preset=cpu_vgg5_svhn
 
 A third of VGG9's multiply-accumulates, a quarter of its steps. The learning rate is VGG9's as it stands, 0.0033 x 16,
-though the batch is twice as large. On a subset of SVHN an epoch is shorter, and more of them are needed (--epochs,
---lr_milestones).
+though the batch is twice as large. On a subset of SVHN an epoch is shorter, and more of them are needed: 18
+(--epochs=18 --lr_milestones=13) reached 85.5 % on one of 8,287 images (docs/results.md).
 """
 
 from tfspike.configs.experiment import CPU, Experiment
