@@ -235,7 +235,7 @@ class Engine:
         chunk, rest = self.chunks(inputs.shape[0], training)
         count = self.timesteps // chunk
         slopes = self._slopes(record)
-        values = [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(weights))]
+        values = self._cast(weights, values)
         spiking = self.plan.spiking
 
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor], sums: list[tf.Tensor]) -> Any:

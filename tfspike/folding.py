@@ -43,7 +43,7 @@ def fold(model: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)  # an operation
         if id(layer) not in copies:
-            copies[id(layer)] = _copy(layer) if norm is None else _with_bias(layer)
+            copies[id(layer)] = plans.copy_of(layer) if norm is None else _with_bias(layer)
         return copies[id(layer)](*args, **kwargs)
 
     calls = (*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after)
@@ -61,12 +61,8 @@ def fold(model: Any) -> Any:
     return folded
 
 
-def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return type(layer).from_config(layer.get_config())
-
-
 def _with_bias(layer: OverTime) -> OverTime:
-    inner = type(layer.layer).from_config({**layer.layer.get_config(), "use_bias": True})
+    inner = plans.copy_of(layer.layer, use_bias=True)
     return OverTime(inner, name=layer.name, dtype=layer.dtype_policy)
 
 

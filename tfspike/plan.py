@@ -216,6 +216,11 @@ def _is_special(call: Call) -> bool:
 plain = in_phase(False)  # what stands in a window does the same in both phases, but for dropout and normalisation
 
 
+def copy_of(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
+    """A new layer of the same configuration but for `changes`; its weights are its own."""
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
 def run(calls: Iterable[Call], values: dict[int, Any], handler: Handler = plain) -> dict[int, Any]:
     """Runs calls in order.
 

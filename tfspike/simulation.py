@@ -54,7 +54,7 @@ class Simulation:
         encoder = plan.encoder.layer
         self.timesteps = encoder.timesteps if timesteps is None else check_count("timesteps", timesteps)
         # A copy: how latency coding spreads its spikes depends on the window's length
-        self.encoder = type(encoder).from_config({**encoder.get_config(), "timesteps": self.timesteps})
+        self.encoder = plans.copy_of(encoder, timesteps=self.timesteps)
 
     @property
     def neurons(self) -> list[plans.Call]:

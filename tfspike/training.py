@@ -393,10 +393,8 @@ def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
         else:
             trainer.initialise(options.init_from)
         workdir.write_config(trainer.config, trainer.data_record(), options.init_from)
-        own = start.checkpoint is not None and os.path.dirname(os.path.realpath(start.checkpoint.path)) == \
-            os.path.realpath(trainer.folder)
-        if not own:
-            source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
+        source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
+        if source != os.path.realpath(trainer.folder):
             best = None if source is None else _best_of(trainer, source)
             trainer.save(trainer.best is not None and trainer.best["step"] == trainer.step)
             if best is not None:  # second: stopped in between, the run goes on from where it is

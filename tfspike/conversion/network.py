@@ -172,11 +172,12 @@ class Network:
                 return LIF(1.0, 1.0, gradient, dtype=layer.dtype_policy,
                            name=f"{call.name.removesuffix('_relu')}_lif")(*args)
             if step.kind == "sum":
-                return _copy(layer)([_rescaled(x, factor(source, step.target), layer, i)
-                                     for i, (x, source) in enumerate(zip(keras.tree.flatten(args), step.sources))])
+                parts = zip(keras.tree.flatten(args), step.sources)
+                return plans.copy_of(layer)([_rescaled(x, factor(source, step.target), layer, i)
+                                             for i, (x, source) in enumerate(parts)])
             if isinstance(layer, keras.layers.Activation):  # a linear one, in front of the readout
                 return args[0]
-            inner = _copy(layer, "dense" if isinstance(layer, keras.layers.Dense) else "conv")
+            inner = plans.copy_of(layer, name="dense" if isinstance(layer, keras.layers.Dense) else "conv")
             out = OverTime(inner, name=call.name)(*args)
             if step.kind == "weights":
                 kernel = keras.ops.convert_to_numpy(layer.kernel)
@@ -235,7 +236,3 @@ def _rescaled(x: Any, factor: float, layer: keras.layers.Layer, position: int) -
 
 def _sources(call: plans.Call) -> list[Any]:
     return [x for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)]
-
-
-def _copy(layer: keras.layers.Layer, name: str | None = None) -> keras.layers.Layer:
-    return type(layer).from_config({**layer.get_config(), **({} if name is None else {"name": name})})

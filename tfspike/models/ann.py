@@ -107,7 +107,7 @@ def twin(model: SpikingModel) -> ReluModel:
         if not isinstance(call.layer, keras.layers.Layer):
             return call.layer(*args, **kwargs)  # an operation
         if id(call.layer) not in copies:
-            copies[id(call.layer)] = call.layer, _copy(call.layer)
+            copies[id(call.layer)] = call.layer, plans.copy_of(call.layer)
         return copies[id(call.layer)][1](*args, **kwargs)
 
     values = plans.run(plan.after, {id(plan.readout.outputs[0]): logits}, copied)
@@ -121,16 +121,12 @@ def _without_time(layer: keras.layers.Layer) -> tuple[Any, Any]:
     """What of a layer of the window holds its weights, and the counterpart that shall have them."""
     if isinstance(layer, ThresholdNorm):
         # every value is one of a batch: the gradient is the plain one
-        return layer, ThresholdNorm.from_config({**layer.get_config(), "gradient": "event"})
+        return layer, plans.copy_of(layer, gradient="event")
     if isinstance(layer, WindowDropout):
         return layer, Dropout.from_config(layer.get_config())
     if isinstance(layer, OverTime):
-        return layer.layer, type(layer.layer).from_config({**layer.layer.get_config(), "name": layer.name})
+        return layer.layer, plans.copy_of(layer.layer, name=layer.name)
     if isinstance(layer, _STEPWISE):
-        return layer, _copy(layer)
+        return layer, plans.copy_of(layer)
     raise UserError(f"Layer {layer.name!r}, a {type(layer).__name__}, has no counterpart in an ANN: a twin is made "
                     "of LIF neurons, pooling neurons, OverTime, normalisations, merges and dropout.")
-
-
-def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return type(layer).from_config(layer.get_config())
