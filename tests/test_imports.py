@@ -17,10 +17,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up: a module may import what stands on an earlier line, or leaves; never its own line or a later one.
 # Every other part of the package (training, analysis, export, reports, ...) stands above them all.
-CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normalisation", "convolution"), ("plan",),
+CORE = (("surrogates", "custom_gradient"), ("gradients",), ("cells", "layers", "kernels", "normalisation", "convolution"), ("plan",),
         ("engine",), ("models",))
 LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
-          "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
+          "shared_function", "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
           "config_files"}
 READERS = {"analysis", "export", "report"}  # they look at models; a model is trained without them
 WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks",

@@ -6,6 +6,7 @@ own, so a long window never has to exist at once; stretches joined are the windo
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tfspike import noise
 from tfspike.checks import check_choice, check_count
 from tfspike.errors import UserError
+from tfspike.shared_function import shared
 
 NAMES = ("poisson", "direct", "latency", None)
 
@@ -69,14 +71,14 @@ class PoissonEncoder(Encoder):
     """
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        probability = tf.abs(inputs)
-        sign = tf.cast(tf.sign(inputs), self.compute_dtype)
+        return tf.stack([_poisson_step(inputs, noise.fold(key, start + t), self.compute_dtype) for t in range(steps)])
 
-        def step(t: int) -> tf.Tensor:
-            uniform = noise.uniform(tf.shape(inputs), noise.fold(key, start + t))
-            return tf.cast(uniform < tf.cast(probability, tf.float32), self.compute_dtype) * sign
 
-        return tf.stack([step(t) for t in range(steps)])
+@functools.partial(shared, any_batch=True)
+def _poisson_step(inputs: tf.Tensor, key: tf.Tensor, dtype: str) -> tf.Tensor:
+    """One step of signed Poisson spikes in `dtype`, of the shape of `inputs`."""
+    fired = noise.uniform(tf.shape(inputs), key) < tf.cast(tf.abs(inputs), tf.float32)
+    return tf.cast(fired, dtype) * tf.cast(tf.sign(inputs), dtype)
 
 
 @keras.saving.register_keras_serializable("tfspike")

@@ -54,6 +54,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfspike import surrogates
+from tfspike.custom_gradient import custom_gradient
 from tfspike.surrogates import LEAK_AWARE
 
 GRADIENTS = ("event", "rate")
@@ -157,7 +158,7 @@ def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple
       `(spikes, membrane)`, spikes in the dtype of `current`.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def step(current: tf.Tensor, membrane: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
         fired, after = fire(membrane, current, neuron)
 
@@ -269,7 +270,7 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
       `(spikes [T, B, ...], final state)`. The final membrane passes gradient in "event"; counts and traces do not.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
         spikes, final = simulate(currents, NeuronState(membrane, count, trace), neuron)
 
@@ -303,7 +304,7 @@ def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
       time_axis: the axis of T.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def identity(spikes: tf.Tensor):
         def grad(upstream):
             train = tf.cast(spikes, tf.float32)
@@ -336,7 +337,7 @@ def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.
       V_1..V_T, `[T, B, classes]` float32.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor):
         def step(v, current):
             return leak * (v + current)
