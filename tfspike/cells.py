@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspike import backend as _  # refuses another backend than TensorFlow
 from tfspike import gradients
 from tfspike.checks import check_leak, check_threshold, is_count
 from tfspike.errors import UserError

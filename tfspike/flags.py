@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -164,6 +165,9 @@ def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
 def user_errors() -> Iterator[None]:
     """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError."""
     try:
+        chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
+        if chosen != "tensorflow":  # before Keras looks for the other library; `tfspike.backend` sees keras.json too
+            raise UserError(f"KERAS_BACKEND must be \"tensorflow\", or not set. Received: {chosen!r}.")
         yield
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
