@@ -28,6 +28,7 @@ import tensorflow as tf
 from tfspike import convolution, gradients, kernels
 from tfspike import plan as plans
 from tfspike.custom_gradient import custom_gradient
+from tfspike.encoders import refuse_gradient
 from tfspike.gradients import NeuronState
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.normalisation import ThresholdNorm
@@ -101,7 +102,7 @@ class Engine:
           seed: keys the encoder's noise in inference.
           weights: trainable Keras variables.
         """
-        inputs = tf.stop_gradient(inputs)
+        given, inputs = inputs, tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         final: list[Any] = []
@@ -134,6 +135,8 @@ class Engine:
             return (record.output, record.input_rate, *flat), grad
 
         output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
+        output = refuse_gradient(output, given, "use model.call_layers(x), with encoder=\"direct\" or "
+                                                "PoissonEncoder(..., straight_through=True)")
         final = list(map(tf.stop_gradient, final))
         count = 3 * len(self.plan.spiking)
         states = [NeuronState(*final[i:i + 3]) for i in range(0, count, 3)]

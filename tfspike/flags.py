@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence

@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike import backend as _  # refuses another backend than TensorFlow
 from tfspike.shared_function import shared
 
 # Keys of the two phases never meet: a training step may share its number with an inference seed.

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfspike import kernels
 from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
+from tfspike.encoders import SpikeInput, warn_of_values
 from tfspike.engine import Engine
 from tfspike.errors import UserError
 from tfspike.layers import SpikingLayer, WindowDropout
@@ -81,6 +82,12 @@ class SpikingModel(keras.Model):
         if self.engine is None:
             return self.call_layers(inputs, training=training, seed=seed)
         return self.observe(inputs, training=training, seed=seed)[0]
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them."""
+        if self.plan is not None and not self.plan.before:
+            warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
+        return super().fit(x, *args, **kwargs)
 
     def observe(self, inputs: tf.Tensor, training: bool | None = None,
                 seed: int | tf.Tensor | None = None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
