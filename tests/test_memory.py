@@ -169,3 +169,23 @@ def test_a_process_that_builds_many_models_or_sees_many_sizes_stays_small(work: 
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads(done.stdout.splitlines()[-1])["lenet-rate"]
     assert record["mb"] / record["count"] < {"models": 20, "sizes": 2}[work], record
+
+
+def test_kernels_are_plain_where_tensorflow_watches_every_operation() -> None:
+    """XLA does not know what `enable_check_numerics` adds."""
+    code = "import sys; sys.path.insert(0, 'tests')\nimport nets, numpy as np, tensorflow as tf\n" \
+           "tf.debugging.enable_check_numerics()\n" \
+           "model = nets.from_blocks(nets.SPECS['five'], 6, 'event')\n" \
+           "model.configure_engine(kernel='xla')\nmodel.compile('sgd', 'mse')\n" \
+           "model.fit(nets.spike_inputs(6, 2, (6, 6, 1)), np.zeros((2, 3)), verbose=0)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_tensorflow_saves_a_model_that_refuses_gradients_of_its_input(tmp_path: Path) -> None:
+    model = nets.from_blocks(nets.SPECS["five"], T, "rate", encoder="poisson")
+    nets.set_grid_weights(model, 8.0)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *nets.SPECS["five"].image)).astype("f")
+    tf.saved_model.save(model, str(tmp_path))
+    served = tf.saved_model.load(str(tmp_path)).signatures["serving_default"](tf.constant(x))
+    np.testing.assert_allclose(next(iter(served.values())), model(x), rtol=1e-6)

@@ -174,14 +174,19 @@ def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.T
     TensorFlow would answer None or 0.
 
     Raises:
-      UserError: when the gradient is computed, if a tape watches `inputs`.
+      UserError: when the gradient is computed, if a tape watches `inputs`; in a graph InvalidArgumentError, when it
+        runs, because TensorFlow traces every gradient of a model that it saves.
     """
+    message = (f"No gradient with respect to the input comes through here: {instead}; or let the tape not watch the "
+               "input, where gradients of the weights alone are wanted.")
 
     @custom_gradient
     def refused(inputs: tf.Tensor):
         def grad(upstream: tf.Tensor) -> tf.Tensor:
-            raise UserError(f"No gradient with respect to the input comes through here: {instead}; or let the tape not "
-                            "watch the input, where gradients of the weights alone are wanted.")
+            if tf.executing_eagerly():
+                raise UserError(message)
+            with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
+                return tf.zeros_like(upstream)
         return tf.identity(inputs), grad
 
     @custom_gradient

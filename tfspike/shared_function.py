@@ -25,6 +25,9 @@ def shared(function: Callable[..., Any], compiled: bool = False, any_batch: bool
         key = tuple(tf.TensorSpec(_shape(arg, any_batch and i == 0), arg.dtype) if tf.is_tensor(arg) else arg
                     for i, arg in enumerate(args))
         if key not in traced:
+            if _watched():
+                return function(*args)
+
             def of_tensors(*tensors: tf.Tensor) -> Any:
                 given = iter(tensors)
                 return function(*(next(given) if isinstance(part, tf.TensorSpec) else part for part in key))
@@ -39,6 +42,16 @@ def shared(function: Callable[..., Any], compiled: bool = False, any_batch: bool
         return result
 
     return call
+
+
+def _watched() -> bool:
+    """Whether TensorFlow adds operations of its own to graphs (`tf.debugging.enable_check_numerics`).
+
+    XLA does not know them, and what is traced now would keep them for good.
+    """
+    with tf.Graph().as_default() as graph:
+        tf.add(tf.constant(1.0), 1.0)
+    return any("Debug" in operation.type or "CheckNumerics" in operation.type for operation in graph.get_operations())
 
 
 def _shape(tensor: tf.Tensor, any_batch: bool) -> list[int | None]:
