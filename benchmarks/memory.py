@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         for net in given.nets.split(","):
             count = given.count or COUNTS[work]
             record = process.run_worker(sys.executable, "benchmarks.memory", {
-                "library": "tfspike", "threads": 2, "work": work, "net": net, "count": count}, given.cap_gb, given.timeout)
+                "library": "tfspike", "threads": 2, "work": work, "net": net, "count": count}, given.cap_gb,
+                given.timeout)
             records[net] = {**record, "count": count}
             failed |= record["status"] != "ok"
             if not given.json:

@@ -266,7 +266,7 @@ def test_a_gradient_of_the_input_that_does_not_exist_is_refused(encoder: Any, gr
     if isinstance(encoder, DirectEncoder):
         assert np.abs(gradient(model.call_layers)).max() > 0
     else:
-        with pytest.raises(error, match="encoder=\"direct\""):
+        with pytest.raises(error, match="encoder=.*direct"):
             gradient(model.call_layers)
 
 
