@@ -16,9 +16,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on its 
 
 def main() -> int:
     with flags.user_errors():
-        config, options, warnings = flags.parse()
+        config, options, warnings, notes = flags.parse()
         for warning in warnings:
             print(f"Warning: {warning}", file=sys.stderr)
+        for note in notes:
+            print(note, flush=True)
         from tfspike import training  # loads TensorFlow: only after the flags are known to be right
 
         return training.run(config, options)

@@ -13,10 +13,12 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import checkpoints, config, datasets, distribution, evaluation, optimisation, training, workdir
+from tfspike import checkpoints, config, datasets, diagnosis, distribution, evaluation, optimisation, training, workdir
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.flags import EvalOptions
+from tfspike.run_log import RunLog
+from tfspike.signals import Signals
 from tfspike.train_step import Sums
 
 quiet = {"say": lambda line: None}
@@ -48,6 +50,50 @@ def test_a_run_learns_real_digits(run: Path) -> None:
     assert epochs[-1]["epoch/val_accuracy"] > 0.4  # ten classes of equal size
     rates = {name: value for name, value in epochs[-1].items() if name.startswith("epoch_rate/")}
     assert len(rates) == 5 and all(0.001 < rate < 1 for rate in rates.values())
+
+
+@pytest.mark.parametrize("epochs, sentence", [
+    (12, "every gradient is exactly zero for 20 steps. It begins at conv1_1_lif"),
+    (2, "no gradient reaches any weight for 5 steps, up to the last one"),
+])
+def test_a_dead_network_ends_the_run_with_4(tmp_path: Path, capsys: Any, epochs: int, sentence: str) -> None:
+    dead = runs.tiny(tmp_path, threshold=500.0, epochs=epochs, lr_milestones=())
+    said: list[str] = []
+    assert training.run(dead, say=said.append) == 4
+    error = capsys.readouterr().err
+    assert sentence in error and "--resume=never" in error and "--threshold (now 500" in "".join(said)
+    assert not any("Finished" in line for line in said) and not (tmp_path / workdir.FINISHED).exists()
+    assert workdir.open_checkpoint(str(tmp_path), quiet["say"], "last").step in (6, 18, 20)
+
+
+def test_a_dead_network_goes_on_where_that_is_asked_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert training.run(runs.tiny(tmp_path, threshold=500.0, on_collapse="continue"), say=said.append) == 0
+    assert any("the network has learnt nothing yet that shows" in line for line in said)
+
+
+def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=20, lr_milestones=(), keep_checkpoints=1)
+    step = trainer.train_step
+
+    def killed_at_seven(*batch: Any) -> Any:
+        if trainer.step == 6:
+            for weight in trainer.model.trainable_variables:
+                weight.assign(-np.abs(weight.numpy()))  # nothing fires any more
+        return step(*batch)
+
+    killed_at_seven.numbers = step.numbers  # type: ignore[attr-defined]
+    trainer.train_step = killed_at_seven  # type: ignore[assignment]
+    with pytest.raises(diagnosis.Collapsed) as stopped:
+        trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
+    assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
+    assert 6 in checkpoints.steps(trainer.folder) and max(checkpoints.steps(trainer.folder)) > 20
+
+
+def test_few_images_are_seen_several_times_in_an_epoch() -> None:
+    assert make(steps_per_epoch=None, min_steps_per_epoch=1000, batch_size=8).steps_per_epoch == 1000
+    assert make(steps_per_epoch=None, min_steps_per_epoch=10, batch_size=8).steps_per_epoch > 100
+    assert make(steps_per_epoch=3, min_steps_per_epoch=10).steps_per_epoch == 3
 
 
 def test_the_reader_sees_layers_progress_rates_and_validation(run: Path) -> None:

@@ -69,7 +69,7 @@ def name_of(step: int) -> str:
 
 
 def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], meta: Mapping[str, Any],
-         keep: int = 3, best: bool = False) -> str:
+         keep: int = 3, best: bool = False, spare: str | None = None) -> str:
     """Writes a checkpoint and points `last` (and `best`) to it; afterwards removes all but the newest `keep` and best.
 
     Killed at any moment, the folder holds the checkpoints from before, and this one either whole or not at all.
@@ -81,6 +81,7 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
       meta: anything JSON holds.
       keep: newest checkpoints that stay.
       best: also point `best` to it.
+      spare: path of one more checkpoint that stays.
 
     Returns:
       The checkpoint's folder.
@@ -111,7 +112,7 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise _unwritable(folder, error) from error
-    _prune(folder, keep)
+    _prune(folder, keep, spare)
     return path
 
 
@@ -220,10 +221,10 @@ def _remove(path: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _prune(folder: str, keep: int) -> None:
+def _prune(folder: str, keep: int, spare: str | None) -> None:
     pointed = {target_of(folder, "last"), target_of(folder, "best")}
     for step in steps(folder)[:-keep]:
-        if step not in pointed:
+        if step not in pointed and name_of(step) != os.path.basename(spare or ""):
             with contextlib.suppress(OSError):
                 _remove(os.path.join(folder, name_of(step)))
     for name in os.listdir(folder):

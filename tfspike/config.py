@@ -13,8 +13,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from tfspike import config_files, configs, recipes
 from tfspike.errors import UserError
@@ -34,7 +34,11 @@ SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target
 # Settings that runs of earlier versions do not name, with the value that says what those did.
 _ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "surrogate_width": 1.0,
                           "norm": "none", "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0,
-                          "lr_schedule": "milestones", "warmup_epochs": 0}
+                          "lr_schedule": "milestones", "warmup_epochs": 0, "min_steps_per_epoch": 0}
+# Settings of earlier versions, with what became of them.
+_REPLACED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "stop_on_collapse": lambda stop: {"on_collapse": "stop" if stop else "continue"},
+}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -104,6 +108,8 @@ class Config:
                           experiment=False, **_at_least(1))
     steps_per_epoch: int | None = setting(None, "Steps that count as an epoch; none means all of the training data.",
                                           group="Training", **_at_least(1))
+    min_steps_per_epoch: int = setting(0, "Least steps of an epoch: fewer training data count several times.",
+                                       group="Training", **_at_least(0))
     batch_size: int = setting(32, "Images per step, over all devices.", group="Training", **_at_least(1))
     loss: str = setting("squared", "What is minimised: the squared error of the scores, or their cross entropy.",
                         group="Training", choices=("squared", "cross_entropy"))
@@ -128,8 +134,8 @@ class Config:
                                   **_SHARE)
     augment: bool | None = setting(None, "Random crops, and flips but of digits; none means on for CIFAR only.",
                                    group="Training")
-    stop_on_collapse: bool = setting(False, "Stop when the network has fallen silent.", group="Training",
-                                     experiment=False)
+    on_collapse: str = setting("stop", "When no gradient reaches any weight any more: stop with exit code 4, or "
+                               "continue.", group="Training", experiment=False, choices=("stop", "continue"))
 
     seed: int = setting(0, "Seed of weights, order, noise and dropout.", group="Machine", **_at_least(0))
     precision: str = setting("float32", "Arithmetic of the synapses; membrane potentials are always float32.",
@@ -239,6 +245,8 @@ class RunOptions:
 
     preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
                                  group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
+    method: str | None = setting(None, "Settings of a training method in place of the recipe that works best in "
+                                 "hours: lee is the paper's.", group="This command", choices=recipes.METHODS)
     config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
                                  group="This command", legal="a JSON file", path=True)
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
@@ -257,6 +265,8 @@ class RunOptions:
                             f"{shown(self.resume)}.{closest(self.resume, RESUME_WORDS)}")
         if self.init_from is not None and not _is_there(self.init_from):
             raise UserError(f"--init_from takes a file or folder of weights; there is no {shown(self.init_from)}.")
+        if self.method is not None and self.preset is not None:
+            raise UserError(f"--method={self.method} and --preset={self.preset} both choose settings; give only one.")
         if self.init_from is not None and self.resume not in ("auto", "never"):
             raise UserError("--init_from starts a new run and --resume continues one; give only one of them.")
 
@@ -268,14 +278,22 @@ def _is_there(path: str) -> bool:
 FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
 
 
+class Resolved(NamedTuple):
+    """A configuration, and sentences about where it comes from that its user should know."""
+
+    config: Config
+    notes: list[str]
+
+
 def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
-            config_file: str | None = None) -> Config:
+            config_file: str | None = None, method: str | None = None) -> Config:
     """Puts a configuration together: defaults < recipe < preset < config file < `given`, then the variant table.
 
     Args:
       given: settings given on the command line (or by a caller), by field name.
       preset: a key of `configs.EXPERIMENTS`.
       config_file: path of a JSON file of settings.
+      method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
 
     Returns:
       A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
@@ -283,33 +301,69 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     Raises:
       UserError: a name or value is illegal, or the file cannot be used.
     """
-    RunOptions(preset=preset)  # refuses an unknown name
+    return resolve_with_notes(given, preset=preset, config_file=config_file, method=method).config
+
+
+def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
+                       config_file: str | None = None, method: str | None = None) -> Resolved:
+    """What `resolve` does, and what should be said about it; arguments and errors as there."""
+    RunOptions(preset=preset, method=method)  # refuses an unknown name
     if preset == configs.LIST:
         raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
                         f"{', '.join(configs.EXPERIMENTS)}.")
     bundle = _checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
-    asked = read_settings(config_file) if config_file is not None else {}
-    asked.update(_checked(given or {}, "the settings"))
+    from_file = read_settings(config_file) if config_file is not None else {}
+    given = _checked(given or {}, "the settings")
+    asked = {**from_file, **given}
     defaults = {name: field.default for name, field in FIELDS.items()}
     names = {**defaults, **bundle, **asked}
-    ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
+    settings = {**defaults, **recipes.recipe(names["model"], names["dataset"], method), **bundle}
     if names["neuron"] == "relu":
-        ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
-        if ready_made["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
-            ready_made = recipes.with_optimizer(ready_made, recipes.ANN_OPTIMIZER)
+        settings.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
+        if settings["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
+            settings = recipes.with_optimizer(settings, recipes.ANN_OPTIMIZER)
+    if method is not None and _is_whole(from_file):
+        raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
+                        "only one of the two.")
+    notes = _recipe_notes(names, method) if preset is None and not _is_whole(from_file) else []
+    for source in (from_file, given):  # a learning rate belongs to the optimiser and batch size it was given with
+        if source.get("optimizer") not in (None, settings["optimizer"]):
+            settings = recipes.with_optimizer(settings, source["optimizer"])
+        elif "batch_size" in source and "learning_rate" not in source:
+            scaled = {**recipes.with_batch_size(settings, source["batch_size"]), **source}
+            notes += _batch_notes(settings, scaled)
+            settings = scaled
+        settings = {**settings, **source}
     if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
         # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
-        asked["surrogate_width"] = FIELDS["surrogate_width"].default
+        settings["surrogate_width"] = defaults["surrogate_width"]
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
-        asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
+        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
-        asked["lr_milestones"] = ()
-    config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
+        settings["lr_milestones"] = ()
+    config = Config(**settings)
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}
     config = dataclasses.replace(config, **missing)
-    return config if config.workdir is not None else dataclasses.replace(config, workdir=default_workdir(config))
+    if config.workdir is None:
+        config = dataclasses.replace(config, workdir=default_workdir(config))
+    return Resolved(config, notes)
+
+
+def _recipe_notes(names: Mapping[str, Any], method: str | None) -> list[str]:
+    if method is not None or recipes.is_measured(names["model"], names["dataset"]):
+        return []
+    return [f"No recipe was measured for {names['model']} on {names['dataset']}: it gets the one that learns "
+            "everywhere (normalised currents, a surrogate gradient, AdamW). The paper's method is --method=lee."]
+
+
+def _batch_notes(settings: Mapping[str, Any], scaled: Mapping[str, Any]) -> list[str]:
+    changes = [f"--{name}={scaled[name]:g} (at {settings['batch_size']}: {settings[name]:g})"
+               for name in ("learning_rate", "weight_decay", "clip_norm") if scaled[name] != settings[name]]
+    if not changes:
+        return []
+    return [f"What belongs to the batch size follows --batch_size={scaled['batch_size']}: {', '.join(changes)}."]
 
 
 def digest(config: Config) -> str:
@@ -403,16 +457,22 @@ def read_settings(path: str) -> dict[str, Any]:
     """
     source = f"config file {shown(path)}"
     values = _checked(config_files.decode(config_files.read_text(path), source), source)
-    whole = all(name in values or name in _ADDED for name in FIELDS)
-    if whole:  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
+    if _is_whole(values):  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
         values = {**_ADDED, **values}
-        if values["workdir"] == default_workdir(Config(**values)):
+        if values.get("workdir") == default_workdir(Config(**values)):
             del values["workdir"]
     return values
 
 
+def _is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether these are all settings of a run, of this version or an earlier one."""
+    return all(name in values or name in _ADDED or name == "workdir" for name in FIELDS)
+
+
 def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     checked = {}
+    values = {new: its for name, value in values.items()
+              for new, its in (_REPLACED[name](value) if name in _REPLACED else {name: value}).items()}
     for name, value in values.items():
         if name in RunOptions.__dataclass_fields__:
             raise UserError(f"{source} has {name!r}, which is no part of an experiment; give it as a flag, --{name}.")

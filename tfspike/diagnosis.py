@@ -29,6 +29,7 @@ SATURATED_SHARE = 0.5    # share of saturated neurons, likewise
 NO_GRADIENT_SHARE = 0.99  # share of neuron-samples without gradient, likewise
 GROWTH = 3.0             # factor on a layer's weight norm that start values do not explain
 PATIENCE = 50            # steps a state must last before it is called lasting
+COLLAPSE_PATIENCE = 20   # the same where no gradient reaches any weight: longer than Adam's momentum carries on
 CUT_PATIENCE = 10        # the same where no spike at all comes through a layer that did fire before
 
 
@@ -39,7 +40,7 @@ class Diverged(UserError):
 
 
 class Collapsed(Diverged):
-    """No gradient reaches any weight any more, and the run was asked to stop then (`--stop_on_collapse`)."""
+    """No gradient reaches any weight any more, so that the network stays as it is (`--on_collapse`)."""
 
 
 # ---- in the graph ------------------------------------------------------------------------------------------------
@@ -140,12 +141,14 @@ class Watch:
       config: of the run.
 
     Attributes:
-      last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by the loop.
+      last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by `saved`.
+      last_living: the last one of a network that gradients reached; None before this command has seen one.
     """
 
     def __init__(self, model: keras.Model, config: Config):
         self.config = config
         self.last_checkpoint: str | int | None = None
+        self.last_living: str | int | None = None
         self._spiking = list(model.spiking_layers) if getattr(model, "plan", None) is not None else []
         self._weights = [layer_of(variable) for variable in model.trainable_variables]
         self._feeding = feeding_weights(model)
@@ -176,7 +179,7 @@ class Watch:
 
         Raises:
           Diverged: NaN or Inf in the loss, a gradient or a weight.
-          Collapsed: no gradient for `PATIENCE` steps, with `config.stop_on_collapse`.
+          Collapsed: no gradient for `COLLAPSE_PATIENCE` steps, unless `config.on_collapse` is "continue".
         """
         stats = {name: float(value) for name, value in stats.items()}
         self._first_step = step if self._first_step is None else self._first_step
@@ -272,20 +275,50 @@ class Watch:
         layers = self._layers(stats)
         no_gradient = bool(norms) and not any(norms)
         no_output = self._needs_spikes and bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
-        self._mark("network", "collapsed", step, float(no_gradient or no_output), 1.0)
-        if not self._due("network", "collapsed", step):
+        self._mark("network", "collapsed", step, float((no_gradient and stats.get("loss") != 0.0) or no_output), 1.0)
+        if not self.is_collapsed:
+            self.last_living = self.last_living or self.last_checkpoint
+        if not self._due("network", "collapsed", step, COLLAPSE_PATIENCE):
             return []
         self._said.add(("network", "collapsed"))
         what = ("every gradient is exactly zero" if no_gradient
                 else f"no spike comes out of {layers[-1]}, so the output is zero for every image")
         silent = [layer for layer in layers if stats.get(f"silent/{layer}", 0.0) >= SILENT_SHARE]
-        why = (f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)}" if silent
-               else f"Use {self._smaller_steps()}.")
-        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. It cannot recover "
-                f"by itself: start again (--resume=never) with other settings. {why}")
-        if self.config.stop_on_collapse:
+        why = f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)}" if silent else ""
+        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. {why} It cannot "
+                f"recover by itself. {self._restart()}")
+        if self.config.on_collapse == "stop":
             raise Collapsed(text)
         return [text]
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether no gradient reached any weight in the last step that was looked at."""
+        return ("network", "collapsed") in self._since
+
+    def saved(self, path: str) -> None:
+        """Takes note of a checkpoint of this moment."""
+        self.last_checkpoint = path
+        if not self.is_collapsed and self._first_step is not None:
+            self.last_living = path
+
+    def refuse_collapsed_end(self, step: int) -> None:
+        """A run that ends before a collapse has lasted long enough to be called one is none that has finished.
+
+        Raises:
+          Collapsed: the last step had no gradient, unless `config.on_collapse` is "continue".
+        """
+        if self.is_collapsed and self.config.on_collapse == "stop":
+            raise Collapsed(f"The network has collapsed: no gradient reaches any weight "
+                            f"{self._duration('network', 'collapsed', step)}, up to the last one. {self._restart()}")
+
+    def _restart(self) -> str:
+        """What to do about a collapse."""
+        if self.last_living is None:
+            return f"Start again (--resume=never) with {self._smaller_steps()}."
+        return (f"Start again with {self._smaller_steps()}; the last checkpoint of it alive is "
+                f"{_checkpoint(self.last_living)}, and --init_from={_checkpoint(self.last_living)} with another "
+                "--workdir begins there.")
 
     # ---- causes ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ and a run killed anywhere ends with the bits of one that was not.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import signal
 import sys
@@ -27,6 +26,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import Evaluator
 from tfspike.initialisation import initialise_rates
 from tfspike.optimisation import learning_rate, make_optimizer
+from tfspike.pace import Pace, clock
 from tfspike.profiling import Profile
 from tfspike.run_log import RunLog
 from tfspike.signals import Signals, Stopped
@@ -61,7 +61,7 @@ class Trainer:
         self.info = datasets.describe(self.data, self.train_index, config.augment)
         self.stream = streams.TrainStream(self.data.images, self.data.labels, self.train_index, config.batch_size,
                                           config.seed, self.info, shard=(where.worker, where.workers))
-        self.steps_per_epoch = config.steps_per_epoch or self.stream.steps_per_epoch
+        self.steps_per_epoch = config.steps_per_epoch or max(self.stream.steps_per_epoch, config.min_steps_per_epoch)
         keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
         with strategy.scope():
             self.model = workdir.build_model(config, self.info)
@@ -91,6 +91,10 @@ class Trainer:
         log.hyperparameters({field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)
                              if field.metadata["experiment"] and not field.metadata["path"]})
         log.graph(self.model, self.example())
+
+    def most_frequent(self) -> float:
+        """Share of the most frequent class among the validation records: the accuracy of who looks at no image."""
+        return float(np.bincount(self.data.labels[self.val_index]).max() / len(self.val_index))
 
     # ---- first weights and checkpoints -------------------------------------------------------------------------
 
@@ -153,9 +157,10 @@ class Trainer:
                  "optimizer": checkpoints.collect(self.optimizer.variables)}
         self.last_saved = checkpoints.save(self.folder, self.step, parts,
                                            {"config": dataclasses.asdict(self.config), "progress": progress},
-                                           self.config.keep_checkpoints, best or self.evaluator is None)
+                                           self.config.keep_checkpoints, best or self.evaluator is None,
+                                           spare=self.watch and self.watch.last_living)
         if self.watch is not None:
-            self.watch.last_checkpoint = self.last_saved
+            self.watch.saved(self.last_saved)
 
     def share_state(self) -> None:
         """Gives every worker the first one's weights and step."""
@@ -176,7 +181,7 @@ class Trainer:
 
         Raises:
           Stopped: after a signal, with everything saved.
-          diagnosis.Diverged: NaN or Inf, or a collapse that the run was told to stop on.
+          diagnosis.Diverged: NaN or Inf, or a collapse.
           WorkerLost: another worker is gone.
         """
         self.log = log
@@ -192,6 +197,7 @@ class Trainer:
 
     def _loop(self, batches: Iterator[Any], stop: Signals, profile: Profile) -> None:
         pending: list[tuple[int, tf.Tensor]] = []
+        pace = Pace(self.last_step, self.config.epochs)
         while self.step < self.last_step:
             self._set_learning_rate()
             images, labels = next(batches)
@@ -206,6 +212,8 @@ class Trainer:
             saves = self.config.checkpoint_every > 0 and self.step % self.config.checkpoint_every == 0
             if len(pending) >= _LAG or logs or saves or asked:
                 self._look_at(pending)
+            for line in pace.after(self.step):
+                self.say(line)
             if logs:
                 self._report()
             if ends:
@@ -214,6 +222,7 @@ class Trainer:
                 self.save()
             if asked:
                 raise Stopped(stop.received or signal.SIGTERM)
+        self.watch.refuse_collapsed_end(self.step)
 
     def _set_learning_rate(self) -> None:
         rate = learning_rate(self.config, self.step, self.steps_per_epoch)
@@ -250,7 +259,7 @@ class Trainer:
         left = (self.last_step - self.step) * (now - self._clock) / (self.step - self._first_step)
         self.say(f"epoch {epoch + 1}/{self.config.epochs}  step {self.step - epoch * self.steps_per_epoch}/"
                  f"{self.steps_per_epoch}  loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:5.1f} %  "
-                 f"{speed * self.config.batch_size:.0f} images/s  {_duration(left)} left")
+                 f"{speed * self.config.batch_size:.0f} images/s  {clock(left)} left")
         self.log.scalars(self.step, {
             "train/loss": means.pop("loss"), "train/accuracy": means.pop("accuracy"),
             "learning_rate": learning_rate(self.config, self.step - 1, self.steps_per_epoch), **means,
@@ -294,12 +303,6 @@ class Trainer:
 
         snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, examples))
         return {"energy/snn_pj_per_image": snn, "energy/share_of_ann": snn / ann}
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -446,6 +449,11 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
         export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
     workdir.mark_finished(str(config.workdir), config, trainer.step)
     if trainer.best is not None:
+        usual = trainer.most_frequent()
+        if trainer.best["val_accuracy"] <= usual:
+            say(f"Warning: the network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
+                "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
+                "settings.")
         say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "
             f"{int(trainer.best['epoch'])}. Test it: python eval.py --workdir={config.workdir}")
     else:
