@@ -197,8 +197,8 @@ def _load_nmnist(split: str, data_dir: str | None, timesteps: int | None) -> Arr
         raise UserError(f"nmnist is binned into T time steps: timesteps must be 1 or more, received {timesteps}.")
     recordings = events.load(split, data_dir)
     labels = check_labels(recordings.labels, events.CLASSES, "nmnist", split)
-    return Arrays(EventFrames(recordings.events, recordings.offsets, timesteps), labels, "nmnist", tuple("0123456789"),
-                  recordings.num_train, recordings.num_test, True)
+    frames = EventFrames(recordings.events, recordings.offsets, timesteps, name="nmnist")
+    return Arrays(frames, labels, "nmnist", tuple("0123456789"), recordings.num_train, recordings.num_test, True)
 
 
 # --- arrays of one's own, checks, normalisation -----------------------------------------------------------------------
@@ -274,6 +274,9 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
         if augment:
             raise UserError(f"{arrays.name} is event data, which cannot be cropped and flipped: leave augmentation "
                             "off.")
+        if isinstance(arrays.images, EventFrames) and not arrays.images.kept:
+            raise UserError(f"none of the events of {arrays.name!r} lies in the window, so there is nothing to learn "
+                            "from.")
         scale, offset = np.ones(shape[2]), np.zeros(shape[2])
     elif arrays.name in _HALF_RANGE:
         scale, offset = np.full(shape[2], 1 / 510), np.zeros(shape[2])
