@@ -70,6 +70,11 @@ class DatasetInfo:
         """Whether augmentation mirrors images: never digits."""
         return self.name not in _WRITTEN
 
+    @property
+    def dark_ground(self) -> bool:
+        """Whether x = 0, where no spike comes from, is black: images are bright ink on a dark ground, as in MNIST."""
+        return not self.event_based and not any(self.offset)
+
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """Pixels [..., H, W, C] from 0 to 255 to float32 x in about [-1, 1]; spike trains only change their type."""
         if images.shape[-3:] != tuple(self.image_shape):
