@@ -125,7 +125,7 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
     for pair in [("image", "label"), info.supervised_keys, *only]:
         if isinstance(pair, tuple) and len(pair) == 2 and pair[0] in images and pair[1] in labels:
             return pair[0], pair[1]
-    kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in has.items()) or str(info.features)
+    kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(has.items())) or str(info.features)
     raise UserError(f"{name!r} is not an image classification set: it needs the features 'image' (Image) and 'label' "
                     f"(ClassLabel), or one of each kind, it has {kinds}; choose another set.")
 
