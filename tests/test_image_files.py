@@ -117,7 +117,7 @@ def test_an_opaque_alpha_channel_changes_nothing_and_an_empty_picture_is_refused
 def test_a_note_is_one_for_all_files(tmp_path: Path) -> None:
     for name in "abc":
         transparent("RGBA", 255).save(tmp_path / f"{name}.png")
-    with pytest.warns(UserWarning, match="a.png and 2 more: has transparent") as caught:
+    with pytest.warns(UserWarning, match="a.png .and 2 more. has transparent") as caught:
         load_images([tmp_path], SHAPE)
     assert len(caught) == 1
 

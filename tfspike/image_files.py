@@ -63,7 +63,7 @@ def load_images(paths: Sequence[str | os.PathLike[str]] | str, image_shape: tupl
     for i, file in enumerate(files):
         images[i] = _pixels(file, image_shape, resize, dark_ground, notes)
     for note, where in notes.items():
-        more = f" and {len(where) - 1} more:" if len(where) > 1 else ""
+        more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
         warnings.warn(f"{where[0]}{more} {note}.", stacklevel=2)
     return images, files
 
