@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 from pathlib import Path
@@ -374,3 +375,39 @@ def test_a_profile_of_a_few_steps_is_written_where_tensorboard_looks(tmp_path: P
     first, last = (6, 6) if workdir_had_steps else (4, 6)
     assert [line for line in lines if line.startswith(f"Profile of steps {first} to {last} written to")]
     assert list((folder / "tb").rglob("*.xplane.pb"))
+
+
+# ---- nothing is left of a command that is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings, options, message", [
+    ({"dataset": "cifar10", "data_dir": "nowhere"}, {}, "does not exist"),
+    ({"batch_size": 10_000}, {}, "larger than the"), ({"val_fraction": 0.00001}, {}, "val_fraction"),
+    ({}, {"init_from": "nowhere"}, "nowhere"), ({}, {"resume": "must"}, "no run"), ({}, {"resume": "nowhere"}, "nowhere")])
+@pytest.mark.parametrize("there", ["parent", "folder", "file"])
+def test_a_refused_command_leaves_the_disk_as_it_was(tmp_path, settings, options, message, there):
+    folder = tmp_path / "runs" / "mine"
+    if there != "parent":
+        folder.mkdir(parents=True)
+    if there == "file":
+        (folder / "notes.txt").write_text("of the user")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        training.run(runs.tiny(folder, **settings), RunOptions(**options), say=lambda line: None)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_before_the_first_file_leaves_nothing_and_another_ones_lock_stays(tmp_path, monkeypatch):
+    def full(path, write):
+        Path(path).write_text("half of")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is full"):
+        patch.setattr(checkpoints, "write_bytes", full)
+        training.run(runs.tiny(tmp_path / "run"), say=lambda line: None)
+    assert not list(tmp_path.iterdir())
+    lock = workdir.prepare(str(tmp_path / "run"))  # another process that has just begun
+    with pytest.raises(UserError, match="Another process"):
+        training.run(runs.tiny(tmp_path / "run"), say=lambda line: None)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    lock.close()

@@ -165,7 +165,12 @@ def checksum(path: str) -> str:
 def write_file(path: str, text: str) -> None:
     """Writes a small text file whole or not at all, and synced."""
     aside = f"{path}.writing"
-    write_bytes(aside, lambda file: file.write(text.encode()))
+    try:
+        write_bytes(aside, lambda file: file.write(text.encode()))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
     os.replace(aside, path)
     _sync_folder(os.path.dirname(path) or ".")
 

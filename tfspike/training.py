@@ -7,6 +7,7 @@ and a run killed anywhere ends with the bits of one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -356,7 +357,11 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
 
 
 def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
-    lock = workdir.prepare(str(config.workdir)) if where.is_chief else None
+    with workdir.held(str(config.workdir)) if where.is_chief else contextlib.nullcontext():
+        return _run_held(config, options, where, say)
+
+
+def _run_held(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
     start = workdir.decide(config, options, say) if where.is_chief else workdir.Start("new", "")
     say(start.sentence)
     if start.kind == "finished":
@@ -382,7 +387,6 @@ def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) ->
             log.close()
     if where.is_chief:
         _finish(trainer, config, say)
-    del lock
     return 0
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfspike import __version__, checkpoints, config_files
@@ -45,6 +46,29 @@ class Start:
     kind: str
     sentence: str
     checkpoint: Checkpoint | None = None
+
+
+@contextlib.contextmanager
+def held(workdir: str) -> Iterator[None]:
+    """`prepare` for the time of a command; one that ends before config.json is written leaves nothing on the disk."""
+    path, made = os.path.abspath(workdir), []
+    while not os.path.lexists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    lock, lock_file = None, os.path.join(workdir, ".lock")
+    first = not os.path.lexists(lock_file)
+    try:
+        lock = prepare(workdir)
+        yield
+    finally:
+        if not os.path.lexists(os.path.join(workdir, "config.json")):
+            with contextlib.suppress(OSError):  # of a folder that is not there, or holds what others wrote
+                if lock is not None and first:
+                    os.remove(lock_file)
+                for folder in made:
+                    os.rmdir(folder)
+        if lock is not None:
+            lock.close()
 
 
 def prepare(workdir: str) -> Any:
