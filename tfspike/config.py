@@ -275,7 +275,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     Args:
       given: settings given on the command line (or by a caller), by field name.
       preset: a key of `configs.EXPERIMENTS`.
-      config_file: path of a JSON file of settings.
+      config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
+        that was moved to since.
 
     Returns:
       A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
@@ -309,7 +310,27 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}
     config = dataclasses.replace(config, **missing)
-    return config if config.workdir is not None else dataclasses.replace(config, workdir=default_workdir(config))
+    if config.workdir is None:
+        config = dataclasses.replace(config, workdir=default_workdir(config))
+    return config if config_file is None or "workdir" in (given or {}) else _at_home(config, config_file)
+
+
+def _at_home(config: Config, config_file: str) -> Config:
+    """The configuration with the folder that holds `config_file` as workdir, if that is the config.json of a run: the
+    folder may have been moved or copied since the file was written. Other settings under a name that follows from them
+    are an experiment of their own, in a folder of its own."""
+    folder = os.path.dirname(config_file) or os.curdir
+    if os.path.basename(config_file) != "config.json" or not any(
+            os.path.exists(os.path.join(folder, name)) for name in ("checkpoints", ".lock")):
+        return config
+    try:
+        saved = from_json(config_files.read_text(config_file), config_file)
+    except UserError:  # some settings, not all that a run has
+        return config
+    if saved.workdir == default_workdir(saved) and digest(saved) != digest(config):
+        return config
+    here = os.path.realpath(folder) == os.path.realpath(str(config.workdir))
+    return config if here else dataclasses.replace(config, workdir=folder)
 
 
 def digest(config: Config) -> str:
@@ -381,7 +402,8 @@ def from_json(text: str, source: str = "the configuration") -> Config:
 
 
 def read_run(workdir: str) -> Config:
-    """Returns the configuration of the run in `workdir`, from its config.json.
+    """Returns the configuration of the run in `workdir`, from its config.json; its workdir is this folder, wherever the
+    run was begun.
 
     Raises:
       UserError: there is no run, or its configuration cannot be read.
@@ -390,7 +412,7 @@ def read_run(workdir: str) -> Config:
     if not os.path.isfile(path):
         raise UserError(f"--workdir takes the folder of a run, with a config.json in it; {shown(workdir)} has none. "
                         "Train first, or give the folder that training named.")
-    return from_json(config_files.read_text(path), path)
+    return dataclasses.replace(from_json(config_files.read_text(path), path), workdir=workdir)
 
 
 def read_settings(path: str) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Trainer:
         self.last_saved: str | None = None
         self.log: Any = None
         self.watch: Any = None
+        self._lock: Any = None
 
     def example(self, count: int = 1) -> np.ndarray:
         """The first training images, as the model takes them, for pictures, the graph and what is counted exactly."""
@@ -146,6 +147,9 @@ class Trainer:
                 f"last good checkpoint is {self.last_saved}; start again with a smaller --learning_rate or "
                 "--clip_norm=1.")
         if self.log is not None:
+            lock = workdir.settle_again(self.config, self.data_record(), self.say)
+            if lock is not None:  # the best so far went with the old folder
+                self._lock, self.best, best = lock, self.best if best else None, True
             self.log.flush()
         progress = {"epoch_sums": dataclasses.asdict(self.epoch_sums), "interval": dataclasses.asdict(self.interval),
                     "best": self.best, "steps_per_epoch": self.steps_per_epoch}
