@@ -34,7 +34,8 @@ from tfspike.train_step import Sums, TrainStep
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _EXAMPLES = 8  # images that exports are compared on
-_LOGGED = 4  # training images that membranes and energy are logged of: the cost of an epoch's pictures must not show
+_LOGGED = 4  # training images that membranes are logged of: the cost of an epoch's pictures must not show
+_METERED = 32  # held-out images that energy is logged of: it differs by a third from image to image
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 
 
@@ -279,24 +280,36 @@ class Trainer:
                  + text)
         if rates:
             self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
-        examples = self.example(_LOGGED)
-        self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()},
-                                     **(self._energy(examples) if self.where.is_chief else {})},
-                         event="epoch", epoch=epoch)
-        self.log.histograms(self.step, self.model, example=examples)
+        energy = self._energy() if self.where.is_chief else {}
+        by_layer = {f"epoch_rate/{name}": rate for name, rate in rates.items()}
+        self.log.scalars(self.step, {**record, **by_layer, **energy},
+                         dict.fromkeys(energy, self._energy_note), event="epoch", epoch=epoch)
+        self.log.histograms(self.step, self.model, example=self.example(_LOGGED))
         self.log.images(self.step, self.model, self.example())
         self.epoch_sums = Sums()
         self.save(best)
         self._shown = time.monotonic(), self.step  # validation does not count as training time
 
-    def _energy(self, examples: np.ndarray) -> dict[str, float]:
-        """Energy of a few images in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
+    @property
+    def _metered(self) -> np.ndarray:
+        """Indices of the images that energy is logged of: unseen ones, as a report's are, where there are any."""
+        return (self.val_index if len(self.val_index) else self.train_index)[:_METERED]
+
+    @property
+    def _energy_note(self) -> str:
+        kind = "held-out" if len(self.val_index) else "training"
+        return (f"45 nm model, mean over {len(self._metered)} {kind} images: within some 5 % of the whole set. "
+                "eval.py --report has that of the test set.")
+
+    def _energy(self) -> dict[str, float]:
+        """Energy of an image in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
         if self.model.plan is None:
             return {}
         from tfspike import analysis
         from tfspike.energy import EnergyModel
 
-        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, examples))
+        images = self.info.normalise(self.data.images[self._metered])
+        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, images))
         return {"energy/snn_pj_per_image": snn, "energy/share_of_ann": snn / ann}
 
 
