@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a module may import what stands on an earlier line, or leaves; never its own line or a later one.
 # Every other part of the package (training, analysis, export, reports, ...) stands above them all.
 CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normalisation", "convolution"), ("plan",),
-        ("engine",), ("models",))
+        ("engine",), ("diagnosis",), ("callbacks",), ("models",))
 LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
           "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
           "config_files"}
