@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, streams, summary, workdir
+from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, output, streams, summary, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.distribution import Place
 from tfspike.errors import UserError
@@ -331,14 +331,15 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
       say: takes lines for the user; None prints them.
 
     Returns:
-      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 130 after Ctrl-C, 143 after SIGTERM.
+      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 129 after SIGHUP, 130 after Ctrl-C,
+      143 after SIGTERM.
 
     Raises:
       UserError: something the user can put right (exit code 2).
     """
     options = options or RunOptions()
     where = distribution.place(config.strategy)
-    say = say or (_print if where.is_chief else lambda line: None)
+    say = say or (output.line if where.is_chief else lambda line: None)
     from tfspike import dry_run  # which imports this module
 
     try:
@@ -468,6 +469,3 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
     else:
         say(f"Finished. Test it: python eval.py --workdir={config.workdir}")
 
-
-def _print(line: str) -> None:
-    print(line, flush=True)
