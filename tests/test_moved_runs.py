@@ -177,6 +177,21 @@ def test_a_config_that_was_edited_is_not_taken_for_what_was_trained(second: Path
         start("--config=second/config.json")
 
 
+def test_a_config_that_lacks_a_setting_is_not_filled_up_from_todays_defaults(second: Path) -> None:
+    content = json.loads((second / "config.json").read_text())
+    del content["config"]["leak"]
+    (second / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="second/config.json lacks leak"):
+        start("--config=second/config.json")
+
+
+def test_a_byte_order_mark_is_no_damage(second: Path) -> None:
+    content = (second / "config.json").read_bytes()
+    (second / "config.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert start("--config=second/config.json")[1].kind == "resume"
+    assert workdir.about("second")["data"]
+
+
 def test_more_epochs_may_be_written_into_the_config(second: Path) -> None:
     content = json.loads((second / "config.json").read_text())
     content["config"]["epochs"] = 4

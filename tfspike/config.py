@@ -43,8 +43,9 @@ def _at_least(bound: int) -> dict[str, Any]:
     return {"legal": f"a whole number from {bound} to {_LARGEST_INT}", "check": lambda v: bound <= v <= _LARGEST_INT}
 
 
-_POSITIVE: dict[str, Any] = {"legal": "a number above 0", "check": lambda v: v > 0}
-_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0", "check": lambda v: v >= 0}
+# Within what float32 holds, with room for products: beyond it, numbers would be 0 or infinite where they are used.
+_POSITIVE: dict[str, Any] = {"legal": "a number above 0, from 1e-30 to 1e30", "check": lambda v: 1e-30 <= v <= 1e30}
+_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0, up to 1e30", "check": lambda v: 0 <= v <= 1e30}
 _SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
 
 
@@ -323,10 +324,10 @@ def _at_home(config: Config, config_file: str) -> Config:
     if os.path.basename(config_file) != "config.json" or not any(
             os.path.exists(os.path.join(folder, name)) for name in ("checkpoints", ".lock")):
         return config
-    try:
-        saved = from_json(config_files.read_text(config_file), config_file)
-    except UserError:  # some settings, not all that a run has
+    text = config_files.read_text(config_file)
+    if "about" not in json.loads(text):  # not written by a run
         return config
+    saved = from_json(text, config_file)
     if saved.workdir == default_workdir(saved) and digest(saved) != digest(config):
         return config
     here = os.path.realpath(folder) == os.path.realpath(str(config.workdir))

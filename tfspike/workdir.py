@@ -299,7 +299,7 @@ def settle_again(config: Config, data: dict[str, Any], say: Say) -> Any:
 def about(workdir: str) -> dict[str, Any]:
     """What config.json keeps beside the settings; {} where it cannot be read."""
     try:
-        with open(os.path.join(workdir, "config.json"), encoding="utf-8") as file:
+        with open(os.path.join(workdir, "config.json"), encoding="utf-8-sig") as file:
             record = json.loads(file.read(1_000_001))["about"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
