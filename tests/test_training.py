@@ -114,6 +114,19 @@ def test_metrics_have_every_step_once_and_no_gap(run: Path) -> None:
         == pytest.approx([0.2, 0.04])
 
 
+def test_the_energy_that_is_logged_is_that_of_a_report_within_noise(run: Path) -> None:
+    from tfspike import analysis
+    from tfspike.energy import EnergyModel
+
+    model, config_, info, _ = workdir.load_run(str(run), "last", **quiet)
+    images = info.normalise(datasets.load(config_.dataset, "test").images[:300])
+    report = EnergyModel().picojoules(analysis.operations(model, images)[0])
+    last = [event for event in runs.metrics(run) if event["event"] == "epoch"][-1]
+    assert last["energy/snn_pj_per_image"] == pytest.approx(report, rel=0.1)
+    assert "mean over 32 held-out images" in make(val_fraction=0.02)._energy_note
+    assert "mean over 32 training images" in make(val_fraction=0.0)._energy_note
+
+
 def test_config_json_remembers_what_made_the_run(run: Path) -> None:
     record = json.loads((run / "config.json").read_text())
     assert config.read_run(str(run)) == config.from_json((run / "config.json").read_text())

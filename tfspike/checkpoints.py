@@ -127,13 +127,21 @@ def point(folder: str, pointer: str, step: int) -> None:
         os.symlink(name_of(step), aside)
     except (OSError, NotImplementedError):  # a file system without links: a file that holds the name
         write_bytes(aside, lambda file: file.write(name_of(step).encode()))
+    if os.path.isdir(target) and not os.path.islink(target):
+        _remove(target)
     os.replace(aside, target)
     _sync_folder(folder)
 
 
 def target_of(folder: str, pointer: str) -> int | None:
-    """The step that `last` or `best` names; None where there is no such pointer."""
+    """The step that `last` or `best` names; None where there is no such pointer. Where a copy of the run has the
+    checkpoint itself in place of a link, it is that checkpoint's."""
     path = os.path.join(folder, pointer)
+    if os.path.isdir(path) and not os.path.islink(path):
+        try:
+            return read(path).step
+        except UserError:
+            return None
     try:
         name = os.readlink(path)
     except OSError:

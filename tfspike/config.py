@@ -47,8 +47,9 @@ def _at_least(bound: int) -> dict[str, Any]:
     return {"legal": f"a whole number from {bound} to {_LARGEST_INT}", "check": lambda v: bound <= v <= _LARGEST_INT}
 
 
-_POSITIVE: dict[str, Any] = {"legal": "a number above 0", "check": lambda v: v > 0}
-_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0", "check": lambda v: v >= 0}
+# Within what float32 holds, with room for products: beyond it, numbers would be 0 or infinite where they are used.
+_POSITIVE: dict[str, Any] = {"legal": "a number above 0, from 1e-30 to 1e30", "check": lambda v: 1e-30 <= v <= 1e30}
+_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0, up to 1e30", "check": lambda v: 0 <= v <= 1e30}
 _SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
 
 
@@ -292,7 +293,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     Args:
       given: settings given on the command line (or by a caller), by field name.
       preset: a key of `configs.EXPERIMENTS`.
-      config_file: path of a JSON file of settings.
+      config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
+        that was moved to since.
       method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
 
     Returns:
@@ -348,6 +350,8 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     config = dataclasses.replace(config, **missing)
     if config.workdir is None:
         config = dataclasses.replace(config, workdir=default_workdir(config))
+    if config_file is not None and "workdir" not in given:
+        config = _at_home(config, config_file)
     return Resolved(config, notes)
 
 
@@ -364,6 +368,24 @@ def _batch_notes(settings: Mapping[str, Any], scaled: Mapping[str, Any]) -> list
     if not changes:
         return []
     return [f"What belongs to the batch size follows --batch_size={scaled['batch_size']}: {', '.join(changes)}."]
+
+
+def _at_home(config: Config, config_file: str) -> Config:
+    """The configuration with the folder that holds `config_file` as workdir, if that is the config.json of a run: the
+    folder may have been moved or copied since the file was written. Other settings under a name that follows from them
+    are an experiment of their own, in a folder of its own."""
+    folder = os.path.dirname(config_file) or os.curdir
+    if os.path.basename(config_file) != "config.json" or not any(
+            os.path.exists(os.path.join(folder, name)) for name in ("checkpoints", ".lock")):
+        return config
+    text = config_files.read_text(config_file)
+    if "about" not in json.loads(text):  # not written by a run
+        return config
+    saved = from_json(text, config_file)
+    if saved.workdir == default_workdir(saved) and digest(saved) != digest(config):
+        return config
+    here = os.path.realpath(folder) == os.path.realpath(str(config.workdir))
+    return config if here else dataclasses.replace(config, workdir=folder)
 
 
 def digest(config: Config) -> str:
@@ -435,7 +457,8 @@ def from_json(text: str, source: str = "the configuration") -> Config:
 
 
 def read_run(workdir: str) -> Config:
-    """Returns the configuration of the run in `workdir`, from its config.json.
+    """Returns the configuration of the run in `workdir`, from its config.json; its workdir is this folder, wherever the
+    run was begun.
 
     Raises:
       UserError: there is no run, or its configuration cannot be read.
@@ -444,7 +467,7 @@ def read_run(workdir: str) -> Config:
     if not os.path.isfile(path):
         raise UserError(f"--workdir takes the folder of a run, with a config.json in it; {shown(workdir)} has none. "
                         "Train first, or give the folder that training named.")
-    return from_json(config_files.read_text(path), path)
+    return dataclasses.replace(from_json(config_files.read_text(path), path), workdir=workdir)
 
 
 def read_settings(path: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfspike import config as config_lib
-from tfspike import configs
+from tfspike import configs, output
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
 from tfspike.settings import kind_of, normalise, parse_text, setting, shown
@@ -165,12 +165,14 @@ def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError."""
-    try:
-        yield
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, and as
+    `output.guarded` says where its output is lost."""
+    with output.guarded():
+        try:
+            yield
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 _TRAIN_NOTES = ("Every network has a recipe for every data set (tfspike/recipes.py), whose values replace the "

@@ -66,12 +66,14 @@ class RunLog:
 
     # ---- public ------------------------------------------------------------------------------------------------
 
-    def scalars(self, step: int, values: Mapping[str, Any], **about: Any) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any], notes: Mapping[str, str] | None = None,
+                **about: Any) -> None:
         """One event: a line of `metrics.jsonl`, and a TensorBoard scalar for every number.
 
         Args:
           step: training steps so far.
           values: numbers by name, such as "train/loss"; NaN and Inf become null in the file.
+          notes: what TensorBoard says of them, a sentence by name.
           about: further JSON values for the line alone, such as `event="epoch"`.
         """
         if not self._chief:
@@ -86,7 +88,7 @@ class RunLog:
             return
         with self._tensorboard():
             for name, value in numbers.items():
-                tf.summary.scalar(name, value, step=step)
+                tf.summary.scalar(name, value, step=step, description=(notes or {}).get(name))
 
     def histograms(self, step: int, model: keras.Model, activity: Mapping[str, Any] | None = None,
                    example: Any = None) -> None:

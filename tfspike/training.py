@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, streams, summary, workdir
+from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, output, streams, summary, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.distribution import Place
 from tfspike.errors import UserError
@@ -35,7 +35,8 @@ from tfspike.train_step import Sums, TrainStep
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _EXAMPLES = 8  # images that exports are compared on
-_LOGGED = 4  # training images that membranes and energy are logged of: the cost of an epoch's pictures must not show
+_LOGGED = 4  # training images that membranes are logged of: the cost of an epoch's pictures must not show
+_METERED = 32  # held-out images that energy is logged of: it differs by a third from image to image
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 
 
@@ -78,6 +79,7 @@ class Trainer:
         self.last_saved: str | None = None
         self.log: Any = None
         self.watch: Any = None
+        self._lock: Any = None
 
     def example(self, count: int = 1) -> np.ndarray:
         """The first training images, as the model takes them, for pictures, the graph and what is counted exactly."""
@@ -151,6 +153,9 @@ class Trainer:
                 f"last good checkpoint is {self.last_saved}; start again with a smaller --learning_rate or "
                 "--clip_norm=1.")
         if self.log is not None:
+            lock = workdir.settle_again(self.config, self.data_record(), self.say)
+            if lock is not None:  # the best so far went with the old folder
+                self._lock, self.best, best = lock, self.best if best else None, True
             self.log.flush()
         progress = {"epoch_sums": dataclasses.asdict(self.epoch_sums), "interval": dataclasses.asdict(self.interval),
                     "best": self.best, "steps_per_epoch": self.steps_per_epoch}
@@ -285,24 +290,36 @@ class Trainer:
                  + text)
         if rates:
             self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
-        examples = self.example(_LOGGED)
-        self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()},
-                                     **(self._energy(examples) if self.where.is_chief else {})},
-                         event="epoch", epoch=epoch)
-        self.log.histograms(self.step, self.model, example=examples)
+        energy = self._energy() if self.where.is_chief else {}
+        by_layer = {f"epoch_rate/{name}": rate for name, rate in rates.items()}
+        self.log.scalars(self.step, {**record, **by_layer, **energy},
+                         dict.fromkeys(energy, self._energy_note), event="epoch", epoch=epoch)
+        self.log.histograms(self.step, self.model, example=self.example(_LOGGED))
         self.log.images(self.step, self.model, self.example())
         self.epoch_sums = Sums()
         self.save(best)
         self._shown = time.monotonic(), self.step  # validation does not count as training time
 
-    def _energy(self, examples: np.ndarray) -> dict[str, float]:
-        """Energy of a few images in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
+    @property
+    def _metered(self) -> np.ndarray:
+        """Indices of the images that energy is logged of: unseen ones, as a report's are, where there are any."""
+        return (self.val_index if len(self.val_index) else self.train_index)[:_METERED]
+
+    @property
+    def _energy_note(self) -> str:
+        kind = "held-out" if len(self.val_index) else "training"
+        return (f"45 nm model, mean over {len(self._metered)} {kind} images: within some 5 % of the whole set. "
+                "eval.py --report has that of the test set.")
+
+    def _energy(self) -> dict[str, float]:
+        """Energy of an image in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
         if self.model.plan is None:
             return {}
         from tfspike import analysis
         from tfspike.energy import EnergyModel
 
-        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, examples))
+        images = self.info.normalise(self.data.images[self._metered])
+        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, images))
         return {"energy/snn_pj_per_image": snn, "energy/share_of_ann": snn / ann}
 
 
@@ -318,14 +335,15 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
       say: takes lines for the user; None prints them.
 
     Returns:
-      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 130 after Ctrl-C, 143 after SIGTERM.
+      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 129 after SIGHUP, 130 after Ctrl-C,
+      143 after SIGTERM.
 
     Raises:
       UserError: something the user can put right (exit code 2).
     """
     options = options or RunOptions()
     where = distribution.place(config.strategy)
-    say = say or (_print if where.is_chief else lambda line: None)
+    say = say or (output.line if where.is_chief else lambda line: None)
     from tfspike import dry_run  # which imports this module
 
     try:
@@ -463,6 +481,3 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
     else:
         say(f"Finished. Test it: python eval.py --workdir={config.workdir}")
 
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike import kernels
+from tfspike import callbacks, diagnosis, kernels
 from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
 from tfspike.engine import Engine
@@ -82,6 +82,33 @@ class SpikingModel(keras.Model):
             return self.call_layers(inputs, training=training, seed=seed)
         return self.observe(inputs, training=training, seed=seed)[0]
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.fit`, with one warning if a layer is silent or no gradient reaches any weight; with
+        `tfspike.Diagnosis` among the callbacks, that one says more."""
+        args, kwargs = callbacks.watched(self, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    def train_step(self, data: Any) -> Any:
+        """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy."""
+        heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
+        try:
+            logs = super().train_step(data)
+        finally:
+            del self._lazy()["heard"]
+        if heard and not tf.distribute.has_strategy():
+            stats = diagnosis.layer_statistics(heard, self.timesteps, [], [])
+            if "statistics" not in self._lazy():
+                with tf.init_scope():  # outlives the graph that is being traced
+                    self._lazy()["statistics"] = list(stats), tf.Variable(tf.zeros(len(stats)), trainable=False)
+            self._lazy()["statistics"][1].assign(tf.stack(list(stats.values())))
+        return logs
+
+    def activity_statistics(self) -> dict[str, float]:
+        """What `tfspike.diagnosis.layer_statistics` counts of every spiking layer, of the last batch of `fit` or
+        `train_on_batch`; {} before the first."""
+        names, kept = self._lazy().get("statistics", ((), None))
+        return {} if kept is None else dict(zip(names, kept.numpy().tolist()))
+
     def observe(self, inputs: tf.Tensor, training: bool | None = None,
                 seed: int | tf.Tensor | None = None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The output and the spike count of every neuron, from one pass.
@@ -98,6 +125,7 @@ class SpikingModel(keras.Model):
         record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables)
         values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): record.output}, around)
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
+        self._hear(activity)
         return self._as_declared([values[id(output)] for output in plan.outputs]), activity
 
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
@@ -123,7 +151,12 @@ class SpikingModel(keras.Model):
 
         values = plans.run((*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after),
                            {id(plan.inputs[0]): self._one_input(inputs)}, handler)
+        self._hear(activity)
         return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+
+    def _hear(self, activity: dict[str, tf.Tensor]) -> None:
+        """Gives spike counts to the `train_step` that asked for this pass, if one did."""
+        self._lazy().get("heard", {}).update(activity)
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
