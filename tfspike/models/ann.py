@@ -50,8 +50,8 @@ class ReluModel(keras.Model):
         """Images `[B, H, W, C]` to logits `[B, classes]`, float32; `seed` is not used, as nothing here is random."""
         return super().call(inputs, training=training, mask=mask)
 
-    def observe(self, inputs: tf.Tensor, training: bool | None = None,
-                seed: int | tf.Tensor | None = None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def observe(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None,
+                count_gradients: bool = True) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """`(logits [B, classes], {})`: what `SpikingModel.observe` returns, without spikes to count."""
         return self(inputs, training=training), {}
 
