@@ -24,7 +24,7 @@ def received(name: str, value: Any) -> str:
     text = f" Received: {name}={_one_line(value)}."
     if (hasattr(value, "shape") or isinstance(value, (list, tuple))) and not is_number(value):
         return (f" It is a constant, one number of Python or NumPy for a whole layer: give float({name}) where it "
-                "stays as it is; one that is learnt, or differs between neurons, takes a layer with a `call` of its own. "
+                "stays as it is; one that is learnt, or differs between neurons, takes a layer with its own `call`. "
                 f"The docstring of tfspike.layers.SpikingLayer has a recipe.{text}")
     return text
 

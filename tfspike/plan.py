@@ -49,10 +49,15 @@ def is_linear(layer: keras.layers.Layer) -> bool:
     inner = layer.layer
     if isinstance(inner, keras.layers.MaxPooling2D) and set(inner.pool_size) == {1}:
         return True  # picks pixels
-    kind = next((kind for kind in _LINEAR if isinstance(inner, kind)), None)
-    if kind is None or own_code(inner, kind):
+    if not isinstance(inner, _LINEAR) or own_synapse(inner):
         return False
     return getattr(inner, "activation", None) in (None, keras.activations.linear)
+
+
+def own_synapse(layer: keras.layers.Layer) -> str | None:
+    """The first method that a subclass of one of Keras' linear layers has of its own, or None."""
+    kind = next((kind for kind in _LINEAR if isinstance(layer, kind)), None)
+    return None if kind is None else own_code(layer, kind)
 
 
 def own_code(layer: Any, base: type | None = None) -> str | None:
@@ -348,6 +353,8 @@ def read(model: keras.Model) -> Plan | str:
         elif sources & in_window:
             if sources - in_window:
                 return f"{_said(call)} reads spike trains and also what does not come out of the encoder"
+            if any(output.shape[0] not in (None, encoder.layer.timesteps) for output in call.outputs):
+                return f"{_said(call)} changes the number of steps"
             window.append(call)
             in_window.update(map(id, call.outputs))
         else:

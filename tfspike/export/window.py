@@ -40,8 +40,8 @@ class Window:
                             f"{len(plan.inputs)} and {len(plan.outputs)}.")
         why = plan.whole()
         if why is not None:
-            raise UserError(f"Exports run a window step by step, and {why}. `model.export(folder)` writes a SavedModel of "
-                            "Keras' own, which runs whole windows.")
+            raise UserError(f"Exports run a window step by step, and {why}. `model.export(folder)` writes Keras' own "
+                            "SavedModel, which runs whole windows.")
         self.plan: plans.Plan = plan
         self.timesteps: int = plan.encoder.layer.timesteps
         self.layer_names = [call.name for call in plan.spiking]

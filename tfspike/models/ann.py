@@ -86,6 +86,9 @@ def twin(model: SpikingModel) -> ReluModel:
       UserError: a layer has no counterpart in an ANN, or the model has no single window.
     """
     plan = model._required_plan()
+    why = plan.whole()
+    if why is not None:
+        raise UserError(f"A twin stands for layers of the library and of Keras, and {why}.")
     inputs = keras.Input(plan.encoder.outputs[0].shape[2:], dtype="float32", name="input")
     copies: dict[int, tuple[Any, Any]] = {}  # of every layer with weights: what holds them here, and in the twin
 

@@ -130,7 +130,8 @@ class SpikingModel(keras.Model):
         """Layer by layer; of any graph, with or without a window."""
         plan = self.plan
         symbols, calls, ends = (plan.inputs, plan.calls, plan.outputs) if plan is not None else plans.calls_of(self)
-        given = [self._one_input(inputs)] if plan is not None else self._as_given(inputs, symbols)
+        given = [self._one_input(inputs)] if plan is not None else [
+            tf.cast(tf.convert_to_tensor(x), symbol.dtype) for x, symbol in zip(keras.tree.flatten(inputs), symbols)]
         around = plans.in_phase(training) if plan is not None else plans.as_keras(training)
         activity: dict[str, tf.Tensor] = {}
 
@@ -145,13 +146,6 @@ class SpikingModel(keras.Model):
 
         values = plans.run(calls, dict(zip(map(id, symbols), given)), handler)
         return self._as_declared([values[id(end)] for end in ends]), activity
-
-    def _as_given(self, inputs: Any, symbols: tuple[Any, ...]) -> list[tf.Tensor]:
-        """Inputs of a graph without a window, in the order of its symbols."""
-        parts = keras.tree.flatten(inputs)
-        if len(parts) != len(symbols):
-            raise UserError(f"The model takes {len(symbols)} inputs. Received: {len(parts)}.")
-        return [tf.cast(tf.convert_to_tensor(part), symbol.dtype) for part, symbol in zip(parts, symbols)]
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
