@@ -280,7 +280,7 @@ FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoint
         "tensorboard": False,
         "export": (), "profile": True, "stop_on_collapse": True, "epochs": 99}
 CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooling": "average", "loss": "cross_entropy",
-           "label_smoothing": 0.1, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
+           "label_smoothing": 0.1, "spike_penalty": 0.5, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
            "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,

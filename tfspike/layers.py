@@ -27,7 +27,7 @@ class TimeMajor(keras.layers.Layer):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        regularizer = self.activity_regularizer
+        regularizer: Any = self.activity_regularizer
         if regularizer is None:
             return super().__call__(*args, **kwargs)
         self.activity_regularizer = None

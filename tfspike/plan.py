@@ -67,11 +67,11 @@ def own_code(layer: Any, base: type | None = None) -> str | None:
       layer: any layer or operation.
       base: the class whose methods a road replaces; None looks it up.
     """
-    found = next(((base, shared) for base, shared in _BASES if isinstance(layer, base)), (base, frozenset()))
-    kind, shared = (base, frozenset[str]()) if base is not None else found
-    if kind is None:
-        return None
-    return "call" if "call" in vars(layer) else _overridden(type(layer), kind, shared)
+    bases = _BASES if base is None else ((base, frozenset[str]()),)
+    for kind, shared in bases:
+        if isinstance(layer, kind):
+            return "call" if "call" in vars(layer) else _overridden(type(layer), kind, shared)
+    return None
 
 
 @functools.lru_cache(maxsize=1024)
