@@ -288,6 +288,17 @@ CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooli
            "precision": "mixed_bfloat16", "strategy": "mirrored", "deterministic": True, "neuron": "relu"}
 
 
+def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():
+    made = resolve({"lr_milestones": (1,)})
+    content = json.loads(config.to_json(made))
+    assert content["config"].pop("spike_penalty") == 0.0
+    again = config.from_json(json.dumps(content))
+    assert again == made and config.digest(again) == config.digest(dataclasses.replace(made, spike_penalty=0.0))
+    assert config.digest(dataclasses.replace(made, spike_penalty=1.0)) != config.digest(made)
+    with pytest.raises(UserError, match="--spike_penalty.*at least 0"):
+        resolve({"spike_penalty": -1.0})
+
+
 def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
     assert set(FREE) | set(CHANGED) == set(FIELDS) and not set(FREE) & set(CHANGED)
 

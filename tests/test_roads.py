@@ -509,3 +509,17 @@ def test_fit_with_a_penalty_has_fewer_spikes(gradient: str) -> None:
         spikes.append(float(np.sum(model.observe(x)[1]["first"])))
         assert model.engine is not None and np.isfinite(history).all()
     assert spikes[1] < 0.8 * spikes[0]
+
+
+def test_a_model_with_a_call_of_its_own_is_run_by_it_and_not_looked_into() -> None:
+    class Scaled(SpikingModel):
+        def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+            return 2.0 * super().call(inputs, training=training, **kwargs)
+
+    usual, _ = net()
+    model = Scaled(usual.input, usual.output)
+    np.testing.assert_array_equal(model(images()), 2.0 * usual(images()))
+    assert model.engine is not None
+    for look in (lambda: model.observe(images()), lambda: simulation.Simulation(model), lambda: Window(model)):
+        with pytest.raises(UserError, match="Scaled has a `call` of its own"):
+            look()

@@ -27,7 +27,7 @@ class TimeMajor(keras.layers.Layer):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        regularizer: Any = self.activity_regularizer
+        regularizer: Any = getattr(self, "activity_regularizer")  # noqa: B009 (Keras gives it no type)
         if regularizer is None:
             return super().__call__(*args, **kwargs)
         self.activity_regularizer = None

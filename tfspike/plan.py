@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -70,14 +69,13 @@ def own_code(layer: Any, base: type | None = None) -> str | None:
     bases = _BASES if base is None else ((base, frozenset[str]()),)
     for kind, shared in bases:
         if isinstance(layer, kind):
-            return "call" if "call" in vars(layer) else _overridden(type(layer), kind, shared)
+            return "call" if "call" in vars(layer) else _overridden(type(layer).__mro__, kind, shared)
     return None
 
 
-@functools.lru_cache(maxsize=1024)
-def _overridden(kind: type, base: type, shared: frozenset[str]) -> str | None:
-    """The first attribute of `base` that a subclass between it and `kind` has of its own, but for those `shared`."""
-    for part in kind.__mro__[:kind.__mro__.index(base)]:
+def _overridden(order: tuple[type, ...], base: type, shared: frozenset[str]) -> str | None:
+    """The first attribute of `base` that a class in front of it has of its own, but for those `shared`."""
+    for part in order[:order.index(base)]:
         for name in vars(part):
             special = name.startswith("__") and name != "__call__"
             if not special and name not in _ANY_ROAD | shared and hasattr(base, name):

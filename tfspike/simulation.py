@@ -53,6 +53,7 @@ class Simulation:
                 model._required_plan()  # says why it has none
             raise UserError("The model must be a SpikingModel with one window between one encoder and one Readout. "
                             f"Received: a {type(model).__name__}.")
+        model.refuse_own_call("A simulation")
         plan.refuse_own_neurons("A simulation")
         self.plan: plans.Plan = plan
         encoder = plan.encoder.layer

@@ -38,6 +38,7 @@ class Window:
         if len(plan.outputs) != 1 or len(plan.inputs) != 1:
             raise UserError(f"Only a model with one input and one output can be exported; {model.name!r} has "
                             f"{len(plan.inputs)} and {len(plan.outputs)}.")
+        model.refuse_own_call("An export")
         why = plan.whole()
         if why is not None:
             raise UserError(f"Exports run a window step by step, and {why}. `model.export(folder)` writes Keras' own "

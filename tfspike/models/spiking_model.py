@@ -82,9 +82,10 @@ class SpikingModel(keras.Model):
           counts: return what `observe` returns.
           count_gradients: as of `observe`.
         """
-        if self.engine is None and self.plan is None and not counts and seed is None:
+        engine = self.engine
+        if self.plan is None and not counts and seed is None:
             return super().call(inputs, training=training, mask=mask)
-        output, activity = self._observe(inputs, training, seed, counts and count_gradients)
+        output, activity = self._observe(engine, inputs, training, seed, counts and count_gradients)
         return (output, activity) if counts else output
 
     def observe(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None,
@@ -94,9 +95,13 @@ class SpikingModel(keras.Model):
         Counts pass gradient as outputs do, under both gradients of the neurons, so that spikes can be penalised: dL/dN
         adds to dL/ds of every step. `count_gradients=False` saves the time that this takes in the backward pass.
 
+        Raises:
+          UserError: the model's class has a `call` of its own.
+
         Returns:
           `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass.
         """
+        self.refuse_own_call("`observe`")
         if self.plan is not None:
             inputs = self._one_input(inputs)
         return self(inputs, training=training, seed=seed, counts=True, count_gradients=count_gradients)
@@ -107,9 +112,8 @@ class SpikingModel(keras.Model):
         self._required_plan()
         return self._observe_layers(inputs, training, seed)[0]
 
-    def _observe(self, inputs: Any, training: bool | None, seed: Any,
+    def _observe(self, engine: Engine | None, inputs: Any, training: bool | None, seed: Any,
                  counted: bool) -> tuple[Any, dict[str, tf.Tensor]]:
-        engine = self.engine
         if engine is not None and training and not engine.can_train:
             self._say(f"{self.name} is trained layer by layer, which takes more time and memory: gradient='event' with "
                       "normalisations needs a window of at most 8 steps; take gradient='rate' or fewer steps.")
@@ -146,6 +150,12 @@ class SpikingModel(keras.Model):
 
         values = plans.run(calls, dict(zip(map(id, symbols), given)), handler)
         return self._as_declared([values[id(end)] for end in ends]), activity
+
+    def refuse_own_call(self, what: str) -> None:
+        """Raises UserError where the model's class has a `call` of its own, which `what` would not run."""
+        if type(self).call is not SpikingModel.call:
+            raise UserError(f"{what} runs the layers of a model, and {type(self).__name__} has a `call` of its own: "
+                            "put that code into a layer behind the Readout of a SpikingModel.")
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
