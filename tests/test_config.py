@@ -340,12 +340,23 @@ FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoint
         "tensorboard": False,
         "export": (), "profile": True, "on_collapse": "continue", "epochs": 99}
 CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooling": "average", "loss": "cross_entropy",
-           "label_smoothing": 0.1, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
+           "label_smoothing": 0.1, "spike_penalty": 0.5, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
            "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
            "precision": "mixed_bfloat16", "strategy": "mirrored", "deterministic": True, "neuron": "relu"}
+
+
+def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():
+    made = resolve({"lr_milestones": (1,)})
+    content = json.loads(config.to_json(made))
+    assert content["config"].pop("spike_penalty") == 0.0
+    again = config.from_json(json.dumps(content))
+    assert again == made and config.digest(again) == config.digest(dataclasses.replace(made, spike_penalty=0.0))
+    assert config.digest(dataclasses.replace(made, spike_penalty=1.0)) != config.digest(made)
+    with pytest.raises(UserError, match="--spike_penalty.*at least 0"):
+        resolve({"spike_penalty": -1.0})
 
 
 def test_every_field_is_either_free_to_change_or_part_of_the_experiment():

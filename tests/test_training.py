@@ -178,6 +178,32 @@ def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm
     assert numbers["correct"] == (output.numpy().argmax(1) == labels).sum()
 
 
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_a_penalty_of_spikes_is_the_mean_rate_of_all_neurons_times_it(gradient: str) -> None:
+    trainer = make(encoder="direct", learning_rate=0.5, clip_norm=0.0, weight_decay=0.0, gradient=gradient,
+                   spike_penalty=3.0)
+    images, labels = trainer.stream.batch(0)
+    variables = trainer.model.trainable_variables
+    before = [v.value.numpy() for v in variables]
+    with tf.GradientTape(persistent=True) as tape:
+        output, activity = trainer.model.observe(images, training=True)
+        loss = tf.reduce_sum((output - np.eye(10, dtype="f")[labels])**2) / len(labels)
+        neurons = tf.concat([tf.reshape(count, [len(labels), -1]) for count in activity.values()], 1)
+        rate = tf.reduce_mean(neurons) / trainer.model.timesteps
+        penalised = loss + 3.0 * rate
+    grads, alone = (tape.gradient(of, [v.value for v in variables]) for of in (penalised, loss))
+    assert np.abs(grads[0] - alone[0]).max() > 0.01 * np.abs(alone[0]).max()
+    numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
+    for variable, old, grad in zip(variables, before, grads):
+        np.testing.assert_allclose(variable.value.numpy(), old - 0.5 * grad.numpy(), rtol=1e-5, atol=1e-6)
+    assert numbers["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert numbers["firing_rate"] == pytest.approx(float(rate), rel=1e-5)
+    assert numbers["spike_penalty"] == pytest.approx(3.0 * numbers["firing_rate"], rel=1e-5)
+    assert 0.005 < numbers["firing_rate"] < 0.5
+    usual = make(encoder="direct")
+    assert "firing_rate" not in usual.train_step.numbers(usual.train_step(images, labels))
+
+
 def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:
     assert optimisation.make_optimizer(runs.tiny("unused", optimizer="adamw", weight_decay=0.1)).weight_decay == 0.1
     assert optimisation.make_optimizer(runs.tiny("unused", optimizer="adam", weight_decay=0.1)).weight_decay is None

@@ -30,11 +30,12 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate",
-                "surrogate_width", "pooling")
+                "surrogate_width", "pooling", "spike_penalty")
 # Settings that runs of earlier versions do not name, with the value that says what those did.
 _ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "surrogate_width": 1.0,
                           "norm": "none", "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0,
-                          "lr_schedule": "milestones", "warmup_epochs": 0, "min_steps_per_epoch": 0}
+                          "lr_schedule": "milestones", "warmup_epochs": 0, "min_steps_per_epoch": 0,
+                          "spike_penalty": 0.0}
 # Settings of earlier versions, with what became of them.
 _REPLACED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "stop_on_collapse": lambda stop: {"on_collapse": "stop" if stop else "continue"},
@@ -116,6 +117,9 @@ class Config:
                         group="Training", choices=("squared", "cross_entropy"))
     label_smoothing: float = setting(0.0, "Share of the target that is spread over all classes.", group="Training",
                                      **_SHARE)
+    spike_penalty: float = setting(0.0, "Added to the loss: this times the mean firing rate of all spiking neurons, in "
+                                   "spikes per neuron and step. More of it, fewer spikes.", group="Training",
+                                   **_NOT_NEGATIVE)
     learning_rate: float = setting(0.1, "For the loss summed over classes and averaged over the batch.",
                                    group="Training", **_POSITIVE)
     lr_schedule: str = setting("milestones", "How the learning rate falls: at --lr_milestones, or to 0 over all epochs "

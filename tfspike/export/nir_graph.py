@@ -25,7 +25,7 @@ import numpy as np
 from tfspike import plan as plans
 from tfspike.errors import UserError
 from tfspike.export.window import Window
-from tfspike.layers import LIF, OverTime, PoolingIF, Readout, WindowDropout
+from tfspike.layers import OverTime, Readout, SpikingLayer, WindowDropout
 from tfspike.precision import in_float32
 
 NAME = "model.nir"
@@ -145,10 +145,9 @@ class _Writer:
             return dataclasses.replace(source, nodes=tuple(name for wire in sources for name in wire.nodes))
         if isinstance(layer, (WindowDropout, keras.layers.Identity)):
             return source
-        if isinstance(layer, LIF):
-            return self._add(call.name, self._neuron(_first(source.shape), layer.leak, layer.threshold), source)
-        if isinstance(layer, PoolingIF):
-            return self._add(call.name, self._neuron(_first(source.shape), 1.0, layer.threshold), source)
+        if isinstance(layer, SpikingLayer):
+            neuron = layer.neuron
+            return self._add(call.name, self._neuron(_first(source.shape), neuron.leak, neuron.threshold), source)
         if isinstance(layer, Readout):
             return self._readout(layer, source)
         if isinstance(layer, OverTime):
