@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 from tfspike import checkpoints
 from tfspike import config as config_lib
+from tfspike import workdir as runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +24,25 @@ def tiny(workdir: Any, **settings: Any) -> config_lib.Config:
         "model": "lenet", "hidden": 0, "timesteps": 4, "batch_size": 8, "steps_per_epoch": 3, "epochs": 2,
         "lr_milestones": (1,), "val_fraction": 0.004, "checkpoint_every": 2, "log_every": 2, "tensorboard": False,
         "export": (), "workdir": str(workdir), **settings})
+
+
+def untrained(workdir: Any, info: Any, **settings: Any) -> str:
+    """The folder of a run that was saved before its first step: for commands that ask how, not how well.
+
+    Args:
+      workdir: folder to make.
+      info: a `datasets.DatasetInfo`; images of any shape.
+      settings: of `config.resolve`; the network is alive with the first weights that kappa gives it.
+    """
+    config = config_lib.resolve({"dataset": "nmnist" if info.event_based else "mnist", "export": (),
+                                 "workdir": str(workdir), **settings})
+    os.makedirs(workdir)
+    runs.write_config(config, {"info": info.to_dict()}, None)
+    model = runs.build_model(config, info)
+    checkpoints.save(os.path.join(workdir, "checkpoints"), 0,
+                     {"model": checkpoints.collect(model.variables), "optimizer": {}},
+                     {"config": dataclasses.asdict(config)}, best=True)
+    return str(workdir)
 
 
 def as_flags(config: config_lib.Config) -> list[str]:
