@@ -86,7 +86,12 @@ def to_nir(model: Any, target: str | Conventions = "nir") -> Any:
 
 def write(model: Any, path: str, target: str | Conventions = "nir") -> None:
     """Writes `to_nir(model, target)` to the file `path`."""
-    _nir().write(path, to_nir(model, target))
+    write_graph(to_nir(model, target), path)
+
+
+def write_graph(graph: Any, path: str) -> None:
+    """Writes a `nir.NIRGraph` to the file `path`."""
+    _nir().write(path, graph)
 
 
 def _conventions(target: str | Conventions) -> Conventions:
@@ -145,8 +150,8 @@ class _Writer:
         layer, source = call.layer, sources[0]
         if isinstance(layer, keras.layers.Add):
             if not self.to.follows_joins:
-                raise UserError(f"This target's reader does not follow joins, such as {call.name!r}, and would read the "
-                                "file as another network; choose a network without shortcuts, or another --target.")
+                raise UserError(f"The reader of this `target` does not follow joins, such as {call.name!r}, and would "
+                                "make another network of the file; take a network without shortcuts, or another target.")
             # NIR sums the edges that arrive at a node
             return dataclasses.replace(source, nodes=tuple(name for wire in sources for name in wire.nodes))
         if isinstance(layer, (WindowDropout, keras.layers.Identity)):
