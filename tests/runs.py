@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ from typing import Any
 from tfspike import checkpoints
 from tfspike import config as config_lib
 from tfspike import workdir as runs
+from tfspike.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +46,28 @@ def untrained(workdir: Any, info: Any, **settings: Any) -> str:
                      {"model": checkpoints.collect(model.variables), "optimizer": {}},
                      {"config": dataclasses.asdict(config)}, best=True)
     return str(workdir)
+
+
+def exported(workdir: str, formats: Any, *flags: str) -> dict[str, dict[str, Any]]:
+    """What `python -m tfspike.export` does and says of every format, in this process.
+
+    Raises:
+      UserError: its sentence.
+    """
+    from tfspike.export import __main__ as export
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = export.main([f"--workdir={workdir}", f"--format={','.join(formats)}", *flags])
+    if status:
+        raise UserError(err.getvalue().removeprefix("error: ").rstrip())
+    return reports(out.getvalue())
+
+
+def reports(printed: str) -> dict[str, dict[str, Any]]:
+    """The lines that the command printed, by format."""
+    lines = [json.loads(line) for line in printed.splitlines()]
+    return {line.pop("format"): line for line in lines}
 
 
 def as_flags(config: config_lib.Config) -> list[str]:
