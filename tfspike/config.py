@@ -156,7 +156,7 @@ class Config:
     log_every: int = setting(50, "Steps between lines of progress.", group="Output", experiment=False, **_at_least(1))
     tensorboard: bool = setting(True, "Write TensorBoard logs.", group="Output", experiment=False)
     export: tuple[str, ...] = setting(("saved_model",), "Formats written at the end.", group="Output", experiment=False,
-                                      choices=("saved_model", "litert", "nir", "keras", "none"))
+                                      choices=("saved_model", "litert", "nir", "keras", "onnx", "none"))
     profile: bool = setting(False, "Profile steps 4 to 8 of this command for TensorBoard.", group="Output",
                             experiment=False)
 

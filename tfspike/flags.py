@@ -116,7 +116,7 @@ class EvalOptions:
                             "them out.")
         from tfspike import weight_files  # loads NumPy: only where weights are asked for
 
-        weight_files.check_name(self.weights)
+        object.__setattr__(self, "weights", weight_files.check_name(self.weights))
 
 
 class _Parser(absl_flags.ArgumentParser):

@@ -111,7 +111,7 @@ def require_spikes(runs: Sequence[str]) -> None:
     for run in runs:
         if config_lib.read_run(run).neuron == "relu":
             raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
-                            f"first: python -m tfspike.conversion --run={run}")
+                            f"first: {workdir.to_copy('-m tfspike.conversion', run=run)}")
 
 
 def require_several(runs: Sequence[str]) -> list[str]:

@@ -470,6 +470,7 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
         example = trainer.data.images[trainer.train_index[:_EXAMPLES]]
         export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
     workdir.mark_finished(str(config.workdir), config, trainer.step)
+    test = workdir.to_copy("eval.py", workdir=str(config.workdir))
     if trainer.best is not None:
         usual = trainer.most_frequent()
         if trainer.best["val_accuracy"] <= usual:
@@ -477,7 +478,7 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
                 "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
                 "settings.")
         say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "
-            f"{int(trainer.best['epoch'])}. Test it: python eval.py --workdir={config.workdir}")
+            f"{int(trainer.best['epoch'])}. Test it: {test}")
     else:
-        say(f"Finished. Test it: python eval.py --workdir={config.workdir}")
+        say(f"Finished. Test it: {test}")
 

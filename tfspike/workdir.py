@@ -155,7 +155,7 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
     config_lib.check_resumable(saved, config)
     if "converted" in about(workdir):
         raise UserError(f"{workdir} holds a converted network, not a run to continue; to train it further, give "
-                        f"--init_from={os.path.join(workdir, CONVERTED)} and another --workdir.")
+                        f"{shlex.quote(f'--init_from={os.path.join(workdir, CONVERTED)}')} and another --workdir.")
     _check_init(workdir, options)
     if _is_finished(workdir, config):
         if checkpoints.steps(os.path.join(workdir, CHECKPOINTS)):
@@ -380,9 +380,25 @@ def command() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
+def to_copy(program: str, **flags: str) -> str:
+    """A command for the reader to copy from the screen, quoted for a shell.
+
+    Args:
+      program: "train.py", "eval.py", or "-m" and a module.
+      flags: name and value of each.
+
+    >>> to_copy("-m tfspike.conversion", run="my runs/ann")
+    "python -m tfspike.conversion '--run=my runs/ann'"
+    """
+    script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), program)
+    elsewhere = os.path.isfile(script) and os.path.abspath(program) != script
+    words = [script] if elsewhere else program.split()
+    return shlex.join(["python", *words, *(f"--{name}={value}" for name, value in flags.items())])
+
+
 def continuing_command(config: Config) -> str:
     """The command that goes on with a run."""
-    return shlex.join(["python", "train.py", f"--config={os.path.join(str(config.workdir), 'config.json')}"])
+    return to_copy("train.py", config=os.path.join(str(config.workdir), "config.json"))
 
 
 # ---- the network -------------------------------------------------------------------------------------------------
@@ -401,8 +417,8 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
     if config.neuron == "relu":
         if timesteps is not None:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
-                            "an ANN (--neuron=relu); leave it out, or convert the ANN: python -m tfspike.conversion "
-                            f"--run={config.workdir}")
+                            "an ANN (--neuron=relu); leave it out, or convert the ANN: "
+                            f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
         return models.create(config.model, tuple(info.image_shape), info.num_classes, config.timesteps,
                              dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
                              dtype=config.precision, neuron="relu")

@@ -1,4 +1,4 @@
-"""`python -m tfspike.export --workdir=RUN --format=saved_model,litert,nir,keras`: exports the network of a run."""
+"""`python -m tfspike.export --workdir=RUN --format=saved_model,litert,nir,keras,onnx`: exports the network of a run."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Window:
         """What `run` asks for input: the model's own encoder on normalised images or event data `[B, ...]`."""
         values = plans.run(self.plan.before, {id(self.plan.inputs[0]): inputs})
         layer, source = self.plan.encoder.layer, values[id(self.plan.encoder.args[0])]
-        key = layer.inference_key(seed)
+        key = layer.key(seed=seed)
         return lambda start, steps: layer.encode(source, key, start, steps)
 
     @property

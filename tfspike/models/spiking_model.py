@@ -210,17 +210,40 @@ class SpikingModel(keras.Model):
         """Outputs in the structure that the model was made with: one, a list or a dict."""
         return keras.tree.pack_sequence_as(self.output, outputs)
 
-    def export(self, *args: Any, **kwargs: Any) -> Any:
+    def export(self, filepath: Any, format: str = "tf_saved_model", verbose: bool | None = None,
+               input_signature: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.export` with the plain kernel, because a compiled one would tie the file to a machine.
 
         `tfspike.export.save` writes files that do more, and runs them before it is content with them.
+
+        Raises:
+          UserError: a file of that format would not load, or not compute what the model does.
         """
+        self._check_export(format)
+        if format == "onnx" and input_signature is None:  # Keras' own way wants a model that was called
+            input_signature = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in self.inputs]
         kernel = self._kernel
         self.configure_engine(self._chunk, "plain")
         try:
-            return super().export(*args, **kwargs)
+            return super().export(filepath, format, verbose, input_signature, **kwargs)
         finally:
             self.configure_engine(self._chunk, kernel)
+
+    def _check_export(self, format: str) -> None:
+        """Refuses what Keras would write and call an artifact."""
+        if format == "openvino":
+            why, other = "OpenVINO rounds to 16 bits unless told not to, and so to other spikes", "onnx"
+        elif format not in ("onnx", "litert"):
+            return
+        elif any(getattr(layer, "draws", False) for layer in self.layers):
+            why, other = "the format has no counterpart of the random numbers that the encoder draws", format
+        elif any(layer.compute_dtype != "float32" for layer in self.layers):
+            why, other = "the format computes in float32 alone", format
+        else:
+            return
+        raise UserError(f"format={format!r} would not compute what {self.name!r} does: {why}. python -m tfspike.export "
+                        f"--workdir=RUN --format={other} (in Python: tfspike.export.save) writes a file that does, and "
+                        "runs it first.")
 
     def _read(self) -> plans.Plan | str:
         if "plan" not in self._lazy():
