@@ -14,7 +14,6 @@ import argparse
 import ast
 import fnmatch
 import importlib.util
-import inspect
 import logging
 import os
 import posixpath
@@ -97,26 +96,30 @@ def pages() -> dict[str, str]:
     return found
 
 
-def _first_sentence(path: str) -> str:
-    text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
-    return text.partition("\n\n")[0].replace("\n", " ").replace("|", r"\|")
+def _tree(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def _first_paragraph(node: ast.Module | ast.ClassDef) -> str:
+    """What the docstring begins with, for a cell of a table."""
+    return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ").replace("|", r"\|")
 
 
 def _constant(path: str, name: str) -> Any:
     """The literal that a module gives to one of its names."""
-    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+    for node in _tree(path).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return ast.literal_eval(node.value)
     raise SystemExit(f"docs/build.py: {path} has no {name}.")
 
 
-def _home_of(name: str, part: str) -> str:
-    """The full name of a class that `tfspike.part` offers, by the module that defines it."""
+def _class(name: str, part: str) -> tuple[str, ast.ClassDef]:
+    """A class that `tfspike.part` offers: (its full name by the module that defines it, its definition)."""
     for module, path in modules().items():
         if module == f"tfspike.{part}" or module.startswith(f"tfspike.{part}."):
-            tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-            if any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body):
-                return f"{module}.{name}"
+            for node in _tree(path).body:
+                if isinstance(node, ast.ClassDef) and node.name == name:
+                    return f"{module}.{name}", node
     raise SystemExit(f"docs/build.py: tfspike.{name} is not a class of tfspike.{part}.")
 
 
@@ -136,26 +139,28 @@ def tutorial() -> str:
     """`docs/tutorial.py` as a page: its code, cut where its numbered comments begin."""
     source = (ROOT / "docs" / "tutorial.py").read_text(encoding="utf-8")
     title, _, text = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
-    code = source.split('"""\n', 2)[1].strip()
+    code = source.split('"""\n', 1)[1].partition("\n\n\nif __name__")[0].strip()  # what follows the docstring
     parts = re.split(r"^    # (\d\.) (.+)\n", code, flags=re.MULTILINE)
-    page = [f"# Tutorial\n\n{title}\n{text}\n\nThe file is [`docs/tutorial.py`](tutorial.py).\n\n## The network\n",
-            f"```python\n{parts[0].rstrip()}\n```\n"]
+    page = [f"# Tutorial\n\n{title}\n{text}\n\nAll of it in one file: [`docs/tutorial.py`](tutorial.py).\n",
+            f"## The network\n\n```python\n{parts[0].rstrip()}\n```\n"]
     for number, comment, body in zip(parts[1::3], parts[2::3], parts[3::3]):
-        short = re.match(r"[\w' ]+", comment)
-        page += [f"## {number} {short[0].strip() if short else comment}\n",
-                 f"```python\n{inspect.cleandoc(f'# {comment}' + chr(10) + body)}\n```\n"]
+        heading = re.split(r"[:,.]| while ", comment)[0]
+        body = re.sub(r"^    ", "", body, flags=re.MULTILINE).rstrip()
+        page.append(f"## {number} {heading}\n\n{comment}\n\n```python\n{body}\n```\n")
     return "\n".join(page)
 
 
 def api_index() -> str:
-    lines = ["# API", "", "Read `tfspike` from the bottom up: a module imports what stands above it here, not what stands "
-             "below.", "", "## Names of the package", "", "`from tfspike import ...`", "", "| name | |", "|---|---|"]
+    lines = ["# API", "", "The modules by subject, from the bottom up: neurons, the engine that runs them through time, "
+             "networks of them, what looks at networks, and what trains them.", "",
+             "## Names of the package", "", ast.get_docstring(_tree("tfspike/__init__.py")) or "", "",
+             "| `from tfspike import` | |", "|---|---|"]
     for name, part in _constant("tfspike/__init__.py", "_HOME").items():
-        home = _home_of(name, part)
-        lines.append(f"| [`{name}`][{home}] | of [`{home.rpartition('.')[0]}`][{home.rpartition('.')[0]}] |")
+        home, node = _class(name, part)
+        lines.append(f"| [`{name}`][{home}] | {_first_paragraph(node)} |")
     for subject, names in by_subject().items():
         lines += ["", f"## {subject}", "", "| module | |", "|---|---|"]
-        lines += [f"| [`{name}`][{name}] | {_first_sentence(modules()[name])} |" for name in names]
+        lines += [f"| [`{name}`][{name}] | {_first_paragraph(_tree(modules()[name]))} |" for name in names]
     return "\n".join(lines)
 
 
@@ -172,7 +177,7 @@ def linked(text: str, source: str, page: str, files: Any, config: Any) -> str:
         found = pages().get(path) or pages().get(index)
         if found is None and (ROOT / path).is_dir():
             found = pages().get(posixpath.join(path, "README.md"), path)
-        if found is None:
+        if found is None or found == page:  # a page made of a file links to that file
             found = path.removeprefix("docs/") if path.startswith("docs/images/") else f"files/{path}"
             if files.get_file_from_path(found) is None:
                 files.append(File.generated(config, found, abs_src_path=str(ROOT / path)))
@@ -228,6 +233,10 @@ def _without_formulas(markdown: str) -> str:
         return f"FORMULA{len(_formulas) - 1}END"  # a word that Markdown leaves alone
 
     return re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)?)\$", keep, markdown, flags=re.DOTALL)
+
+
+def on_post_build(config: Any) -> None:
+    Path(config.site_dir, "404.html").unlink()  # for servers at the root of a host; its links would be dead elsewhere
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
