@@ -151,8 +151,8 @@ def tutorial() -> str:
 
 
 def api_index() -> str:
-    lines = ["# API", "", "The modules by subject, from the bottom up: neurons, the engine that runs them through time, "
-             "networks of them, what looks at networks, and what trains them.", "",
+    lines = ["# API", "", "The modules by subject, from the bottom up: neurons, the engine that runs them through "
+             "time, networks of them, what looks at networks, and what trains them.", "",
              "## Names of the package", "", ast.get_docstring(_tree("tfspike/__init__.py")) or "", "",
              "| `from tfspike import` | |", "|---|---|"]
     for name, part in _constant("tfspike/__init__.py", "_HOME").items():
@@ -165,7 +165,7 @@ def api_index() -> str:
 
 
 def linked(text: str, source: str, page: str, files: Any, config: Any) -> str:
-    """Markdown whose relative links, true in the file `source` of the repository, lead to pages and files of the site."""
+    """Markdown whose relative links, true in the repository's file `source`, lead to pages and files of the site."""
     from mkdocs.structure.files import File
 
     def replace(match: re.Match[str]) -> str:
@@ -269,7 +269,8 @@ def build(out: str) -> int:
                          "`pip install -e \".[docs]\"` in the folder of the repository.")
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "sitemap.xml").exists())):
-        raise SystemExit(f"--out must be a new or empty folder or an earlier site, because it is emptied. Received: {out}")
+        raise SystemExit("--out must be a new or empty folder or an earlier site, because it is emptied. "
+                         f"Received: {out}")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)  # of MkDocs
     from mkdocs.commands.build import build as mkdocs_build
     from mkdocs.config import load_config

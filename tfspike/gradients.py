@@ -113,7 +113,7 @@ def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor |
 
     Examples:
       >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
-      >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))    # (1 - .69 * .75) / 2
+      >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))  # (1 - .69 * .75) / 2
       [0.   0.24]
     """
     if neuron.surrogate != LEAK_AWARE:
