@@ -191,12 +191,18 @@ def linked(text: str, source: str, page: str, files: Any, config: Any) -> str:
 _formulas: list[str] = []
 
 
+def _short(module: str) -> str:
+    """A module's name beside its neighbours: `layers`, `export`, `litert`."""
+    parent, _, name = module.rpartition(".")
+    return module.removeprefix("tfspike.") if parent in ("tfspike", "tfspike.models") else name
+
+
 def on_config(config: Any) -> Any:
     version = _constant("tfspike/__init__.py", "__version__")
     config.copyright = f"tfspike {version}. Apache License 2.0."
     api: list[Any] = ["api/index.md"]
     for subject, names in by_subject().items():
-        api.append({subject: [{name: api_page(name)} for name in names]})
+        api.append({subject: [{_short(name): api_page(name)} for name in names]})
     config.nav.insert(len(config.nav) - 2, {"API": api})
     return config
 

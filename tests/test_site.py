@@ -138,8 +138,8 @@ def test_a_module_without_a_subject_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_index_is_in_the_order_of_a_reader(site: Path) -> None:
     nav = (site / "index.html").read_text(encoding="utf-8").partition("md-nav--primary")[2]
     order = ("Quick start", "The method", "Tutorial", "How deep networks learn", "Results", "Trained weights",
-             "Several devices", "Benchmarks", "Neurons and layers", "tfspike.gradients", "tfspike.layers", "Engine",
-             "tfspike.engine", "Networks", "Looking at a network", "Training and evaluation", "Changelog")
+             "Several devices", "Benchmarks", "Neurons and layers", "gradients", "layers", "Engine",
+             "engine", "Networks", "Looking at a network", "Training and evaluation", "Changelog")
     places = [re.search(rf">\s*{re.escape(name)}", nav) for name in order]
     assert all(places) and [place.start() for place in places if place] == sorted(place.start() for place in places if place)
 
