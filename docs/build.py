@@ -100,7 +100,7 @@ def _tree(path: str) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
-def _first_paragraph(node: ast.Module | ast.ClassDef) -> str:
+def _first_paragraph(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
     """What the docstring begins with, for a cell of a table."""
     return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ").replace("|", r"\|")
 
@@ -113,14 +113,14 @@ def _constant(path: str, name: str) -> Any:
     raise SystemExit(f"docs/build.py: {path} has no {name}.")
 
 
-def _class(name: str, part: str) -> tuple[str, ast.ClassDef]:
-    """A class that `tfspike.part` offers: (its full name by the module that defines it, its definition)."""
+def _definition(name: str, part: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
+    """A class or function that `tfspike.part` offers: (its full name by the module that defines it, its definition)."""
     for module, path in modules().items():
         if module == f"tfspike.{part}" or module.startswith(f"tfspike.{part}."):
             for node in _tree(path).body:
-                if isinstance(node, ast.ClassDef) and node.name == name:
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
                     return f"{module}.{name}", node
-    raise SystemExit(f"docs/build.py: tfspike.{name} is not a class of tfspike.{part}.")
+    raise SystemExit(f"docs/build.py: tfspike.{name} is not defined in tfspike.{part}.")
 
 
 # ---- pages made of other files -----------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def api_index() -> str:
              "## Names of the package", "", ast.get_docstring(_tree("tfspike/__init__.py")) or "", "",
              "| `from tfspike import` | |", "|---|---|"]
     for name, part in _constant("tfspike/__init__.py", "_HOME").items():
-        home, node = _class(name, part)
+        home, node = _definition(name, part)
         lines.append(f"| [`{name}`][{home}] | {_first_paragraph(node)} |")
     for subject, names in by_subject().items():
         lines += ["", f"## {subject}", "", "| module | |", "|---|---|"]
