@@ -70,9 +70,10 @@ class PoissonEncoder(Encoder):
     Drawn afresh at every step, in training and in inference (Lee et al. 2020, "Input encoding"; the authors' code for
     the sign). A training call takes its numbers from (seed, step, replica), an inference call from an explicit seed.
 
-    >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
-    >>> tf.reduce_sum(train, axis=(0, 1)).numpy().tolist()
-    [0.0, 100.0, -100.0]
+    Examples:
+      >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
+      >>> tf.reduce_sum(train, axis=(0, 1)).numpy().tolist()
+      [0.0, 100.0, -100.0]
     """
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
@@ -103,8 +104,9 @@ class LatencyEncoder(Encoder):
 
     |x| >= 1 spikes at the first step, the faintest input at the last one.
 
-    >>> LatencyEncoder(timesteps=4)(tf.constant([[1.0, 0.5, 0.01, 0.0]])).numpy()[:, 0].T.tolist()
-    [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+    Examples:
+      >>> LatencyEncoder(timesteps=4)(tf.constant([[1.0, 0.5, 0.01, 0.0]])).numpy()[:, 0].T.tolist()
+      [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
 
     draws = False

@@ -80,8 +80,9 @@ class EnergyModel:
     Raises:
       UserError: a value is negative or not finite.
 
-    >>> EnergyModel().picojoules(Operations(macs=10, acs=100))
-    136.0
+    Examples:
+      >>> EnergyModel().picojoules(Operations(macs=10, acs=100))
+      136.0
     """
 
     mac_pj: float = 4.6

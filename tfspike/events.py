@@ -300,8 +300,9 @@ def find(data_dir: str | None) -> pathlib.Path:
 def decode(data: bytes) -> Events:
     """Events from the bytes of a .bin file, in their order there; coordinates are whatever the bytes say.
 
-    >>> [field.tolist() for field in decode(bytes([33, 2, 0b1000_0001, 0, 5]))]
-    [[33], [2], [65541], [1]]
+    Examples:
+      >>> [field.tolist() for field in decode(bytes([33, 2, 0b1000_0001, 0, 5]))]
+      [[33], [2], [65541], [1]]
 
     Raises:
       ValueError: the bytes are no whole number of events.

@@ -124,9 +124,10 @@ def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor |
     Returns:
       `[B, ...]` float32; leak-aware, it is 0 where the neuron never fired.
 
-    >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
-    >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))    # (1 - .69 * .75) / 2
-    [0.   0.24]
+    Examples:
+      >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
+      >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))  # (1 - .69 * .75) / 2
+      [0.   0.24]
     """
     if neuron.surrogate != LEAK_AWARE:
         return neuron.gain * trace / tf.cast(steps, tf.float32)

@@ -140,10 +140,11 @@ class LIF(SpikingLayer):
     Raises:
       UserError: a constant out of range.
 
-    >>> import numpy as np
-    >>> spikes = LIF(leak=0.5)(np.array([[[0.8]], [[0.8]], [[0.8]]], "float32"))    # [T=3, B=1, 1]
-    >>> spikes.numpy().ravel().tolist()                                              # u = .8, 1.2, .8
-    [0.0, 1.0, 0.0]
+    Examples:
+      >>> import numpy as np
+      >>> spikes = LIF(leak=0.5)(np.array([[[0.8]], [[0.8]], [[0.8]]], "float32"))    # [T=3, B=1, 1]
+      >>> spikes.numpy().ravel().tolist()                                              # u = .8, 1.2, .8
+      [0.0, 1.0, 0.0]
     """
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",

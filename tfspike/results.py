@@ -285,8 +285,9 @@ def hours(events: Sequence[Mapping[str, Any]]) -> float:
 def without_paths(command: str) -> str:
     """A command line without the places of the machine that it ran on.
 
-    >>> without_paths("python /home/me/train.py --preset=quick --data_dir=/data --config=/home/me/a.json --seed 1")
-    'python train.py --preset=quick --config=a.json --seed 1'
+    Examples:
+      >>> without_paths("python /home/me/train.py --preset=quick --data_dir=/data --config=/home/me/a.json --seed 1")
+      'python train.py --preset=quick --config=a.json --seed 1'
     """
     try:
         words = shlex.split(command)

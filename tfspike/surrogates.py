@@ -96,8 +96,9 @@ def derivative(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:
       x: distance of the membrane potential from the threshold, in thresholds.
       width: above 0.
 
-    >>> print(derivative("triangular", tf.constant([-2.0, -0.5, 0.0, 0.25])).numpy())
-    [0.   0.5  1.   0.75]
+    Examples:
+      >>> print(derivative("triangular", tf.constant([-2.0, -0.5, 0.0, 0.25])).numpy())
+      [0.   0.5  1.   0.75]
     """
     return DERIVATIVES[name](x / width)
 
