@@ -529,5 +529,20 @@ def test_a_model_with_a_call_of_its_own_is_run_by_it_and_not_looked_into() -> No
 def test_keras_own_export_holds_what_ours_refuse(what: str, tmp_path: Any) -> None:
     model, _ = net(neurons=LearntLeak()) if what == "neuron" else net(on_train=keras.layers.BatchNormalization())
     model.export(str(tmp_path / "saved"), verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "saved")).serve(tf.constant(images()))
-    np.testing.assert_allclose(served, model(images()), rtol=1e-5, atol=1e-6)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    np.testing.assert_allclose(loaded.serve(tf.constant(images())), model(images()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_chunks_of_time_would_lose_is_refused() -> None:
+    class Adds(keras.layers.Dense):
+        def call(self, inputs: Any, training: Any = None) -> Any:
+            y = super().call(inputs)
+            self.add_loss(tf.reduce_mean(y))
+            return y
+
+    model, plain = net(dense=Adds(N))
+    for road in (model, tf.function(lambda x: model(x), autograph=False)):
+        with pytest.raises(ValueError, match="calls `add_loss`.*activity_regularizer"):
+            road(images())
+    plain(images())
+    assert len(plain.losses) == 1

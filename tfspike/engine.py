@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from tfspike import convolution, gradients, kernels
 from tfspike import plan as plans
+from tfspike.errors import UserError
 from tfspike.gradients import NeuronState
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.normalisation import ThresholdNorm
@@ -128,6 +129,9 @@ class Engine:
           seed: keys the encoder's noise in inference.
           weights: trainable Keras variables.
           counted: the counts of the states are differentiable too.
+
+        Raises:
+          UserError: a layer of the window adds a loss of its own.
         """
         inputs = tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
@@ -146,8 +150,13 @@ class Engine:
                 self._cast(weights, values), list(zip(frozen, self._cast(frozen, constants))))
 
             def forward(keep: bool) -> Record:
-                with _substituted(weights, *cast):
-                    return self._forward(inputs, key, masks, keep and keep_bits, training, sense=keep)
+                with _substituted(weights, *cast) as scope:
+                    record = self._forward(inputs, key, masks, keep and keep_bits, training, sense=keep)
+                if scope.losses:
+                    raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
+                                    "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
+                                    "with a `call` of its own: such models are computed layer by layer.")
+                return record
 
             record = forward(keep=training)
 
@@ -440,4 +449,4 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _substituted(weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any]) -> Any:
     """Within it layers read `values` where they would read the variables `weights`; `fixed` are pairs of the frozen."""
-    return keras.StatelessScope(state_mapping=[*zip(weights, values), *fixed])
+    return keras.StatelessScope(state_mapping=[*zip(weights, values), *fixed], collect_losses=True)

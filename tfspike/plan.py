@@ -171,9 +171,9 @@ class Plan:
         for call in self.ours:
             method = own_code(call.layer)
             if method is not None:
-                return (f"{_said(call)} has a `{method}` of its own, which only the layer itself runs (a SpikingLayer "
-                        "with a `neuron`, an encoder with an `encode` or a WindowDropout with a `draw_mask` of its own "
-                        "is run by the fast road too)")
+                return (f"{_said(call)} has a `{method}` of its own, which only the layer itself can run "
+                        "(a SpikingLayer with a `neuron`, an encoder with an `encode` or a WindowDropout with a "
+                        "`draw_mask` of its own would keep the fast road)")
         for call in self.window:
             if _mixes_steps(call.layer):
                 remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(call.layer, kind))
