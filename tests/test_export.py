@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -197,7 +196,7 @@ def test_onnx_from_spikes_takes_windows_of_any_length(saved):
     session = onnxruntime.InferenceSession(saved[1]["onnx"]["path"], providers=["CPUExecutionProvider"])
     at_once = tf.saved_model.load(saved[1]["saved_model"]["path"]).signatures["from_spikes"]
     for steps in (1, T, T + 3):
-        spikes = recordings(2, steps)
+        spikes = recordings(2, steps).astype(np.float32)
         np.testing.assert_allclose(session.run(["scores"], {"spikes": spikes})[0],
                                    at_once(spikes=tf.constant(spikes))["scores"], atol=1e-6)
 
@@ -392,6 +391,55 @@ def compiled_functions(path):
     library = message.graph_def.library.function
     assert len(library) > 2
     return [function.signature.name for function in library if function.attr["_XlaMustCompile"].b]
+
+
+@pytest.mark.parametrize("encoder", ["poisson", "direct"])
+def test_saving_with_tensorflow_gives_a_file_that_runs_without_the_library(encoder, tmp_path):
+    """Not compared beyond its prediction: `tf.saved_model.save` asks nothing of the model."""
+    model = network(encoder, hidden=0)
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    x = images() / 128.0 - 1.0
+    np.save(tmp_path / "x.npy", x)
+    code = ("import sys, numpy, tensorflow as tf; x = numpy.load(sys.argv[2]); model = tf.saved_model.load(sys.argv[1]); "
+            "(y,) = model.signatures['serving_default'](tf.constant(x)).values(); numpy.save(sys.argv[2], y); "
+            "assert not [name for name in sys.modules if name.startswith('tfspike')]")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "saved", tmp_path / "x.npy"], capture_output=True,
+                          text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    want = model(x).numpy()
+    assert np.ptp(want) > 0.01
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder, dtype, form, named", [
+    ("poisson", None, "onnx", "onnx"), ("poisson", None, "litert", "litert"), ("direct", None, "openvino", "onnx"),
+    ("direct", "mixed_bfloat16", "onnx", "onnx"), (None, "mixed_bfloat16", "litert", "litert")])
+def test_keras_own_export_refuses_what_would_not_run_or_give_other_spikes(encoder, dtype, form, named, tmp_path):
+    model = network(encoder, hidden=0, dtype=dtype)
+    with pytest.raises(UserError, match=f"{form!r} would not compute .*python -m tfspike.export .*--format={named} ") as caught:
+        model.export(str(tmp_path / "model"), format=form, verbose=False)
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", ["litert", pytest.param("onnx", marks=needs_onnx)])
+def test_keras_own_export_computes_what_the_model_does(form, tmp_path):
+    model = tfspike.models.create("lenet", SHAPE, 3, T, encoder="direct", hidden=0, leak=0.9, kappa=4.0)
+    path, x = str(tmp_path / "model.tflite"), (images() / 128.0 - 1.0)[:1]
+    model.export(path, format=form, verbose=False)  # of a model that was never called
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: x})
+    else:
+        interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(path)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreter.invoke()
+        found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    want = model(x).numpy()
+    assert np.ptp(want) > 0.01
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-6)
 
 
 def test_keras_own_export_is_not_tied_to_a_machine(tmp_path):

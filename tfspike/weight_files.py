@@ -91,7 +91,7 @@ def check_name(name: Any, folder: str = FOLDER, network: str | None = None) -> s
         return meant[0]
     name, of = str(name), "" if network is None else f"of {network} "
     if meant:
-        raise UserError(f"There are several trained weights {shown(name)}: {', '.join(meant)}; give one of these names.")
+        raise UserError(f"There are several trained weights {shown(name)}: {', '.join(meant)}; give one of these.")
     if name in every:
         raise UserError(f"The trained weights {name} are of {_split(name)[0]}, and {network} was asked for; {of}there "
                         f"are {', '.join(known) or 'none'}.")

@@ -151,7 +151,7 @@ class _Writer:
         if isinstance(layer, keras.layers.Add):
             if not self.to.follows_joins:
                 raise UserError(f"The reader of this `target` does not follow joins, such as {call.name!r}, and would "
-                                "make another network of the file; take a network without shortcuts, or another target.")
+                                "make another network of the file; choose another target, or leave the format out.")
             # NIR sums the edges that arrive at a node
             return dataclasses.replace(source, nodes=tuple(name for wire in sources for name in wire.nodes))
         if isinstance(layer, (WindowDropout, keras.layers.Identity)):

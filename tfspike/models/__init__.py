@@ -71,8 +71,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
       weights: trained ones that come with the library, by their name in `tfspike.pretrained.available()`
-        ("lenet_mnist") or its end ("mnist"), with running statistics, so that training can go on. What they were trained
-        with must be given again: shape, classes, hidden, encoder (or None), leak, threshold, norm and pooling.
+        ("lenet_mnist") or its end ("mnist"), with running statistics, so that training can go on. What they were
+        trained with must be given again: shape, classes, hidden, encoder (or None), leak, threshold, norm and pooling.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
