@@ -164,3 +164,28 @@ def test_threshold_that_is_not_positive_is_refused(cell: Any, threshold: Any) ->
 def test_units_that_are_no_shape_are_refused_in_one_sentence(cell: Any, units: Any) -> None:
     with pytest.raises(ValueError, match="units.*Received"):
         cell(units)
+
+
+@pytest.mark.parametrize("cell", [LIFCell((6, 6, 3)), PoolingIFCell((6, 6, 3)), LeakyIntegratorCell((6, 6, 3))])
+def test_keras_rnn_refuses_a_map_in_one_sentence(cell: Any) -> None:
+    with pytest.raises(ValueError, match="tfspike.LIF.*units=\\(6, 6, 3\\)"):
+        keras.layers.RNN(cell, return_sequences=True)(keras.Input((5, 6, 6, 3)))
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda cell: keras.layers.RNN(cell, return_sequences=True), lambda cell: keras.layers.RNN(cell, go_backwards=True),
+    lambda cell: keras.layers.RNN([cell, LIFCell(N)], return_sequences=True),
+    lambda cell: keras.layers.RNN(keras.layers.StackedRNNCells([LIFCell(N), cell])),
+    lambda cell: keras.layers.Bidirectional(keras.layers.RNN(cell, return_sequences=True)),
+    lambda cell: keras.layers.TimeDistributed(keras.layers.RNN(cell))])
+@pytest.mark.parametrize("cell", [LIFCell, PoolingIFCell, LeakyIntegratorCell])
+def test_layers_of_keras_around_a_cell_are_saved_and_loaded(cell: Any, wrap: Any, tmp_path: Any) -> None:
+    layer = wrap(cell(N))
+    shape = (2, T, N) if isinstance(layer, keras.layers.TimeDistributed) else (T, N)
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    x = np.random.default_rng(0).normal(0.3, 0.5, (B, *shape)).astype("f")
+    out = model(x)
+    assert out.shape[1:] == model.output.shape[1:] and np.abs(out).max() > 0
+    model.save(tmp_path / "rnn.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "rnn.keras")(x), out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import DirectEncoder, LatencyEncoder, PoissonEncoder, Readout, SpikeInput, UserError, encoders, noise
+from tfspike import (
+    LIF,
+    DirectEncoder,
+    LatencyEncoder,
+    PoissonEncoder,
+    Readout,
+    SpikeInput,
+    SpikingModel,
+    UserError,
+    encoders,
+    noise,
+)
 from tfspike.layers import OverTime, WindowDropout
 
 T, B = 12, 4
@@ -191,3 +204,89 @@ def test_timesteps_that_are_no_positive_integer_are_refused(kind: str | None, ti
 def test_unknown_encoder_is_refused_in_one_sentence() -> None:
     with pytest.raises(UserError, match="'poisson', 'direct', 'latency', None.*Received"):
         encoders.create("phase", T)
+
+
+def one_layer(encoder: Any, T: int = 4) -> SpikingModel:
+    inputs = keras.Input((6,))
+    synapse = OverTime(keras.layers.Dense(3, kernel_initializer=keras.initializers.RandomNormal(0.5, 0.5, seed=1)))
+    return SpikingModel(inputs, Readout(0.9)(LIF(0.9)(synapse(encoder(inputs)))))
+
+
+def test_straight_through_has_the_gradient_of_the_expected_train() -> None:
+    T, draws = 8, 4000
+    x = np.array([[-1.6, -0.7, -0.2, 0.3, 0.9, 1.4]], "f")
+    weight = np.random.default_rng(0).normal(size=(T, 1, 6)).astype("f")
+    encoder = PoissonEncoder(T, straight_through=True)
+
+    def expected(x: np.ndarray) -> np.ndarray:
+        """Mean over draws of the weighted sum of spikes, for each pixel on its own."""
+        trains = encoder(np.repeat(x, draws, axis=0), seed=3).numpy()
+        return (trains.mean(1, keepdims=True) * weight).sum((0, 1))
+
+    given = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        loss = tf.reduce_sum(encoder(given, seed=3) * weight)
+    got = tape.gradient(loss, given).numpy()[0]
+    step = 0.1
+    difference = (expected(x + step) - expected(x - step)) / (2 * step)  # the same random numbers on both sides
+    np.testing.assert_allclose(got, difference, atol=0.4)
+    assert got[0] == got[5] == 0.0 and np.abs(got[1:5]).min() > 0.1
+    np.testing.assert_allclose(got[1:5], weight.sum((0, 1))[1:5], rtol=1e-5)
+
+
+def test_straight_through_changes_no_spike_and_is_saved() -> None:
+    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, (3, 5)).astype("f"))
+    through = PoissonEncoder(6, seed=4, straight_through=True)
+    np.testing.assert_array_equal(through(x), PoissonEncoder(6, seed=4)(x))
+    assert PoissonEncoder.from_config(through.get_config()).straight_through
+    old = {name: value for name, value in through.get_config().items() if name != "straight_through"}
+    assert not PoissonEncoder.from_config(old).straight_through
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("encoder", [PoissonEncoder(4), LatencyEncoder(4), DirectEncoder(4)])
+def test_a_gradient_of_the_input_that_does_not_exist_is_refused(encoder: Any, graph: bool) -> None:
+    model = one_layer(type(encoder).from_config(encoder.get_config()))
+    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 6)).astype("f"))
+
+    def gradient(road: Any) -> Any:
+        def run(x: tf.Tensor) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(road(x))
+            return tape.gradient(loss, x)
+        return (tf.function(run, autograph=False) if graph else run)(x)
+
+    error = tf.errors.InvalidArgumentError if graph else UserError
+    with pytest.raises(error, match="call_layers"):
+        gradient(model)
+    with pytest.raises(error, match="call_layers"):
+        gradient(lambda x: model(x, training=True))
+    if isinstance(encoder, DirectEncoder):
+        assert np.abs(gradient(model.call_layers)).max() > 0
+    else:
+        with pytest.raises(error, match="encoder=.*direct"):
+            gradient(model.call_layers)
+
+
+def test_call_layers_has_the_gradient_of_the_input_with_straight_through() -> None:
+    model = one_layer(PoissonEncoder(4, straight_through=True))
+    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 6)).astype("f"))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(model.call_layers(x))
+    assert np.abs(tape.gradient(loss, x)).max() > 0
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (np.full((4, 6), 255, "uint8"), "about \\[-1, 1\\].*255"), (np.full((4, 6), np.nan, "f"), "NaN"),
+    (np.array([[np.inf] * 6], "f"), "NaN or infinite"), (np.full((4, 6), 3.0), None)])
+def test_fit_warns_of_unscaled_pixels_and_of_values_that_are_no_numbers(values: Any, message: str | None) -> None:
+    model = one_layer(PoissonEncoder(4))
+    model.compile("sgd", "mse", run_eagerly=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(values, np.zeros((len(values), 3)), verbose=0)
+    ours = [str(w.message) for w in caught if "NaN" in str(w.message) or "pixels" in str(w.message)]
+    assert len(ours) == (message is not None) and all(re.search(message, text) for text in ours)

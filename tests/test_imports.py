@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normali
         ("engine",), ("diagnosis",), ("callbacks",), ("models",))
 LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
           "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
-          "config_files", "output"}
+          "config_files", "output", "shared_function", "backend", "custom_gradient"}
 READERS = {"analysis", "export", "report"}  # they look at models; a model is trained without them
 WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks",
                       "checkpoints", "weight_files", "pretrained", "model_cards", "settings", "config_files", "datasets",
@@ -133,3 +135,49 @@ def test_an_export_loads_tensorflow_when_it_is_used() -> None:
     code = "import sys, tfspike; tfspike.UserError; assert 'keras' not in sys.modules; tfspike.LIF; " \
            "assert 'keras' in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize("first", [
+    "import tfspike, keras", "import keras, tfspike", "import tfspike, tensorflow as tf; tf.keras.models; import keras",
+    "import tfspike.layers, keras", "from tfspike import encoders; import keras"])
+def test_keras_knows_our_classes_whatever_is_imported_first(first: str) -> None:
+    code = f"{first}\nfor name in ('SpikingModel', 'LIF', 'LIFCell', 'PoissonEncoder', 'ReluModel', 'ThresholdNorm'):\n" \
+           "    assert keras.saving.get_registered_object(f'tfspike>{name}') is not None, name"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_saved_model_is_found_and_pickled_by_keras_alone(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    code = "import sys, tfspike, keras, pickle\n" \
+           "x = keras.Input((3, 4))\n" \
+           f"tfspike.SpikingModel(x, tfspike.Readout()(tfspike.LIF()(tfspike.SpikeInput(3)(x)))).save({str(path)!r})\n"
+    again = f"import tfspike, keras, pickle\nmodel = keras.models.load_model({str(path)!r})\n" \
+            "assert type(model).__name__ == 'SpikingModel'\n" \
+            "for copy in (keras.models.clone_model(model), pickle.loads(pickle.dumps(model)),\n" \
+            "             keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))):\n" \
+            "    assert type(copy) is type(model) and [v.name for v in copy.layers] == [v.name for v in model.layers]"
+    for lines in (code, again):
+        done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_backend_other_than_tensorflow_is_refused_in_one_sentence() -> None:
+    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
+    for command in (["train.py", "--dry_run"], ["eval.py", "--workdir=nowhere"]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
+                              timeout=60)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "KERAS_BACKEND" in done.stderr, done.stderr
+
+
+def test_a_backend_of_kerasjson_is_refused_when_the_layers_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    from tfspike import backend
+    from tfspike.errors import UserError
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(UserError, match="KERAS_BACKEND=tensorflow"):
+        importlib.reload(backend)
+    monkeypatch.undo()
+    importlib.reload(backend)

@@ -286,3 +286,12 @@ def test_the_smallest_image_is_legal_and_one_pixel_less_is_not(name: str) -> Non
     assert all(axis > 0 for call in model.plan.window for axis in call.outputs[0].shape[2:])
     with pytest.raises(UserError, match="at least"):
         models.create(name, (size, size - 1, 1), 2, 2)
+
+
+def test_channels_first_is_refused_in_one_sentence() -> None:
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(UserError, match="channels_last.*channels_first"):
+            models.create("lenet", (12, 12, 1), 4, 3)
+    finally:
+        keras.config.set_image_data_format("channels_last")

@@ -1,14 +1,17 @@
 """Train deep spiking neural networks from spikes, in TensorFlow/Keras (Lee et al. 2020).
 
 Importing this package is cheap: TensorFlow is loaded when the first of the names below is used, so that a command
-can check its flags before. Where Keras is loaded already, so are our layers and models, which `keras.models.load_model`
-can then find.
+can check its flags before. Where Keras is loaded, before or after, so are our layers and models, which
+`keras.models.load_model` can then find: it looks among registered classes alone.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -49,5 +52,39 @@ def _register() -> None:
         importlib.import_module(f"tfspike.{module}")
 
 
+class _AfterKeras:
+    """Calls `_register` when Keras has been loaded and no part of this package is half loaded: an import hook."""
+
+    def __init__(self) -> None:
+        self._loading = 0
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        spec = None
+        if name == "keras" or name.startswith("tfspike."):
+            spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None  # whoever is asked next may find it
+        load = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self._loading += 1
+            try:
+                load(module)
+            finally:
+                self._loading -= 1
+            keras = sys.modules.get("keras")
+            if self._loading == 0 and keras is not None and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                if keras.backend.backend() == "tensorflow":  # with another one Keras may be used beside us, not with us
+                    _register()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
 if "keras" in sys.modules:
-    _register()
+    if sys.modules["keras"].backend.backend() == "tensorflow":
+        _register()
+else:
+    sys.meta_path.insert(0, _AfterKeras())

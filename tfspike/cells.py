@@ -28,8 +28,20 @@ class _Cell(keras.layers.Layer):
         shape = tuple(map(int, shape))
         self.units = shape if isinstance(units, (tuple, list)) else shape[0]
         self.state_size = self.units
-        self.output_size = self.units
         self._shape = shape
+
+    @property
+    def output_size(self) -> int:
+        """Neurons, as `keras.layers.RNN` asks for them.
+
+        Raises:
+          UserError: `units` is the shape of a map, which Keras' RNN layers have no room for.
+        """
+        if len(self._shape) > 1:
+            raise UserError(f"keras.layers.RNN takes cells of one axis, and {type(self).__name__} has {self._shape}: "
+                            "use tfspike.LIF, PoolingIF or Readout on the whole window [T, B, ...], call the cell in a "
+                            f"loop over time, or flatten the map. Received: units={self.units!r}.")
+        return self._shape[0]
 
     def get_initial_state(self, batch_size: int | tf.Tensor | None = None) -> list[tf.Tensor]:
         """The membrane potential before the first step: zeros, `[batch_size, *shape]` float32."""

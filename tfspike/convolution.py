@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspike.custom_gradient import custom_gradient
+
 _LARGEST_MAP = 64  # pixels of y
 _FEWEST_CHANNELS = 128
 
@@ -46,7 +48,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, stride: int = 1, padding: str = "v
       padding: "valid", or "same" where stride is 1.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def convolution(x: tf.Tensor, kernel: tf.Tensor) -> Any:
         def grad(delta: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             into_x = tf.nn.conv2d_transpose(delta, kernel, tf.shape(x), stride, padding.upper())

@@ -6,14 +6,19 @@ own, so a long window never has to exist at once; stretches joined are the windo
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfspike import noise
 from tfspike.checks import check_choice, check_count
+from tfspike.custom_gradient import custom_gradient
 from tfspike.errors import UserError
+from tfspike.shared_function import shared
 
 NAMES = ("poisson", "direct", "latency", None)
 
@@ -51,7 +56,11 @@ class Encoder(noise.NoisyLayer):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """The whole window, `[T, B, ...]`; inference repeats for the same `seed` (0 unless given)."""
-        return self.encode(inputs, self.key(training, seed), 0, self.timesteps)
+        return self.with_gradient(self.encode(inputs, self.key(training, seed), 0, self.timesteps), inputs)
+
+    def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        """The train `[T, B, ...]` of `inputs`, with the gradient that the encoder passes on to them."""
+        return train
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (self.timesteps, *input_shape)
@@ -70,21 +79,48 @@ class PoissonEncoder(Encoder):
     Drawn afresh at every step, in training and in inference (Lee et al. 2020, "Input encoding"; the authors' code for
     the sign). A training call takes its numbers from (seed, step, replica), an inference call from an explicit seed.
 
+    Args:
+      timesteps, seed: see `Encoder`.
+      straight_through: pass a gradient on to the input, that of the expected spike train: d E[s_t] / dx = 1 within
+        [-1, 1], and 0 outside, where |x| is cut off. For adversarial examples and for layers in front that learn.
+        Without it a gradient asked for is refused, as random spikes have none.
+
     Examples:
       >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
       >>> tf.reduce_sum(train, axis=(0, 1)).numpy().tolist()
       [0.0, 100.0, -100.0]
     """
 
+    def __init__(self, timesteps: int, seed: int = 0, straight_through: bool = False, **kwargs: Any):
+        super().__init__(timesteps, seed=seed, **kwargs)
+        self.straight_through = bool(straight_through)
+
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        probability = tf.abs(inputs)
-        sign = tf.cast(tf.sign(inputs), self.compute_dtype)
+        return tf.stack([_poisson_step(inputs, noise.fold(key, start + t), self.compute_dtype) for t in range(steps)])
 
-        def step(t: int) -> tf.Tensor:
-            uniform = noise.uniform(tf.shape(inputs), noise.fold(key, start + t))
-            return tf.cast(uniform < tf.cast(probability, tf.float32), self.compute_dtype) * sign
+    def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        if not self.straight_through:
+            return refuse_gradient(train, inputs, "use PoissonEncoder(..., straight_through=True) or "
+                                                  "encoder=\"direct\", with model.call_layers(x)")
 
-        return tf.stack([step(t) for t in range(steps)])
+        @custom_gradient
+        def expected(inputs: tf.Tensor):
+            def grad(upstream: tf.Tensor) -> tf.Tensor:
+                total = tf.reduce_sum(tf.cast(upstream, tf.float32), axis=0)
+                return tf.cast(tf.where(tf.abs(inputs) <= 1.0, total, 0.0), inputs.dtype)
+            return tf.identity(train), grad
+
+        return expected(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "straight_through": self.straight_through}
+
+
+@functools.partial(shared, any_batch=True)
+def _poisson_step(inputs: tf.Tensor, key: tf.Tensor, dtype: str) -> tf.Tensor:
+    """One step of signed Poisson spikes in `dtype`, of the shape of `inputs`."""
+    fired = noise.uniform(tf.shape(inputs), key) < tf.cast(tf.abs(inputs), tf.float32)
+    return tf.cast(fired, dtype) * tf.cast(tf.sign(inputs), dtype)
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -118,6 +154,9 @@ class LatencyEncoder(Encoder):
         sign = tf.cast(tf.sign(inputs), self.compute_dtype)
         return tf.stack([tf.cast(tf.equal(when, start + t), self.compute_dtype) * sign for t in range(steps)])
 
+    def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        return refuse_gradient(train, inputs, "use encoder=\"direct\", with model.call_layers(x)")
+
 
 @keras.saving.register_keras_serializable("tfspike")
 class SpikeInput(Encoder):
@@ -142,6 +181,59 @@ class SpikeInput(Encoder):
         if len(shape) < 2 or shape[1] is not None and shape[1] != self.timesteps:
             raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
                             f"Received: shape {tuple(shape)}.")
+
+
+def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.Tensor:
+    """`outputs`, which were computed from `inputs`; who asks for a gradient between the two is told what to do.
+
+    TensorFlow would answer None or 0.
+
+    Raises:
+      UserError: when the gradient is computed, if a tape watches `inputs`; in a graph InvalidArgumentError, when it
+        runs, because TensorFlow traces every gradient of a model that it saves.
+    """
+    message = (f"No gradient with respect to the input comes through here: {instead}; or let the tape not watch the "
+               "input, where gradients of the weights alone are wanted.")
+
+    @custom_gradient
+    def refused(inputs: tf.Tensor):
+        def grad(upstream: tf.Tensor) -> tf.Tensor:
+            if tf.executing_eagerly():
+                raise UserError(message)
+            with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
+                return tf.zeros_like(upstream)
+        return tf.identity(inputs), grad
+
+    @custom_gradient
+    def joined(outputs: tf.Tensor, inputs: tf.Tensor):
+        return tf.identity(outputs), lambda upstream: (upstream, tf.zeros_like(inputs))
+
+    return joined(outputs, refused(inputs)) if inputs.dtype.is_floating else outputs
+
+
+# Pixels of about [-1, 1] are expected; normalised with a small deviation they can be a few times larger.
+_FAR_OUTSIDE = 16.0
+
+
+def warn_of_values(inputs: Any, of_spikes: bool) -> None:
+    """Warns once, in one sentence, of inputs that no encoder is meant for; looks at 64 samples, and only at arrays.
+
+    Args:
+      inputs: images or spike trains as `fit` takes them.
+      of_spikes: the encoder is `SpikeInput`, whose values may be counts of events.
+    """
+    if not (isinstance(inputs, np.ndarray) or tf.is_tensor(inputs) and hasattr(inputs, "numpy")):
+        return
+    first = np.asarray(inputs[:64])
+    if first.dtype.kind not in "fiu" or not first.size:
+        return
+    first = first.astype("float32")
+    if not np.isfinite(first).all():
+        warnings.warn("The input has NaN or infinite values, which make every output wrong: remove them.", stacklevel=3)
+    elif not of_spikes and np.abs(first).max() > _FAR_OUTSIDE:
+        warnings.warn("Encoders expect pixels of about [-1, 1], as tfspike.datasets.describe(...).normalise gives "
+                      f"them. Received: values from {first.min():g} to {first.max():g}; scale them, x / 127.5 - 1 for "
+                      "example.", stacklevel=3)
 
 
 _CLASSES: dict[str | None, type[Encoder]] = {

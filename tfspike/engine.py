@@ -27,6 +27,8 @@ import tensorflow as tf
 
 from tfspike import convolution, gradients, kernels
 from tfspike import plan as plans
+from tfspike.custom_gradient import custom_gradient
+from tfspike.encoders import refuse_gradient
 from tfspike.errors import UserError
 from tfspike.gradients import NeuronState
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
@@ -94,6 +96,7 @@ class Engine:
         self.timesteps: int = plan.encoder.layer.timesteps
         self.chunk = chunk
         self.kernel = kernels.choose(kernel)
+        self._sizes = kernels.BatchSizes() if kernel == "auto" else None
 
     @property
     def can_train(self) -> bool:
@@ -133,7 +136,7 @@ class Engine:
         Raises:
           UserError: a layer of the window adds a loss of its own.
         """
-        inputs = tf.stop_gradient(inputs)
+        given, inputs = inputs, tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         final: list[Any] = []
@@ -143,15 +146,18 @@ class Engine:
         constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]
         fixed = list(zip(frozen, constants))
 
-        @tf.custom_gradient
+        @custom_gradient
         def window(*values: tf.Tensor):
             # In inference weights are cast once, not once per chunk
             cast = (values, fixed) if training else (
                 self._cast(weights, values), list(zip(frozen, self._cast(frozen, constants))))
 
             def forward(keep: bool) -> Record:
+                kernel = self.kernel
+                if not keep and self._sizes is not None and not self._sizes.are_usual(inputs.shape[0]):
+                    kernel = "plain"
                 with _substituted(weights, *cast) as scope:
-                    record = self._forward(inputs, key, masks, keep and keep_bits, training, sense=keep)
+                    record = self._forward(inputs, key, masks, keep and keep_bits, training, keep, kernel)
                 if scope.losses:
                     raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
                                     "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
@@ -172,6 +178,8 @@ class Engine:
             return (record.output, record.input_rate, *fired, *flat), grad
 
         output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
+        output = refuse_gradient(output, given, "use model.call_layers(x), with encoder=\"direct\" or "
+                                                "PoissonEncoder(..., straight_through=True)")
         fired, final = final[:len(penalised)], final[len(penalised):]
         penalties = [_penalty(call.layer.activity_regularizer, spikes) for call, spikes in zip(penalised, fired)]
         count = 3 * len(self.plan.spiking)
@@ -190,7 +198,7 @@ class Engine:
         return [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(variables))]
 
     def _forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor], keep_bits: bool,
-                 training: bool, sense: bool) -> Record:
+                 training: bool, sense: bool, kernel: str) -> Record:
         chunk, rest = self.chunks(inputs.shape[0], training)
         count = self.timesteps // chunk
         batch = tf.shape(inputs)[0]
@@ -212,7 +220,7 @@ class Engine:
                  recorded: list[tf.TensorArray], sensed: list[tf.TensorArray]) -> Any:
             train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
             norms = measure if training else None
-            states, current, bits, sensitivities = self._simulate(train, states, masks, keep_bits, norms, sense)
+            states, current, bits, sensitivities = self._simulate(train, states, masks, keep_bits, norms, sense, kernel)
             for t in range(steps):
                 membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
             total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
@@ -233,7 +241,8 @@ class Engine:
                       [array.stack() for array in recorded], [array.stack() for array in sensed], moments)
 
     def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
-                  norms: Any, sense: bool) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+                  norms: Any, sense: bool,
+                  kernel: str) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
         """A chunk through all layers: `(new states, readout current, bits, sensitivities)`; `norms` is None in
         inference, `sense` says whether states keep what "rate" needs of a surrogate."""
         pending = iter(states)
@@ -244,8 +253,8 @@ class Engine:
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             before, neuron = next(pending), call.layer.neuron
             if keep_bits and neuron.surrogate != LEAK_AWARE:
-                sensitivities.append(kernels.sensitivities(currents, before.membrane, neuron, self.kernel))
-            spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, self.kernel,
+                sensitivities.append(kernels.sensitivities(currents, before.membrane, neuron, kernel))
+            spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, kernel,
                                                  sense=sense and not keep_bits)
             after.append(state)
             bits.append(packed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import sys
 import textwrap
@@ -169,6 +170,9 @@ def user_errors() -> Iterator[None]:
     `output.guarded` says where its output is lost."""
     with output.guarded():
         try:
+            chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
+            if chosen != "tensorflow":  # before Keras looks for it; `tfspike.backend` sees keras.json too
+                raise UserError(f"KERAS_BACKEND must be \"tensorflow\", or not set. Received: {chosen!r}.")
             yield
         except UserError as error:
             print(f"Error: {error}", file=sys.stderr)

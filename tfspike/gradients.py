@@ -55,6 +55,7 @@ import tensorflow as tf
 
 from tfspike import surrogates
 from tfspike.checks import check_choice, check_leak, check_positive, check_threshold
+from tfspike.custom_gradient import custom_gradient
 from tfspike.surrogates import LEAK_AWARE
 
 GRADIENTS = ("event", "rate")
@@ -171,7 +172,7 @@ def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple
       `(spikes, membrane)`, spikes in the dtype of `current`.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def step(current: tf.Tensor, membrane: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
         fired, after = fire(membrane, current, neuron)
 
@@ -288,7 +289,7 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
     """
     neuron.checked()
 
-    @tf.custom_gradient
+    @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
         spikes, final = simulate(currents, NeuronState(membrane, count, trace), neuron)
 
@@ -322,7 +323,7 @@ def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
       time_axis: the axis of T.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def identity(spikes: tf.Tensor):
         def grad(upstream):
             train = tf.cast(spikes, tf.float32)
@@ -355,7 +356,7 @@ def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.
       V_1..V_T, `[T, B, classes]` float32.
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor):
         def step(v, current):
             return leak * (v + current)

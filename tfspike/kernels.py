@@ -7,21 +7,23 @@ Kernels: "plain" runs as ordinary TensorFlow operations, one pass over memory ea
 passes, each of which goes over memory once: membranes and packed spikes; spikes, unpacked; counts and traces, from the
 packed spikes; and the backward recursion (a surrogate's sum, which needs the membranes, is a pass of its own).
 Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
-float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs
-and "plain" where there is a GPU, on which "xla" has not been tried.
+float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs,
+but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU, on which "xla" has not
+been tried.
 """
 
 from __future__ import annotations
 
-import functools
-import weakref
+import collections
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfspike import gradients
+from tfspike.custom_gradient import custom_gradient
 from tfspike.gradients import Neuron, NeuronState
+from tfspike.shared_function import shared
 from tfspike.surrogates import LEAK_AWARE
 
 KERNELS = ("auto", "plain", "xla")
@@ -139,7 +141,7 @@ def unpack(bits: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
 def replay_rate(currents: tf.Tensor, rate: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
     """The recorded rate in place of what the currents would give; gradient dL/dd = slope dL/dr. All `[1, B, ...]`."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def replay(currents: tf.Tensor):
         def grad(upstream):
             return tf.cast(slope * tf.cast(upstream, tf.float32), currents.dtype)
@@ -212,7 +214,7 @@ def _replay(currents: tf.Tensor, bits: tf.Tensor, credit: Callable[[tf.Tensor], 
     """Recorded spikes, with the gradient that `credit` makes of dL/ds: `(delta, delta of the first step)`."""
     steps, dtype = currents.shape[0], currents.dtype
 
-    @tf.custom_gradient
+    @custom_gradient
     def replay(currents: tf.Tensor):
         def grad(upstream):
             delta, first = credit(upstream)
@@ -235,28 +237,36 @@ def _credit(bits: tf.Tensor, slope: tf.Tensor, carry: tf.Tensor, upstream: tf.Te
     return tf.stack(deltas), carry
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled: one object for every graph and shape, which serves all layers and calls of that shape.
+_integrate_xla, _unpack_xla = shared(_integrate, compiled=True), shared(unpack, compiled=True)
+_tally_xla, _count_xla = shared(_tally, compiled=True), shared(_count, compiled=True)
+_credit_xla, _sense_xla = shared(_credit, compiled=True), shared(_sense, compiled=True)
+_sensitivities_xla, _through_xla = shared(_sensitivities, compiled=True), shared(_through, compiled=True)
 
-    One object for all would do the same, but TensorFlow traces it anew for every graph and shape, and warns of it.
+
+class BatchSizes:
+    """Which batch sizes "auto" compiles inference for: a served model may see any.
+
+    Compiling takes seconds for each size, and megabytes for good. Spikes, counts and membranes are the same in both
+    kernels, to the bit, so inference may choose; the leaky traces, which training alone reads, may differ in the last
+    one, so training is always compiled.
     """
-    objects: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
-    def call(*args: Any) -> Any:
-        of_graph = objects.setdefault(tf.compat.v1.get_default_graph(), {})
-        key = tuple((*arg.shape, arg.dtype) if tf.is_tensor(arg) else arg for arg in args)
-        if key not in of_graph:
-            # A partial, because TensorFlow counts tracings by the code of a function, and would warn of them
-            of_graph[key] = tf.function(functools.partial(function), jit_compile=True, autograph=False)
-        return of_graph[key](*args)
+    MOST, CALLS = 4, 3
 
-    return call
+    def __init__(self) -> None:
+        self._calls: collections.Counter[int] = collections.Counter()
+        self._usual: set[int] = set()
 
+    def are_usual(self, size: int | None) -> bool:
+        """Whether to compile for a call with so many samples; None, a graph for any number, is never compiled.
 
-_integrate_xla, _unpack_xla = _compiled(_integrate), _compiled(unpack)
-_tally_xla, _count_xla = _compiled(_tally), _compiled(_count)
-_credit_xla, _sense_xla = _compiled(_credit), _compiled(_sense)
-_sensitivities_xla, _through_xla = _compiled(_sensitivities), _compiled(_through)
+        A size is, when a graph is made for it or at its third call; the first `MOST` of them.
+        """
+        if size is not None and size not in self._usual and len(self._usual) < self.MOST:
+            self._calls[size] += 1
+            if not tf.executing_eagerly() or self._calls[size] >= self.CALLS:
+                self._usual.add(size)
+        return size in self._usual
 
 
 def choose(kernel: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspike.shared_function import shared
+
 # Keys of the two phases never meet: a training step may share its number with an inference seed.
 _TRAINING, _INFERENCE = 0, 1
 
@@ -23,8 +25,13 @@ ALGORITHM = "philox"
 def fold(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
     """A new key from `key` and integers, `[2]` int32."""
     for number in numbers:
-        key = tf.random.fold_in(key, tf.cast(number, tf.int32), alg=ALGORITHM)
+        key = _fold(key, tf.cast(number, tf.int32))
     return key
+
+
+@shared
+def _fold(key: tf.Tensor, number: tf.Tensor) -> tf.Tensor:  # shared, because it is some forty operations
+    return tf.random.fold_in(key, number, alg=ALGORITHM)
 
 
 def uniform(shape: tf.Tensor | tuple[int, ...], key: tf.Tensor) -> tf.Tensor:

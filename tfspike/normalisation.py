@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfspike import gradients
 from tfspike.checks import check_choice, check_positive, check_share
+from tfspike.custom_gradient import custom_gradient
 from tfspike.errors import UserError
 
 _FUSED = ("float32", "bfloat16", "float16")  # what the fused operation takes
@@ -146,7 +147,7 @@ class ThresholdNorm(keras.layers.Layer):
         of the standard deviation in place of the variance, so there the arithmetic is written out.
         """
 
-        @tf.custom_gradient
+        @custom_gradient
         def once(currents: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
             flat = tf.reshape(currents, [-1, 1, 1, currents.shape[-1]])
             mean = tf.reduce_mean(tf.cast(flat, tf.float32), axis=[0, 1, 2])
@@ -192,7 +193,7 @@ class ThresholdNorm(keras.layers.Layer):
                 "momentum": self.momentum, "epsilon": self.epsilon}
 
 
-@tf.custom_gradient
+@custom_gradient
 def _with_gradient_of(train: tf.Tensor, mean: tf.Tensor) -> Any:
     """The train `[T, B, ...]` in value, its mean `[1, B, ...]` in gradient."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfspike import checkpoints, encoders, surrogates, weight_files
+from tfspike.backend import check_image_data_format
 from tfspike.checks import (
     check_choice,
     check_count,
@@ -93,6 +94,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         raise UserError(f"{name} needs images of at least {variant.min_size}x{variant.min_size} pixels: smaller ones "
                         f"leave an empty feature map. Received: input_shape={shape}.")
     _check_dtype(dtype)
+    check_image_data_format()
     shape = tuple(map(int, shape))
     num_classes, timesteps = check_count("num_classes", num_classes), check_count("timesteps", timesteps)
     check_choice("encoder", encoder, encoders.NAMES)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfspike import callbacks, diagnosis, kernels
 from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
-from tfspike.encoders import Encoder
+from tfspike.encoders import Encoder, SpikeInput, warn_of_values
 from tfspike.engine import Engine
 from tfspike.errors import UserError
 from tfspike.layers import SpikingLayer
@@ -89,8 +89,13 @@ class SpikingModel(keras.Model):
         return (output, activity) if counts else output
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`, with one warning if a layer is silent or no gradient reaches any weight; with
-        `tfspike.Diagnosis` among the callbacks, that one says more."""
+        """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
+
+        It also warns, once, if a layer is silent or no gradient reaches any weight; `tfspike.Diagnosis` among the
+        callbacks says more.
+        """
+        if self.plan is not None and not self.plan.before:
+            warn_of_values(kwargs.get("x", args[0] if args else None), isinstance(self.plan.encoder.layer, SpikeInput))
         args, kwargs = callbacks.watched(self, args, kwargs)
         return super().fit(*args, **kwargs)
 

@@ -1,0 +1,191 @@
+"""Models that are dropped leave nothing behind, and what is compiled is compiled once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nets
+from tfspike import kernels, noise
+from tfspike.custom_gradient import custom_gradient
+from tfspike.shared_function import shared
+
+ROOT = Path(__file__).resolve().parents[1]
+T, B = 6, 2
+
+
+def gradient_graph(model: Any) -> Any:
+    """A traced training step of `model` without an optimiser, and the gradient it gives."""
+    @tf.function(autograph=False)
+    def step(x: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x, training=True) ** 2)
+        return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+
+    x = tf.constant(nets.spike_inputs(T, B, nets.SPECS["five"].image))
+    assert max(np.abs(g).max() for g in step(x)) > 0
+    return step.get_concrete_function(x).graph
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+@pytest.mark.parametrize("kernel", ["plain", "xla"])
+def test_a_model_that_is_dropped_takes_its_graphs_with_it(gradient: str, kernel: str) -> None:
+    def build_and_drop() -> weakref.ref[Any]:
+        model = nets.from_blocks(nets.SPECS["five"], T, gradient)
+        nets.set_grid_weights(model, 8.0)
+        model.configure_engine(chunk=3, kernel=kernel)  # several chunks: loops, whose bodies are graphs too
+        return weakref.ref(gradient_graph(model))
+
+    build_and_drop()  # what the compiled kernels of a shape are first traced in may stay
+    graph = build_and_drop()
+    gc.collect()
+    assert graph() is None
+
+
+def test_layer_by_layer_leaves_no_graph_either() -> None:
+    def build_and_drop() -> weakref.ref[Any]:
+        model = nets.from_blocks(nets.SPECS["five"], T, "event")
+        nets.set_grid_weights(model, 8.0)
+        step = tf.function(lambda x: tf.gradients(model.call_layers(x, training=True), x)[0], autograph=False)
+        return weakref.ref(step.get_concrete_function(tf.zeros((B, T, *nets.SPECS["five"].image))).graph)
+
+    graph = build_and_drop()
+    gc.collect()
+    assert graph() is None
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_custom_gradient_is_that_of_tensorflow(single: bool, graph: bool) -> None:
+    def function(x: tf.Tensor, y: tf.Tensor) -> Any:
+        return (x * y if single else (x * y, x + y)), lambda *up: (3.0 * up[0], 5.0 * up[-1])
+
+    def gradients(decorator: Any, x: tf.Tensor) -> Any:
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            found = tf.nest.flatten(decorator(function)(x, 2.0 * x))
+        return [found, [tape.gradient(part, x) for part in found], tape.gradient(found, x)]  # asked for repeatedly
+
+    run = tf.function(gradients, autograph=False) if graph else gradients
+    ours, theirs = (run(decorator, tf.constant([1.0, 2.0])) for decorator in (custom_gradient, tf.custom_gradient))
+    tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_custom_gradient_in_a_loop_is_that_of_tensorflow() -> None:
+    def through(decorator: Any) -> np.ndarray:
+        @tf.function(autograph=False)
+        def run(x: tf.Tensor) -> tf.Tensor:
+            square = decorator(lambda x: (x * x, lambda up: 7.0 * x * up))
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                out = tf.while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, square(x)), (0, x))[1]
+            return tape.gradient(out, x)
+        return run(tf.constant([1.1, -0.5])).numpy()
+
+    np.testing.assert_array_equal(through(custom_gradient), through(tf.custom_gradient))
+    assert np.abs(through(custom_gradient)).min() > 0
+
+
+def test_a_shared_function_is_traced_once_for_all_graphs() -> None:
+    traced: list[Any] = []
+
+    @shared
+    def double(x: tf.Tensor, factor: float) -> tf.Tensor:
+        traced.append((x.shape, factor))
+        return factor * x
+
+    for _ in range(3):
+        out = tf.function(lambda x: double(x, 2.0) + double(x, 2.0), autograph=False)(tf.ones(3))
+        np.testing.assert_array_equal(out, np.full(3, 4.0))
+    np.testing.assert_array_equal(double(tf.ones(3), 3.0), np.full(3, 3.0))
+    assert traced == [((3,), 2.0), ((3,), 3.0)]
+
+
+def test_a_shared_function_for_any_batch_keeps_the_shapes_of_each() -> None:
+    traced: list[Any] = []
+
+    def negative(x: tf.Tensor) -> tf.Tensor:
+        traced.append(x.shape)
+        return -x
+
+    function = shared(negative, any_batch=True)
+    shapes = []
+    for batch in (1, 5, None):
+        tf.function(lambda x: shapes.append(function(x).shape.as_list()), autograph=False).get_concrete_function(
+            tf.TensorSpec((batch, 3)))
+    assert shapes == [[1, 3], [5, 3], [None, 3]] and len(traced) == 1
+    np.testing.assert_array_equal(function(tf.ones((4, 3))), -np.ones((4, 3)))
+
+
+def test_folding_numbers_into_a_key_is_that_of_tensorflow() -> None:
+    key = tf.constant([3, 4])
+    wanted = tf.random.fold_in(tf.random.fold_in(key, 5, alg=noise.ALGORITHM), 6, alg=noise.ALGORITHM)
+    np.testing.assert_array_equal(noise.fold(key, 5, tf.constant(6, tf.int64)), wanted)
+
+
+def test_inference_compiles_for_the_sizes_that_come_back() -> None:
+    sizes = kernels.BatchSizes()
+    assert [sizes.are_usual(7) for _ in range(4)] == [False, False, True, True]
+    in_graph: list[bool] = []
+    for size in (32, None):
+        tf.function(lambda x: in_graph.append(sizes.are_usual(x.shape[0])),
+                    autograph=False).get_concrete_function(tf.TensorSpec([size]))
+    assert in_graph == [True, False] and sizes.are_usual(32)
+    usual = [size for size in range(100, 300) for _ in range(5) if sizes.are_usual(size)]
+    assert len(set(usual)) == sizes.MOST - 2 and sizes.are_usual(7)
+
+
+@pytest.mark.parametrize("surrogate", ["leak_aware", "arctan"])
+def test_spikes_counts_and_membranes_are_the_same_bits_in_every_kernel(surrogate: str) -> None:
+    """So inference may take either."""
+    neuron = kernels.Neuron.lif(0.99, 0.7, surrogate)
+    currents = tf.constant(np.random.default_rng(0).normal(0.2, 0.5, (8, 3, 50, 7)).astype("f"))
+    found = {}
+    for kernel in ("plain", "xla"):
+        state = kernels.NeuronState(*[tf.zeros((3, 50, 7))] * 3)
+        for _ in range(3):
+            spikes, state, _ = kernels.fire(currents, state, neuron, False, kernel, sense=False)
+        found[kernel] = spikes, state.membrane, state.count
+    assert 0.02 < found["plain"][0].numpy().mean() < 0.9
+    for plain, xla in zip(*found.values()):
+        np.testing.assert_array_equal(plain, xla)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["models", "sizes"])
+def test_a_process_that_builds_many_models_or_sees_many_sizes_stays_small(work: str) -> None:
+    """Of "models", Keras itself leaves the graph of `fit` in a table of TensorFlow's; a CNN leaves 4 MiB each."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--work", work, "--nets", "lenet-rate", "--json"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(done.stdout.splitlines()[-1])["lenet-rate"]
+    assert record["mb"] / record["count"] < {"models": 20, "sizes": 2}[work], record
+
+
+def test_kernels_are_plain_where_tensorflow_watches_every_operation() -> None:
+    """XLA does not know what `enable_check_numerics` adds."""
+    code = "import sys; sys.path.insert(0, 'tests')\nimport nets, numpy as np, tensorflow as tf\n" \
+           "tf.debugging.enable_check_numerics()\n" \
+           "model = nets.from_blocks(nets.SPECS['five'], 6, 'event')\n" \
+           "model.configure_engine(kernel='xla')\nmodel.compile('sgd', 'mse')\n" \
+           "model.fit(nets.spike_inputs(6, 2, (6, 6, 1)), np.zeros((2, 3)), verbose=0)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_tensorflow_saves_a_model_that_refuses_gradients_of_its_input(tmp_path: Path) -> None:
+    model = nets.from_blocks(nets.SPECS["five"], T, "rate", encoder="poisson")
+    nets.set_grid_weights(model, 8.0)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *nets.SPECS["five"].image)).astype("f")
+    tf.saved_model.save(model, str(tmp_path))
+    served = tf.saved_model.load(str(tmp_path)).signatures["serving_default"](tf.constant(x))
+    np.testing.assert_allclose(next(iter(served.values())), model(x), rtol=1e-6)
