@@ -26,8 +26,8 @@ _MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.
 # The layers whose methods other roads than the readable one put their own code in place of, and of those methods the
 # ones that every road calls. A subclass that overrides any other is run by its own `call` alone.
 _BASES: tuple[tuple[type, frozenset[str]], ...] = (
-    (Encoder, frozenset({"encode", "draws", "with_gradient"})), (SpikingLayer, frozenset({"neuron"})), (Readout, frozenset()),
-    (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()), (OverTime, frozenset()),
+    (Encoder, frozenset({"encode", "draws", "with_gradient"})), (SpikingLayer, frozenset({"neuron"})),
+    (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()), (OverTime, frozenset()),
     *((merge, frozenset()) for merge in _MERGES))
 _ANY_ROAD = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape", "compute_output_spec",
                        "get_build_config", "build_from_config"})
