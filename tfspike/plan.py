@@ -27,8 +27,8 @@ _MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.
 # ones that every road calls. A subclass that overrides any other is run by its own `call` alone.
 _BASES: tuple[tuple[type, frozenset[str]], ...] = (
     (Encoder, frozenset({"encode", "draws", "with_gradient"})), (SpikingLayer, frozenset({"neuron"})),
-    (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()), (OverTime, frozenset()),
-    *((merge, frozenset()) for merge in _MERGES))
+    (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()),
+    (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
 _ANY_ROAD = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape", "compute_output_spec",
                        "get_build_config", "build_from_config"})
 
