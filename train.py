@@ -1,7 +1,8 @@
 """Trains a spiking network: `python train.py --help`.
 
 Exit codes: 0 finished, 2 something the user can put right, 4 diverged or collapsed, 5 another worker is gone,
-130 stopped by Ctrl-C and 143 by SIGTERM (both saved: the same command continues).
+130 stopped by Ctrl-C, 143 by SIGTERM and 129 by a terminal that hung up (all saved: the same
+command continues). Where its output is lost (`| head`) training goes on without.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on its 
 
 def main() -> int:
     with flags.user_errors():
-        config, options, warnings = flags.parse()
+        config, options, warnings, notes = flags.parse()
         for warning in warnings:
             print(f"Warning: {warning}", file=sys.stderr)
+        for note in notes:
+            print(note, flush=True)
         from tfspike import training  # loads TensorFlow: only after the flags are known to be right
 
         return training.run(config, options)

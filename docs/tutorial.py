@@ -32,7 +32,8 @@ def build(timesteps: int) -> SpikingModel:
     # OverTime applies an ordinary Keras layer at every step; LIF neurons turn its currents into spikes.
     # gradient="rate" goes back once through firing rates; "event", the default, goes back through every step.
     x = LIF(leak=0.99, gradient="rate", name="lif1")(synapse(keras.layers.Conv2D, 12, 5)(x))  # 24x24
-    # A pooling neuron collects the spikes of four neurons and fires for every .75 of a spike on average.
+    # A pooling neuron adds up the mean of four neurons' spikes, a quarter for each, and fires when the sum exceeds its
+    # threshold of .75: once for four spikes. Its membrane then starts again from 0.
     x = PoolingIF(gradient="rate", name="pool1")(OverTime(keras.layers.AveragePooling2D(2))(x))  # 12x12
     x = LIF(leak=0.99, gradient="rate", name="lif2")(synapse(keras.layers.Conv2D, 24, 5)(x))  # 8x8
     x = PoolingIF(gradient="rate", name="pool2")(OverTime(keras.layers.AveragePooling2D(2))(x))  # 4x4

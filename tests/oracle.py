@@ -376,8 +376,12 @@ def backward(
     record: Record,
     dL_do: ArrayLike,
     gradient: Literal["event", "rate"] = "event",
+    dL_dN: Sequence[ArrayLike] | None = None,
 ) -> list[Array]:
     """Gradients of all weights, in forward order, from dL/do `[B, classes]`, on the spikes of the record.
+
+    `dL_dN` is what the loss asks of the spike counts N directly, `[B, ...]` for every firing layer in order: the same
+    for the spike of every step, and T times as much for the rate N / T. Masks do not touch it.
 
     "event" sends trains `[T, B, ...]` of dL/ds_t and dL/dI_t down the net, "rate" their one-per-window counterparts
     dL/dr and dL/dd `[B, ...]`. Synapses are linear, so their gradient is the same code for both.
@@ -397,6 +401,9 @@ def backward(
 
     def neurons(layer: Layer, g: Array) -> Array:
         unmasked = layer.masked(g)
+        if dL_dN is not None:
+            asked = np.asarray(dL_dN[len(layers)], np.float64)
+            unmasked = unmasked + (asked if event else steps * asked)
         if event:
             return event_backward(layer.spikes, layer.slope, unmasked)
         return rate_backward(layer.slope, unmasked)

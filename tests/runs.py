@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
 import signal
@@ -12,6 +15,8 @@ from typing import Any
 
 from tfspike import checkpoints
 from tfspike import config as config_lib
+from tfspike import workdir as runs
+from tfspike.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +27,47 @@ def tiny(workdir: Any, **settings: Any) -> config_lib.Config:
         "model": "lenet", "hidden": 0, "timesteps": 4, "batch_size": 8, "steps_per_epoch": 3, "epochs": 2,
         "lr_milestones": (1,), "val_fraction": 0.004, "checkpoint_every": 2, "log_every": 2, "tensorboard": False,
         "export": (), "workdir": str(workdir), **settings})
+
+
+def untrained(workdir: Any, info: Any, **settings: Any) -> str:
+    """The folder of a run that was saved before its first step: for commands that ask how, not how well.
+
+    Args:
+      workdir: folder to make.
+      info: a `datasets.DatasetInfo`; images of any shape.
+      settings: of `config.resolve`; the network is alive with the first weights that kappa gives it.
+    """
+    config = config_lib.resolve({"dataset": "nmnist" if info.event_based else "mnist", "export": (),
+                                 "workdir": str(workdir), **settings})
+    os.makedirs(workdir)
+    runs.write_config(config, {"info": info.to_dict()}, None)
+    model = runs.build_model(config, info)
+    checkpoints.save(os.path.join(workdir, "checkpoints"), 0,
+                     {"model": checkpoints.collect(model.variables), "optimizer": {}},
+                     {"config": dataclasses.asdict(config)}, best=True)
+    return str(workdir)
+
+
+def exported(workdir: str, formats: Any, *flags: str) -> dict[str, dict[str, Any]]:
+    """What `python -m tfspike.export` does and says of every format, in this process.
+
+    Raises:
+      UserError: its sentence.
+    """
+    from tfspike.export import __main__ as export
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = export.main([f"--workdir={workdir}", f"--format={','.join(formats)}", *flags])
+    if status:
+        raise UserError(err.getvalue().removeprefix("error: ").rstrip())
+    return reports(out.getvalue())
+
+
+def reports(printed: str) -> dict[str, dict[str, Any]]:
+    """The lines that the command printed, by format."""
+    lines = [json.loads(line) for line in printed.splitlines()]
+    return {line.pop("format"): line for line in lines}
 
 
 def as_flags(config: config_lib.Config) -> list[str]:

@@ -172,13 +172,73 @@ def test_another_optimiser_than_the_recipes_brings_its_own_learning_rate():
     assert {name: getattr(swapped, name) for name in recipes.OPTIMIZERS["adamw"]} == recipes.OPTIMIZERS["adamw"]
 
 
-def test_every_network_has_a_family_and_every_recipe_is_legal():
-    assert set(recipes.FAMILY_OF) == set(VARIANTS)
+def test_every_recipe_is_legal_and_every_network_has_the_papers():
+    assert set(recipes.LEE) == set(VARIANTS)
     for model in VARIANTS:
-        for dataset in config.DATASETS:
-            for optimizer in (None, "sgd", "adam", "adamw"):
-                settings = recipes.with_optimizer(recipes.recipe(model, dataset), optimizer)
-                Config(**{"model": model, "dataset": dataset, **settings})
+        for dataset in (*config.DATASETS, "beans"):
+            for method in (None, *recipes.METHODS):
+                for optimizer in (None, "sgd", "adam", "adamw"):
+                    settings = recipes.with_optimizer(recipes.recipe(model, dataset, method), optimizer)
+                    Config(**{"model": model, "dataset": dataset, **settings})
+
+
+def test_a_pair_that_nobody_measured_gets_the_recipe_that_learns_everywhere_and_is_told():
+    made, notes = config.resolve_with_notes({"model": "lenet", "dataset": "digits28"})
+    assert {name: getattr(made, name) for name in recipes.ROBUST} == dict(recipes.ROBUST)
+    assert len(notes) == 1 and "No recipe was measured for lenet on digits28" in notes[0] and "--method=lee" in notes[0]
+    assert config.resolve_with_notes({"model": "lenet", "dataset": "mnist"}).notes == []
+    assert config.resolve_with_notes({"model": "vgg5"}, preset="paper_vgg9_cifar10").notes == []
+
+
+@pytest.mark.parametrize("model", ["vgg5", "vgg7", "vgg9", "resnet7", "resnet9", "resnet11"])
+def test_the_bare_command_is_not_the_papers_days(model):
+    for dataset in ("cifar10", "svhn", "beans"):
+        bare, paper = resolve({"model": model, "dataset": dataset}), resolve({"model": model, "dataset": dataset},
+                                                                            method="lee")
+        assert (bare.timesteps, bare.norm) == (4, "tdbn") and bare.epochs <= 20
+        assert (paper.timesteps, paper.epochs, paper.norm, paper.surrogate) == (100, 150, "none", "leak_aware")
+
+
+def test_the_papers_method_equals_its_preset_but_for_the_gradient():
+    method, preset = resolve({"model": "vgg9", "dataset": "cifar10"}, method="lee"), resolve(preset="paper_vgg9_cifar10")
+    assert set(config.diff(method, preset)) == {"gradient", "augment"} and preset.augment
+
+
+def test_two_sources_of_all_settings_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--method=lee and --preset=quick both choose settings"):
+        resolve(preset="quick", method="lee")
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(resolve()))
+    with pytest.raises(UserError, match="--method=lee chooses settings, and --config="):
+        resolve(config_file=str(path), method="lee")
+
+
+def test_the_learning_rate_follows_the_batch_size():
+    small, usual, large = (resolve({"batch_size": size}) for size in (16, 32, 128))
+    assert (usual.learning_rate, usual.clip_norm) == (0.0085 * 32, 0.0)
+    assert (small.learning_rate, small.clip_norm) == (pytest.approx(usual.learning_rate / 2), 0.0)
+    assert small.weight_decay == pytest.approx(usual.weight_decay * 2)
+    assert (large.learning_rate, large.clip_norm) == (pytest.approx(usual.learning_rate * 2), 1.0)
+    adam = resolve({"model": "resnet20", "dataset": "svhn", "batch_size": 128})
+    assert (adam.learning_rate, adam.weight_decay) == (pytest.approx(0.006), 0.01)
+
+
+def test_what_follows_the_batch_size_is_said_and_what_was_given_stays(tmp_path):
+    made, notes = config.resolve_with_notes({"batch_size": 128, "clip_norm": 0.0})
+    assert notes == ["What belongs to the batch size follows --batch_size=128: --learning_rate=0.544 (at 32: 0.272), "
+                     "--weight_decay=3.906e-06 (at 32: 1.5625e-05)."] and made.clip_norm == 0.0
+    given, notes = config.resolve_with_notes({"batch_size": 128, "learning_rate": 0.1, "weight_decay": 0.0})
+    assert (given.learning_rate, given.weight_decay, given.clip_norm, notes) == (0.1, 0.0, 0.0, [])
+    assert config.resolve_with_notes({"batch_size": 32}).notes == []
+    assert resolve({"batch_size": 128, "optimizer": "adam"}).learning_rate == recipes.OPTIMIZERS["adam"]["learning_rate"]
+    path = write(tmp_path, {"batch_size": 8, "learning_rate": 0.4})  # a rate of its own, for its own batch size
+    assert resolve({"batch_size": 2}, config_file=path).learning_rate == pytest.approx(0.1)
+
+
+def test_a_run_of_before_that_was_told_to_go_on_does(tmp_path):
+    text = config.to_json(resolve()).replace('"on_collapse": "stop"', '"stop_on_collapse": false')
+    assert "stop_on_collapse" in text and config.from_json(text).on_collapse == "continue"
+    assert config.from_json(text.replace('"stop_on_collapse": false', '"stop_on_collapse": true')) == resolve()
 
 
 @QUICKLY
@@ -278,14 +338,25 @@ def test_a_saved_run_is_read_whole_or_not_at_all(tmp_path):
 
 FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9,
         "tensorboard": False,
-        "export": (), "profile": True, "stop_on_collapse": True, "epochs": 99}
+        "export": (), "profile": True, "on_collapse": "continue", "epochs": 99}
 CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooling": "average", "loss": "cross_entropy",
-           "label_smoothing": 0.1, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
+           "label_smoothing": 0.1, "spike_penalty": 0.5, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
            "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
-           "steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
+           "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
            "precision": "mixed_bfloat16", "strategy": "mirrored", "deterministic": True, "neuron": "relu"}
+
+
+def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():
+    made = resolve({"lr_milestones": (1,)})
+    content = json.loads(config.to_json(made))
+    assert content["config"].pop("spike_penalty") == 0.0
+    again = config.from_json(json.dumps(content))
+    assert again == made and config.digest(again) == config.digest(dataclasses.replace(made, spike_penalty=0.0))
+    assert config.digest(dataclasses.replace(made, spike_penalty=1.0)) != config.digest(made)
+    with pytest.raises(UserError, match="--spike_penalty.*at least 0"):
+        resolve({"spike_penalty": -1.0})
 
 
 def test_every_field_is_either_free_to_change_or_part_of_the_experiment():

@@ -32,11 +32,11 @@ def colour():
     return datasets.from_arrays(rng.integers(1, 256, (50, 12, 10, 3)), np.arange(50) % 5)
 
 
-def write_tfds(folder, images, labels, features=None, name="tiny"):
-    """Write a real TFDS set of PNG records to `folder`, as another program would."""
+def write_tfds(folder, images, labels, features=None, name="tiny", supervised=None, splits=("train", "test")):
+    """Write a real TFDS set of PNG records to `folder`, as another program would; features are image and label, in order."""
     import tensorflow_datasets as tfds
 
-    size = (None, None, 3) if len({i.shape for i in images}) > 1 else images[0].shape
+    size = images[0].shape if len({i.shape for i in images}) == 1 else (None, None, 3)
     classes = max(labels, default=1) + 1
     features = features or tfds.features.FeaturesDict({
         "image": tfds.features.Image(shape=size), "label": tfds.features.ClassLabel(num_classes=max(classes, 2))})
@@ -44,10 +44,10 @@ def write_tfds(folder, images, labels, features=None, name="tiny"):
     place.mkdir(parents=True)
     identity = tfds.core.DatasetIdentity(name=name, version=tfds.core.Version("1.0.0"), data_dir=str(place),
                                          module_name="tests")
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info = tfds.core.DatasetInfo(builder=identity, features=features, supervised_keys=supervised)
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=10_000)
-    writer.initialize_splits(["train", "test"], fail_if_exists=False)
-    for split in ("train", "test"):
+    writer.initialize_splits(list(splits), fail_if_exists=False)
+    for split in splits:
         for image, label in zip(images, labels):
             writer.add_examples({split: [dict(zip(features, (image, label)))]})
     writer.close_all()
@@ -321,6 +321,111 @@ class TestOwnArrays:
         with pytest.raises(UserError, match=message):
             datasets.from_arrays(images, labels, num_classes=2)
 
+    @pytest.mark.parametrize("images, message", [
+        (IMAGES > 0, "bool"), (np.full(IMAGES.shape, 1, np.uint8), "rescale"), (IMAGES.astype(np.int16) - 300, "received -100 to -100"),
+        (IMAGES.astype(np.uint16) * 300, "received 60000 to 60000"), (IMAGES.astype(complex), "complex"), (IMAGES.astype(object), "object"),
+        (np.where(IMAGES > 0, np.inf, 0), "NaN or infinite"), ([[1], [1, 2]], "images must be an array"), (None, "shape"),
+        (np.zeros((4, 0, 5, 1)), "empty axis")])
+    def test_pixels_that_are_none_are_refused_wherever_they_come_in(self, images, message):
+        with pytest.raises(UserError, match=message):
+            datasets.from_arrays(images, self.LABELS)
+        if not isinstance(images, np.ndarray) or not images.size:
+            return
+        arrays = datasets.Arrays(images, self.LABELS, "custom", ("a", "b"), 4, 0)
+        with pytest.raises(UserError, match=message):
+            datasets.describe(arrays)
+        with pytest.raises(UserError, match=message):
+            streams.TrainStream(images, self.LABELS, None, 2, 0, self.info())
+        if images.dtype != np.uint8:  # of bytes, a few may be almost black
+            with pytest.raises(UserError, match=message):
+                self.info().normalise(images)
+
+    @staticmethod
+    def info():
+        return datasets.describe(datasets.from_arrays(np.random.default_rng(0).integers(0, 256, (4, 5, 5, 1)), [0, 1, 0, 1]))
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64, np.float16, np.float32, np.float64])
+    def test_every_type_of_number_gives_the_same_pixels(self, dtype):
+        pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 2))
+        wanted = datasets.from_arrays(pixels, self.LABELS)
+        got = datasets.from_arrays(pixels.astype(dtype), self.LABELS)
+        np.testing.assert_array_equal(got.images, pixels)
+        info = datasets.describe(wanted)
+        assert datasets.describe(got) == info
+        for images in (got.images, pixels.astype(dtype)):
+            np.testing.assert_array_equal(info.normalise(images), info.normalise(wanted.images))
+
+    @pytest.mark.parametrize("labels, message", [
+        (["cat", "dog", "cat", "dog"], "whole numbers"), (np.eye(2)[[0, 1, 0, 1]], r"one-hot.*argmax"), ([0.0, 1.0, np.nan, 1.0], "whole numbers"),
+        ([True, False, True, False], "whole numbers"), ([0, -1, 0, 1], "0..1"), ([0, 1], "as many labels"), ([[0], [1, 2]], "labels must be an array"),
+        ([0, 0, 0, 0], "at least 2 classes"), ([0, 1, 0, 10**9], "number them anew"), (0, "shape"), ([], "whole numbers"),
+        (np.array([0, 1, 0, 2**63], np.uint64), "number them anew"), ([None] * 4, "whole numbers"),
+        (np.array([0, 1, 0, 1], "timedelta64[s]"), "whole numbers")])
+    def test_labels_that_are_none_are_refused(self, labels, message):
+        with pytest.raises(UserError, match=message):
+            datasets.from_arrays(np.random.default_rng(0).integers(0, 256, (4, 5, 5, 1)), labels)
+
+    @pytest.mark.parametrize("count", [1, 0, -2, 2.0, True, "3"])
+    def test_a_number_of_classes_that_is_none_is_refused(self, count):
+        with pytest.raises(UserError, match="at least 2 classes"):
+            datasets.from_arrays(np.random.default_rng(0).integers(0, 256, (4, 5, 5, 1)), self.LABELS, num_classes=count)
+
+    def test_classes_without_a_record_are_said_once_and_only_of_training_data(self, recwarn):
+        images = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 1))
+        datasets.from_arrays(images, self.LABELS, num_classes=4, split="test")
+        assert not recwarn.list
+        arrays = datasets.from_arrays(images, self.LABELS, num_classes=4)
+        streams.TrainStream(arrays.images, arrays.labels, None, 2, 0, datasets.describe(arrays))
+        assert ["2 of 4 classes of 'custom' have no training record: 2, 3." in str(w.message) for w in recwarn.list] == [True]
+
+    def test_one_class_and_one_image_are_refused(self):
+        with pytest.raises(UserError, match="1 class"):
+            datasets.from_arrays(np.full((1, 5, 5, 1), 9), [1])
+
+    @pytest.mark.parametrize("value", [0, 200, 255])
+    def test_images_of_one_constant_are_refused_and_constant_channels_are_finite(self, value):
+        images = np.full((4, 5, 5, 3), value, np.uint8)
+        with pytest.raises(UserError, match=f"every pixel of 'custom' is {value}"):
+            datasets.describe(datasets.from_arrays(images, self.LABELS))
+        images[0, 0, 0, 1] = 100
+        info = datasets.describe(datasets.from_arrays(images, self.LABELS))
+        x = info.normalise(images)
+        assert np.isfinite([*info.scale, *info.offset]).all() and np.isfinite(x).all() and np.abs(x).max() <= 1 + 1e-6
+
+    @pytest.mark.parametrize("indices, message", [
+        ([True, False, True, False], "flatnonzero"), ([0.0, 1.0], "whole numbers"), ([0, 4], "0..3"), ([-1, 0], "0..3"), ([[0, 1]], "shape")])
+    def test_indices_that_are_none_are_refused(self, indices, message):
+        arrays = datasets.from_arrays(np.random.default_rng(0).integers(0, 256, (4, 5, 5, 1)), self.LABELS)
+        with pytest.raises(UserError, match=message):
+            datasets.describe(arrays, np.array(indices))
+        with pytest.raises(UserError, match=message):
+            streams.EvalStream(arrays.images, arrays.labels, 2, self.info(), np.array(indices))
+
+    @pytest.mark.parametrize("change, message", [
+        ({"images": np.zeros((4, 6, 5, 1), np.uint8)}, r"\(5, 5, 1\), received \(6, 5, 1\)"),
+        ({"images": np.zeros((4, 2, 5, 5, 1), np.uint8)}, r"\[N, H, W, C\]"), ({"images": np.zeros((3, 5, 5, 1), np.uint8)}, "as many labels"),
+        ({"labels": np.eye(2)}, "argmax"), ({"labels": 3}, "shape"), ({"batch_size": 2.5}, "batch"), ({"batch_size": "2"}, "batch"),
+        ({"seed": 1.5}, "seed"), ({"seed": None}, "seed")])
+    def test_a_stream_is_refused_when_it_is_made(self, change, message):
+        with pytest.raises(UserError, match=message):
+            streams.TrainStream(**{"images": np.full((4, 5, 5, 1), 9, np.uint8), "labels": self.LABELS, "indices": None, "batch_size": 2,
+                                   "seed": 0, "info": self.info(), **change})
+
+    def test_spike_trains_with_nan_are_refused(self):
+        info = datasets.DatasetInfo("own", (5, 5, 2), 2, ("a", "b"), (1.0, 1.0), (0.0, 0.0), False, 4, 0, True)
+        trains = np.zeros((4, 3, 5, 5, 2), np.float32)
+        assert info.normalise(trains > 0).dtype == np.float32
+        streams.TrainStream(trains, self.LABELS, None, 2, 0, info)
+        trains[1, 1, 1, 1, 1] = np.nan
+        for refused in (lambda: info.normalise(trains), lambda: streams.TrainStream(trains, self.LABELS, None, 2, 0, info)):
+            with pytest.raises(UserError, match="1 NaN"):
+                refused()
+
+    @pytest.mark.parametrize("count", [0, -1, 2.5])
+    def test_the_first_records_are_one_or_more(self, subset, count):
+        with pytest.raises(UserError, match="`count`"):
+            subset.first(count)
+
 
 class TestTfdsFolders:
     def test_an_unknown_set_in_the_folder_is_read_as_it_is(self, tmp_path):
@@ -380,6 +485,72 @@ class TestTfdsFolders:
                                                "label": tfds.features.ClassLabel(num_classes=2)})
         write_tfds(tmp_path, [_Text("a"), _Text("b")], [0, 1], features)
         with pytest.raises(UserError, match="not an image classification set"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    @staticmethod
+    def features(image=None, label=None, image_name="image", label_name="label", **more):
+        import tensorflow_datasets as tfds
+
+        image = image or tfds.features.Image(shape=(8, 8, 3))
+        return tfds.features.FeaturesDict({image_name: image, label_name: label or tfds.features.ClassLabel(num_classes=3), **more})
+
+    def test_features_of_other_names_are_found(self, tmp_path):
+        """By the supervised keys, or because there is one image and one label."""
+        images, labels = noise(6), [0, 1, 2] * 2
+        for folder, supervised in (("keys", ("photo", "species")), ("only", None)):
+            write_tfds(tmp_path / folder, images, labels, self.features(image_name="photo", label_name="species"), supervised=supervised)
+            got = datasets.load("tiny", "train", str(tmp_path / folder))
+            np.testing.assert_array_equal(got.images, images)
+            assert got.labels.tolist() == labels
+
+    def test_what_could_be_meant_in_two_ways_is_refused(self, tmp_path):
+        import tensorflow_datasets as tfds
+
+        features = self.features(image_name="left", right=tfds.features.Image(shape=(8, 8, 3)))
+        write_tfds(tmp_path, [], [], features)
+        with pytest.raises(UserError, match=r"not an image classification set.*label \(ClassLabel\), left \(Image\), right \(Image\)"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_labels_of_other_kinds_are_refused(self, tmp_path):
+        import tensorflow_datasets as tfds
+
+        kinds = {"several": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3)), "number": tfds.features.Scalar(np.int64),
+                 "truth": tfds.features.Scalar(np.bool_), "words": tfds.features.Text()}
+        for name, kind in kinds.items():
+            write_tfds(tmp_path / name, [], [], self.features(label=kind))
+            with pytest.raises(UserError, match=rf"'tiny' is not an image classification set.*label \({type(kind).__name__}\)"):
+                datasets.load("tiny", "train", str(tmp_path / name))
+
+    @pytest.mark.parametrize("shape, dtype", [((8, 8, 4), np.uint8), ((8, 8, 1), np.uint16), ((8, 8, 2), np.uint8)])
+    def test_images_of_other_channels_and_depths_are_refused(self, tmp_path, shape, dtype):
+        import tensorflow_datasets as tfds
+
+        try:
+            image = tfds.features.Image(shape=shape, dtype=dtype, encoding_format="png")
+        except ValueError:
+            pytest.skip("TFDS itself refuses such a set")
+        write_tfds(tmp_path, [], [], self.features(image))
+        with pytest.raises(UserError, match="'tiny' has .* images of shape.*legal are uint8 images with 1 or 3 channels"):
+            datasets.load("tiny", "train", str(tmp_path))
+
+    def test_splits_of_other_names_are_listed(self, tmp_path):
+        write_tfds(tmp_path / "one", noise(6), [0, 1, 2] * 2, splits=("train",))
+        assert datasets.load("tiny", "train", str(tmp_path / "one")).num_test == 0
+        with pytest.raises(UserError, match=r"no records in its test split; it has \{'train': 6\}"):
+            datasets.load("tiny", "test", str(tmp_path / "one"))
+        write_tfds(tmp_path / "two", noise(6), [0, 1, 2] * 2, splits=("training", "validation"))
+        assert len(datasets.load("tiny", "test", str(tmp_path / "two"))) == 6
+        with pytest.raises(UserError, match=r"no records in its train split; it has \{'training': 6, 'validation': 6\}"):
+            datasets.load("tiny", "train", str(tmp_path / "two"))
+
+    def test_records_without_a_known_label_are_refused(self, tmp_path):
+        write_tfds(tmp_path, noise(3), [-1, -1, -1], self.features())
+        with pytest.raises(UserError, match="must lie in 0..2, received -1..-1 .-1 stands for"):
+            datasets.load("tiny", "test", str(tmp_path))
+
+    def test_a_class_without_records_is_said(self, tmp_path):
+        write_tfds(tmp_path, noise(4), [0, 2, 0, 2], self.features())
+        with pytest.warns(UserWarning, match="1 of 3 classes of 'tiny' have no training record: 1"):
             datasets.load("tiny", "train", str(tmp_path))
 
     def test_a_set_beyond_the_memory_limit_is_refused_by_name(self, tmp_path, monkeypatch):

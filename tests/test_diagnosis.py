@@ -23,7 +23,8 @@ def digits():
 
 def train(digits, steps=60, every=5, gradient="rate", **settings):
     """Plain SGD on LeNet over a short window; returns every warning as (step, sentence), and the last statistics."""
-    config = Config(model="lenet", timesteps=T, batch_size=BATCH, gradient=gradient, **settings)
+    config = Config(model="lenet", timesteps=T, batch_size=BATCH, gradient=gradient,
+                    **{"on_collapse": "continue", **settings})
     model = models.create("lenet", (28, 28, 1), 10, T, gradient=gradient, threshold=config.threshold,
                           kappa=config.kappa, seed=1)
     optimizer = keras.optimizers.SGD(config.learning_rate)
@@ -115,7 +116,8 @@ def test_a_threshold_of_50_is_explained(digits):
     assert first == 1 and text.startswith("conv1_1_lif: 100 % of neurons silent at step 1, and with them the 4 layers")
     assert "lower --threshold (now 50, usually 1)" in text and "--init=rate" in text
     assert "threshold" in text.split("Let it fire:")[1].split(",")[0], "the likely culprit comes first"
-    assert later >= 50 and "every gradient is exactly zero for" in collapse and "--resume=never" in collapse
+    assert 0 <= later - 1 - diagnosis.COLLAPSE_PATIENCE < 5 and "every gradient is exactly zero for" in collapse
+    assert "--resume=never" in collapse
 
 
 def test_a_kappa_of_a_hundredth_is_explained(digits):
@@ -148,8 +150,47 @@ def test_a_layer_killed_by_its_updates_is_told_so(digits):
 
 def test_collapse_stops_the_run_where_asked(digits):
     with pytest.raises(Collapsed, match="(?s)has collapsed.*conv1_1_lif.*--threshold") as stopped:
-        train(digits, threshold=50.0, stop_on_collapse=True)
+        train(digits, threshold=50.0, on_collapse="stop")
     assert stopped.value.exit_code == 4
+
+
+def dead(model):
+    return healthy(model, **{f"grad_norm__{layer}": 0.0 for layer in ("conv1_1", "conv2_1", "hidden", "output")})
+
+
+def test_the_last_checkpoint_of_a_living_network_is_named_and_a_dead_ones_is_not(lenet):
+    watch = Watch(lenet, Config())
+    watch.last_checkpoint = "step_0"
+    with pytest.raises(Collapsed) as stopped:
+        for step in range(1, 100):
+            watch.update(step, healthy(lenet) if step < 40 else dead(lenet))
+            if step % 10 == 0:
+                watch.saved(f"step_{step}")
+    assert watch.last_living == "step_30" and watch.last_checkpoint == "step_50"
+    assert "every gradient is exactly zero for 20 steps" in str(stopped.value)
+    assert "--init_from=step_30" in str(stopped.value) and "--learning_rate" in str(stopped.value)
+
+
+def test_a_network_without_gradient_on_a_few_batches_is_left_in_peace(lenet):
+    watch = Watch(lenet, Config())
+    for step in range(1, 200):
+        assert watch.update(step, dead(lenet) if step % 20 else healthy(lenet)) == []
+
+
+def test_a_run_does_not_end_well_with_a_network_that_has_just_died(lenet):
+    watch = Watch(lenet, Config())
+    for step in range(1, 6):
+        watch.update(step, healthy(lenet) if step < 3 else dead(lenet))
+    with pytest.raises(Collapsed, match="for 2 steps, up to the last one"):
+        watch.refuse_collapsed_end(5)
+    watch.update(6, healthy(lenet))
+    watch.refuse_collapsed_end(6)
+
+
+def test_a_loss_of_exactly_0_is_no_collapse(lenet):
+    watch = Watch(lenet, Config())
+    for step in range(1, 100):
+        assert watch.update(step, {**dead(lenet), "loss": 0.0}) == []
 
 
 # ---- the watch on given numbers ----------------------------------------------------------------------------------

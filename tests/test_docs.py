@@ -1,4 +1,4 @@
-"""The documentation is built without a warning, and its examples give what they say."""
+"""What README.md and docs/*.md say is true: examples give what they say, code runs, commands and links exist."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tfspike import flags
+from tfspike.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for path in sorted((ROOT / "tfspike").rglob("*.py")) if ">>>" in path.read_text(encoding="utf-8")}
+PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_PROSE = [*PROSE, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md", ROOT / "benchmarks" / "README.md",
+             ROOT / "tfspike" / "data" / "README.md"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def test_there_are_examples() -> None:
@@ -31,67 +43,225 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
     assert tried and not failed
 
 
-def test_the_network_of_the_readme_can_be_built() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    own = next(block for block in blocks if "PoissonEncoder(" in block)
-    names: dict[str, Any] = {}
-    exec(own, names)
+# ---- code --------------------------------------------------------------------------------------------------------
+
+
+def blocks(path: Path) -> list[str]:
+    """The fenced Python of a file."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def ran(path: Path, names: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs the Python of a file from top to bottom in the current folder; returns the names after every block."""
+    after = []
+    for number, block in enumerate(blocks(path), 1):
+        names = dict(names)
+        after.append(names)
+        if 'format="onnx"' not in block or importlib.util.find_spec("tf2onnx"):  # a package that the page names
+            quick = re.sub(r"\bepochs=\d+", "epochs=1, verbose=0", block)
+            exec(compile(quick, f"{name_of(path)}, block {number}", "exec"), names)
+    return after
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    """What all Python of README.md gave, and the folder in which it ran."""
+    folder = tmp_path_factory.mktemp("readme")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return ran(ROOT / "README.md", {}), folder
+    finally:
+        os.chdir(before)
+
+
+def having(names: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """The names after the block of README.md that has `text`."""
+    return next(after for block, after in zip(blocks(ROOT / "README.md"), names) if text in block)
+
+
+def test_the_network_of_the_readme_can_be_built(readme: tuple[list[dict[str, Any]], Path]) -> None:
+    names = having(readme[0], "PoissonEncoder(")
     assert names["model"].output_shape == (None, 10)
     image = np.random.default_rng(0).uniform(0, 1, (2, 28, 28, 1)).astype("float32")
     assert all(np.sum(count) > 0 for count in names["model"].observe(image)[1].values())
 
 
-def test_the_first_lines_of_python_in_the_readme_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    first = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ".fit(" in block)
-    assert first.count("epochs=2") == 1
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(first.replace("epochs=2", "epochs=1, verbose=0"), names)
+def test_the_first_lines_of_python_in_the_readme_learn(readme: tuple[list[dict[str, Any]], Path]) -> None:
+    names = having(readme[0], ".fit(")
     assert names["model"].history.history["accuracy"][0] > 0.5
     assert list(names["spikes"]) == names["model"].spiking_layers
     # As a user does it: another process, which knows of the file alone
     code = ("import keras, tfspike, numpy as np\n"
             "model = keras.models.load_model('lenet.keras')\n"
             "print(type(model).__name__, model(np.zeros((1, 28, 28, 1), 'float32')).shape)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200,
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=readme[1],
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and "SpikingModel (1, 10)" in done.stdout, done.stderr[-1000:]
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the built documentation; in a process of its own, because building changes the package."""
-    for tool in ("pdoc", "latex2mathml"):
-        if importlib.util.find_spec(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-    out = tmp_path_factory.mktemp("api")
-    done = subprocess.run([sys.executable, "-W", "ignore", "docs/build.py", "--out", str(out)], cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Warn" not in done.stderr
-    return out
+def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ran(ROOT / "docs" / "models.md", {"NAME": "lenet_mnist"})
+    assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
-def test_every_module_has_a_page(pages: Path) -> None:
-    assert {"index.html", "mathematics.html", "exports.html", "tfspike.html"} <= {path.name for path in pages.iterdir()}
-    for module in ("layers", "gradients", "models/spiking_model", "export/nir_import"):
-        assert (pages / "tfspike" / f"{module}.html").exists(), module
-    assert 'id="PoissonEncoder"' in (pages / "tfspike.html").read_text(encoding="utf-8")  # a name that is loaded lazily
+@pytest.mark.slow
+def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    from tfspike import datasets, models
+
+    model = models.create("lenet", (28, 28, 1), 10, 4, encoder="direct")
+    info = datasets.describe(datasets.load("mnist_subset", "test"))
+    image = np.random.default_rng(0).uniform(0, 1, (1, 28, 28, 1)).astype("float32")
+    spikes = tf.constant(np.random.default_rng(1).integers(0, 2, (1, 6, 28, 28, 1)), tf.float32)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved_model").symlink_to(tmp_path / "folder" / "saved_model")
+    names = ran(ROOT / "docs" / "exports.md", {"model": model, "info": info, "one_batch": image, "tf": tf,
+                                               "pieces": [spikes[:, :4], spikes[:, 4:]]})
+    assert set(names[0]["report"]) == {"saved_model", "nir"}
+    assert names[1]["out"]["scores"].shape == (1, 10)
 
 
-def test_equations_need_no_network(pages: Path) -> None:
-    page = (pages / "mathematics.html").read_text(encoding="utf-8")
-    assert page.count("<math") > 40 and "$" not in page and "FORMULA" not in page
-    assert not re.search(r'(?:src|<link[^>]*href)="http', page)
+def test_all_python_of_the_pages_is_run() -> None:
+    """A page that gets its first Python gets a test here."""
+    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/models.md", "docs/exports.md"}
 
 
-def test_pages_link_to_pages_and_pictures_that_are_there(pages: Path) -> None:
-    assert 'src="images/' in (pages / "depth.html").read_text(encoding="utf-8")
-    for page in pages.glob("*.html"):
-        for target in re.findall(r'(?:href|src)="([\w./-]+\.(?:html|png))', page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+# ---- commands ----------------------------------------------------------------------------------------------------
+
+PLACEHOLDERS = {"N": "1", "T": "1", "TIMESTEPS": "1", "NAME": "lenet_mnist"}
+WITH_COMMANDS = [path for path in ALL_PROSE if path.name != "CHANGELOG.md"]  # which names flags, and begins no run
+# Of these the values are read, too, as the command itself reads them.
+READERS: dict[str, Callable[[list[str]], Any]] = {
+    "train.py": flags.parse, "eval.py": flags.parse_eval,
+    "tfspike.conversion": lambda words: importlib.import_module("tfspike.conversion.options").parse(words),
+    "tfspike.pretrained": lambda words: flags.parse_as(importlib.import_module("tfspike.pretrained").PackOptions, words, ""),
+    "tfspike.results": lambda words: flags.parse_as(importlib.import_module("tfspike.results").ResultOptions, words, "")}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every command in shell blocks, fenced or indented, and in `code` that begins with python."""
+    plain = re.sub(r"^```(?!bash).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    code = re.findall(r"^```bash\n(.*?)^```", plain, re.DOTALL | re.MULTILINE)
+    plain = re.sub(r"^```bash\n.*?^```", "", plain, flags=re.DOTALL | re.MULTILINE)
+    code += re.findall(r"(?:(?<=\n\n)|^)((?:    .+\n)+)", plain, re.MULTILINE)
+    code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith("python ")]
+    for block in code:
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"TF_CONFIG='.*?'\s(?=\s*python)", "", line.partition(" # ")[0]).replace("[", "").replace("]", "")
+            for part in re.split(r"&&|\||;|&(?=\s|$)", line):
+                words = [word for word in shlex.split(part, posix=True) if word not in ("...", "do", "for")]
+                if words and re.search(r"python|PYTHON|\.py$", words[0]) and "<-" not in words:
+                    yield [re.sub(r"(?<==)[A-Z]+$", lambda word: PLACEHOLDERS.get(word[0], word[0]), word)
+                           for word in words]
+
+
+def flags_of(source: Path) -> set[str]:
+    """The flags of a script of argparse; those of the benchmarks that start processes are in process.py."""
+    text = source.read_text(encoding="utf-8")
+    if "add_arguments(" in text and source.parent.name == "benchmarks":
+        text += (source.parent / "process.py").read_text(encoding="utf-8")
+    return set(re.findall(r"add_argument\(\s*\"(--[\w-]+)", text))
+
+
+def complaint(words: list[str]) -> str | None:
+    """What is wrong with a command, or None."""
+    arguments = words if words[0].endswith(".py") else words[1:]
+    if not arguments or arguments[0] == "-c":
+        return None
+    program, arguments = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
+    program = program.removeprefix("./")
+    if program in ("venv", "pip", "pytest"):
+        return None
+    if program in READERS and arguments:
+        try:
+            READERS[program](arguments)
+        except UserError as error:
+            return str(error)
+        except SystemExit as ended:
+            return None if ended.code in (0, None) else f"exit code {ended.code}"
+        return None
+    source = ROOT / program if program.endswith(".py") else ROOT / (program.replace(".", "/") + ".py")
+    if not source.exists():
+        source = source.with_suffix("") / "__main__.py"
+    if not source.exists():
+        return f"no program {program}"
+    unknown = {word.partition("=")[0] for word in arguments if word.startswith("--")} - flags_of(source) - {"--help"}
+    return f"{program} has no {', '.join(sorted(unknown))}" if unknown else None
+
+
+@pytest.mark.parametrize("path", WITH_COMMANDS, ids=name_of)
+def test_the_commands_of_the_pages_exist(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "lenet_mnist").mkdir(parents=True)  # weights of --init_from must be there
+    monkeypatch.chdir(tmp_path)
+    wrong = {" ".join(words): complaint(words) for words in commands(path.read_text(encoding="utf-8"))}
+    assert not {words: why for words, why in wrong.items() if why}
+
+
+def test_there_are_commands_to_check() -> None:
+    assert sum(len(list(commands(path.read_text(encoding="utf-8")))) for path in WITH_COMMANDS) > 50
+
+
+@pytest.mark.parametrize("text", ["```bash\npython train.py --model=lenet --no_such=1\n```\n", "    python eval.py --seeds=0\n",
+                                  "Say `python -m tfspike.export --wrong`.", "`python -m tfspike.nowhere`",
+                                  "```bash\nTF_CONFIG='{}' \\\n  python train.py --model=vgg12 &\n```\n"])
+def test_a_wrong_command_is_noticed(text: str) -> None:
+    [words] = commands(text)
+    assert complaint(words)
+
+
+def test_the_flags_that_the_pages_name_exist() -> None:
+    """`--name` in prose: a flag of one of our programs, or of a tool that is named with it."""
+    known = {f"--{name}" for cls in (flags.Config, flags.RunOptions, flags.EvalOptions)
+             for name in cls.__dataclass_fields__}
+    known |= {f"--no{name[2:]}" for name in known} | {"--help", "--logdir"}  # the last is TensorBoard's
+    for source in [*(ROOT / "tfspike").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py"),
+                   ROOT / "tests" / "kill_harness.py"]:
+        known |= flags_of(source)
+        known |= {f"--{name}" for name in re.findall(r"^    (\w+): .*setting\(", source.read_text(encoding="utf-8"), re.MULTILINE)}
+    for path in PROSE:
+        text = re.sub(r"^```.*?^```|^    .*$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        named: set[str] = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
+        assert named <= known, f"{name_of(path)}: {sorted(named - known)}"
+
+
+# ---- links -------------------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a page of Markdown has on the web: its headings in lower case, without signs, with hyphens."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+            for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+def dead_links(path: Path) -> list[str]:
+    """The relative links of a Markdown page that lead nowhere."""
+    dead = []
+    for link in re.findall(r"\]\(([^()\s]+)\)", path.read_text(encoding="utf-8")):
+        if re.match(r"\w+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        there = (path.parent / target).resolve() if target else path
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("path", ALL_PROSE, ids=name_of)
+def test_the_links_of_the_pages_lead_somewhere(path: Path) -> None:
+    assert not dead_links(path)
+
+
+def test_a_dead_link_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# The paper's table\n")
+    (tmp_path / "a.md").write_text("[1](b.md#the-papers-table) [2](b.md#gone) [3](c.md) [4](https://x.org) [5](#no)")
+    assert dead_links(tmp_path / "a.md") == ["b.md#gone", "c.md", "#no"]
+
+
+# ---- the measurement by depth ------------------------------------------------------------------------------------
 
 
 def test_the_measurement_by_depth_runs_and_shows_what_its_page_says(tmp_path: Path) -> None:

@@ -82,6 +82,57 @@ def test_nets_equal_the_oracle_on_both_roads(
         assert nets.worst_error(got, wanted) < ROUNDING, road
 
 
+@pytest.mark.parametrize("leak", [0.5, 0.9])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_gradients_of_counts_equal_the_oracle_on_both_roads(name: str, gradient: str, leak: float) -> None:
+    model, weights, inputs, dL_do = scene(name, gradient, leak)
+    model.configure_engine(chunk=4)
+    trains = nets.layer_spikes(model, inputs, STEP)
+    rng = np.random.default_rng(3)
+    asked = [rng.normal(size=train.shape[1:]) / 20 for train in trains]
+    record, without = oracle_gradients(name, model, weights, inputs, dL_do, trains, gradient, leak)
+    net = nets.oracle_net(SPECS[name], leak)
+    wanted = oracle.backward(net, weights, record, dL_do, gradient, asked)
+    assert min(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(wanted[:-1], without)) > 0.05
+    variables = [variable.value for variable in model.trainable_variables]
+    for road in ("layers", "engine"):
+        nets.set_step(model, STEP)
+        with tf.GradientTape() as tape:
+            output, counts = (model.observe if road == "engine" else model._observe_layers)(inputs, True, None)
+            loss = tf.reduce_sum(output * dL_do) + tf.add_n(
+                [tf.reduce_sum(count * tf.constant(a, tf.float32)) for count, a in zip(counts.values(), asked)])
+        got = [g.numpy() for g in tape.gradient(loss, variables)]
+        for count, layer in zip(counts.values(), record.layers):
+            np.testing.assert_array_equal(count, layer.window.N)
+        assert nets.worst_error(got, wanted) < ROUNDING, road
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_counts_pass_gradient_with_surrogates_normalisation_graphs_and_in_inference(gradient: str) -> None:
+    model = models.create("lenet", (12, 12, 1), 3, 7, gradient=gradient, hidden=8, encoder="direct", norm="tdbn",
+                          surrogate="triangular", threshold=0.5)
+    x = np.random.default_rng(0).uniform(0.2, 1, (B, 12, 12, 1)).astype("f")
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def asked(call: Callable[..., Any], training: bool) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            counts = call(x, training, None)[1]
+            loss = tf.add_n([tf.reduce_mean(count) / (1.0 + i) for i, count in enumerate(counts.values())])
+        return tape.gradient(loss, variables, unconnected_gradients="zero")
+
+    for training in (True, False):
+        wanted = [g.numpy() for g in asked(model._observe_layers, training)]
+        for call in (asked, tf.function(asked)):
+            got = [g.numpy() for g in call(model.observe, training)]
+            assert not np.any(got[-1]) and not np.any(wanted[-1])  # no count lies behind the last weights
+            assert nets.worst_error(got[:-1], wanted[:-1]) < 2e-4
+    with tf.GradientTape() as tape:
+        counts = model.observe(x, training=True, count_gradients=False)[1]
+        loss = tf.add_n([tf.reduce_sum(count) for count in counts.values()])
+    assert tape.gradient(loss, variables) == [None] * len(variables)
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_real_valued_weights_flip_at_most_one_spike_in_1e5(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, inputs, dL_do = scene("residual", gradient)
@@ -735,8 +786,9 @@ def test_layers_with_different_gradients_are_computed_layer_by_layer() -> None:
     model = SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(2))(x)))
     assert model.engine is None
     np.testing.assert_array_equal(model(nets.spike_inputs(T, B, (6,))), model.call_layers(nets.spike_inputs(T, B, (6,))))
-    with pytest.raises(UserError, match="same `gradient`"):
-        model.observe(nets.spike_inputs(T, B, (6,)))
+    output, counts = model.observe(nets.spike_inputs(T, B, (6,)))
+    assert list(counts) == model.spiking_layers
+    np.testing.assert_array_equal(output, model(nets.spike_inputs(T, B, (6,))))
 
 
 def test_a_synapse_that_is_not_linear_gives_the_same_gradients_or_no_engine() -> None:

@@ -218,6 +218,151 @@ def test_binning_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert whole[1].sum() == 0 < whole[2].sum()
 
 
+# ---- other cameras -------------------------------------------------------------------------------------------------
+
+
+def other(*recording: Any, **dtypes: Any) -> events.Events:
+    """`[(x, y, t, p)]` as `Events`, in int64 or the dtypes given."""
+    columns = zip(*recording) if recording else [()] * 4
+    return events.Events(*(np.array(column, dtypes.get(name, np.int64)) for name, column in zip("xytp", columns)))
+
+
+def spikes(given: Any, offsets: Any = None, timesteps: int = 1, **kwargs: Any) -> list[list[int]]:
+    """Places [record, step, y, x, channel] of all spikes."""
+    count = len(given["t"] if isinstance(given, np.ndarray) else given.t)
+    frames = events.EventFrames(given, [0, count] if offsets is None else offsets, timesteps, **kwargs)
+    return np.argwhere(frames[np.arange(len(frames))]).tolist()
+
+
+@pytest.mark.parametrize("p, dtype", [((-1, 1), np.int8), ((0, 1), np.uint8), ((False, True), bool), ((0, 1), np.uint64)])
+def test_every_common_polarity_is_off_and_on(p: tuple[Any, Any], dtype: Any) -> None:
+    for value, channel in zip(p, (0, 1)):
+        assert spikes(other((5, 5, 0, value), p=dtype)) == [[0, 0, 5, 5, channel]]
+    both = other((5, 5, 0, p[0]), (5, 6, 0, p[1]), p=dtype)
+    assert spikes(both) == [[0, 0, 5, 5, 0], [0, 0, 6, 5, 1]]
+
+
+@pytest.mark.parametrize("event, field, dtypes", [
+    ((34, 0, 0, 1), "`x`", {}), ((-1, 0, 0, 1), "`x`", {}), ((0, 34, 0, 1), "`y`", {}), ((0, -1, 0, 1), "`y`", {}),
+    ((0, 0, -1, 1), "`t`", {}), ((0, 0, 2**63, 1), "`t`", {"t": np.uint64}), ((0, 0, 0, 2), "`p`", {}),
+    ((0, 0, 0, -2), "`p`", {}), ((0, 0, 0, 255), "`p`", {"p": np.uint8}), ((0.5, 0, 0, 1), "`x`", {"x": float}),
+    ((0, 0, float("nan"), 1), "`t`", {"t": float}), ((0, 0, 0.1, 1), "`t`", {"t": float}),
+    ((0, 0, float("inf"), 1), "`t`", {"t": float}), ((0, 0, 0, "on"), "`p`", {"p": str}),
+    ((0, 0, 0, 1), "`t`", {"t": "timedelta64[us]"}), ((True, 0, 0, 1), "`x`", {"x": bool})])
+def test_what_no_camera_means_is_refused_by_field(event: Any, field: str, dtypes: Any) -> None:
+    with pytest.raises(UserError, match=f"{field}.*my camera") as caught:
+        events.EventFrames(other((3, 3, 3, 1), event, **dtypes), [0, 2], 4, name="my camera")
+    assert "\n" not in str(caught.value)
+
+
+def test_polarities_of_two_conventions_at_once_are_refused() -> None:
+    with pytest.raises(UserError, match="`p`.*received -1, 0, 1"):
+        spikes(other((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, -1)))
+
+
+def test_a_structured_array_is_read_by_name_and_in_the_sensors_own_size() -> None:
+    fields = [("t", np.int64), ("p", bool), ("y", np.uint16), ("x", np.uint16)]
+    given = np.array([(10, True, 127, 3), (20, False, 0, 639)], fields)
+    assert spikes(given, size=(128, 640)) == [[0, 0, 0, 639, 0], [0, 0, 127, 3, 1]]
+    with pytest.raises(UserError, match="fields x, y, t, p, received an array with the fields ts, pol"):
+        events.EventFrames(np.zeros(3, [("ts", int), ("pol", int)]), [0, 3], 1)
+    with pytest.raises(UserError, match="received ndarray"):
+        events.EventFrames(np.zeros((3, 4), int), [0, 3], 1)
+
+
+def test_an_absolute_clock_is_refused_or_counted_from_each_first_event() -> None:
+    """Both recordings begin at 90 s or later; the second one is not in order of time."""
+    given = other((1, 1, 90_000_000, 1), (2, 1, 90_299_999, 0), (3, 1, 200_299_999, 1), (4, 1, 200_000_000, 1))
+    with pytest.raises(UserError, match="recording 0 of.*begins at t = 90000000 us.*relative=True"):
+        spikes(given, [0, 2, 2, 4], 3)
+    assert spikes(given, [0, 2, 2, 4], 3, relative=True) == [[0, 0, 1, 1, 1], [0, 2, 1, 2, 0], [2, 0, 1, 4, 1],
+                                                             [2, 2, 1, 3, 1]]
+    shifted = given._replace(t=(given.t - 90_000_000).astype(np.uint32))
+    assert spikes(shifted, [0, 2, 2, 4], 3, relative=True) == spikes(given, [0, 2, 2, 4], 3, relative=True)
+
+
+def test_the_largest_time_of_64_bits_does_not_overflow() -> None:
+    for dtype in (np.int64, np.uint64):
+        given = other((1, 1, 0, 1), (2, 2, 2**63 - 1, 1), t=dtype)
+        with pytest.warns(UserWarning, match=r"of 2 events, 1 \(50 %\)"):
+            assert spikes(given, timesteps=1000) == [[0, 0, 1, 1, 1]]
+
+
+def test_the_window_is_an_argument_and_what_it_drops_is_said_once() -> None:
+    random = np.random.default_rng(0)
+    given = events.Events(*(random.integers(0, end, 5000) for end in (128, 128, 1_500_000, 2)))
+    with pytest.warns(UserWarning) as caught:
+        frames = events.EventFrames(given, [0, 5000], 10, (128, 128))
+    late = int((given.t >= 300_000).sum())
+    assert len(caught) == 1 and frames.kept == 5000 - late
+    assert f"of 5,000 events, {late:,} ({100 * late / 5000:.3g} %) lie at or behind the end of the window of 300 ms" in str(caught[0].message)
+    whole = events.EventFrames(given, [0, 5000], 10, (128, 128), window_ms=1500)
+    assert whole.kept == 5000
+    wanted = set(zip((given.t // 150_000).tolist(), given.y.tolist(), given.x.tolist(), given.p.tolist()))
+    assert set(map(tuple, np.argwhere(whole[0]).tolist())) == wanted
+
+
+def test_coinciding_events_and_silent_recordings_are_said() -> None:
+    given = other((1, 1, 0, 1), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 0, 0))
+    with pytest.warns(UserWarning, match=r"4 events, 1 of 2 recordings have none in the window; 50 % of those in the window share"):
+        assert spikes(given, [0, 4, 4]) == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+
+
+def test_nothing_is_said_of_a_set_that_loses_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    assert spikes(other((1, 1, 7, 1))) == [[0, 0, 1, 1, 1]] and not recwarn.list
+
+
+def test_recordings_without_any_event_are_no_data() -> None:
+    with pytest.warns(UserWarning, match="2 of 2 recordings"):
+        frames = events.EventFrames(other(), [0, 0, 0], 3)
+    assert frames[np.arange(2)].sum() == 0
+    arrays = datasets.Arrays(frames, np.array([0, 1], np.int32), "dark", ("a", "b"), 2, 0, True)
+    with pytest.raises(UserError, match="none of the events of 'dark'"):
+        datasets.describe(arrays)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"offsets": [0, 3]}, "offsets"), ({"offsets": [0, 2, 1, 2]}, "offsets"), ({"offsets": [0]}, "offsets"),
+    ({"offsets": [0.0, 2.0]}, "offsets"), ({"offsets": [1, 2]}, "offsets"), ({"timesteps": 0}, "timesteps"),
+    ({"timesteps": 2.5}, "timesteps"), ({"size": 34}, "size"), ({"size": (34, 0)}, "size"), ({"size": (34, 34, 2)}, "size"),
+    ({"window_ms": 0}, "window_ms"), ({"window_ms": -1.0}, "window_ms"), ({"window_ms": float("nan")}, "window_ms"),
+    ({"window_ms": 1e-9}, "window_ms"), ({"window_ms": "300"}, "window_ms")])
+def test_arguments_are_refused_at_construction(change: dict[str, Any], message: str) -> None:
+    arguments = {"offsets": [0, 2], "timesteps": 3, **change}
+    with pytest.raises(UserError, match=f"`{message}`"):
+        events.EventFrames(other((1, 1, 0, 1), (2, 2, 1, 1)), **arguments)
+
+
+def test_fields_of_different_lengths_are_refused() -> None:
+    with pytest.raises(UserError, match="`y` of.*shape"):
+        spikes(other((1, 1, 0, 1), (2, 2, 1, 1))._replace(y=np.zeros(1, int)))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"x": [0, 34, 5, 5, 1]}, "`x` of event 1 of .*nmnist.npz is 34"), ({"t": [9e7] * 5}, "`t` of .*nmnist.npz"),
+    ({"t": [90_000_000] * 5}, "`t` of event 0 of .*nmnist.npz is 90000000"), ({"p": [-1, 0, 1, 1, 1]}, "`p` of .*nmnist.npz"),
+    ({"label": [0, -1, 7]}, "`label` of .*nmnist.npz"), ({"label": [0, 10, 7]}, "`label` of"), ({"index": [0, 1, 2]}, "`index` of"),
+    ({"label": [0.0, 1.0, 2.0]}, "`label` of .*float64"), ({"offsets": [0, 2, 4, 6]}, "`offsets` of .*nmnist.npz")])
+def test_an_archive_of_another_camera_is_refused_by_file_and_field(tmp_path: Path, change: Any, message: str) -> None:
+    write_npz(tmp_path / "nmnist.npz", **change)
+    assert re.search(message, refused(tmp_path))
+
+
+def test_an_archive_with_other_names_is_told_which_are_missing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "nmnist.npz", x=np.zeros(3, int), y=np.zeros(3, int), ts=np.zeros(3, int))
+    assert "nmnist.npz lacks the fields t, p, offsets, label, index, it has x, y, ts" in refused(tmp_path)
+
+
+def test_an_archive_with_polarities_of_two_signs_is_read(tmp_path: Path) -> None:
+    write_npz(tmp_path / "nmnist.npz")
+    wanted = datasets.load("nmnist", "train", str(tmp_path), timesteps=4).images[np.arange(2)]
+    write_npz(tmp_path / "nmnist.npz", p=np.array([1, -1, 1, 1, 1], np.int8))
+    np.testing.assert_array_equal(datasets.load("nmnist", "train", str(tmp_path), timesteps=4).images[np.arange(2)], wanted)
+
+
+# ---- the road to the network ---------------------------------------------------------------------------------------
+
+
 def test_batches_are_spike_trains(tmp_path: Path) -> None:
     write_npz(tmp_path / "nmnist.npz")
     got = datasets.load("nmnist", "train", str(tmp_path), timesteps=4)

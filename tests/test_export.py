@@ -1,7 +1,8 @@
-"""Exports: each file runs in a process without tfspike and computes what the model does."""
+"""Exports, made by the command as users make them: each file runs in a process without tfspike, as the model does."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,18 +11,30 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import runs
 import tfspike
-from tfspike import datasets, export
+from tfspike import datasets, export, workdir
 from tfspike.errors import UserError
-from tfspike.export import __main__ as command
 from tfspike.export import verify
 
 SHAPE, T = (12, 12, 2), 6
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="no tf2onnx, onnx or onnxruntime: the extra onnx has them")
+FORMATS = [form for form in export.FORMATS if form != "onnx" or HAS_ONNX]
 
 
-def info_for(event_based=False):
-    scale, offset = ((1.0, 1.0), (0.0, 0.0)) if event_based else ((1 / 128, 1 / 200), (-1.0, -0.3))
-    return datasets.DatasetInfo("tiny", SHAPE, 3, ("left", "right", "up"), scale, offset, False, 10, 10, event_based)
+def info_for(event_based=False, shape=SHAPE):
+    channels = shape[2]
+    scale, offset = ((1.0,) * channels, (0.0,) * channels) if event_based else (
+        (1 / 128, 1 / 200, 1 / 150)[:channels], (-1.0, -0.3, -0.6)[:channels])
+    return datasets.DatasetInfo("tiny", shape, 3, ("left", "right", "up"), scale, offset, False, 10, 10, event_based)
+
+
+def run_of(folder, shape=SHAPE, **settings):
+    """The folder of a run of the network below."""
+    settings = {"model": "resnet7", "timesteps": T, "hidden": 16, "leak": 0.9, "kappa": 4.0, "dropout": 0.2, "seed": 1,
+                **settings}
+    return runs.untrained(folder, info_for(settings.get("encoder") == "none", shape), **settings)
 
 
 def network(encoder="poisson", **kwargs):
@@ -40,9 +53,13 @@ def recordings(count=3, steps=T):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A Poisson network exported in every format: (model, report)."""
-    model = network()
-    return model, export.save(model, info_for(), export.FORMATS, tmp_path_factory.mktemp("export"), images())
+    """A run of a Poisson network that was exported in every format by the command, in a process of its own:
+    (model, report)."""
+    run = run_of(tmp_path_factory.mktemp("export") / "run")
+    done = subprocess.run([sys.executable, "-m", "tfspike.export", f"--workdir={run}", f"--format={','.join(FORMATS)}"],
+                          capture_output=True, text=True, cwd=runs.ROOT, env={**os.environ, "PYTHONPATH": str(runs.ROOT)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return workdir.load_run(run)[0], runs.reports(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +73,8 @@ def total(activity):
 
 @pytest.mark.parametrize("form, needed", [
     ("saved_model", {"serving_default", "stochastic", "from_spikes", "stream", "every_step"}),
-    ("litert", {"from_spikes", "stream"}), ("nir", {"from_spikes"}), ("keras", {"load_model"})])
+    ("litert", {"from_spikes", "stream"}), ("nir", {"from_spikes"}), ("keras", {"load_model"}),
+    pytest.param("onnx", {"from_spikes"}, marks=needs_onnx)])
 def test_every_format_was_run_by_itself_and_agrees(saved, form, needed):
     report = saved[1][form]
     assert set(report["endpoints"]) == needed
@@ -125,36 +143,103 @@ def test_litert_has_built_in_operations_only(saved):
 
 @pytest.mark.parametrize("encoder", ["direct", "latency"])
 def test_litert_takes_images_where_encoding_is_no_draw(encoder, tmp_path):
-    report = export.save(network(encoder), info_for(), ["litert"], tmp_path, images())["litert"]
+    report = runs.exported(run_of(tmp_path / "run", encoder=encoder), ["litert"])["litert"]
     assert report["endpoints"] == ["from_spikes", "serving_default", "stream"]
     assert report["spikes_differing"] == 0 and report["silent_layers"] == []
 
 
 def test_smaller_litert_weights_are_measured(saved, tmp_path):
-    half = export.save(saved[0], info_for(), ["litert"], tmp_path, images(), weights="float16")["litert"]
+    run = os.path.dirname(os.path.dirname(saved[1]["litert"]["path"]))
+    half = runs.exported(run, ["litert"], "--weights=float16", f"--out={tmp_path}")["litert"]
     assert half["bytes"] < 0.7 * saved[1]["litert"]["bytes"]
     assert 0 <= half["label_agreement"] <= 1 and half["max_error"] < 0.5
 
 
 def test_event_networks_are_served_from_spikes(tmp_path):
-    report = export.save(network(None), info_for(True), ["saved_model", "litert"], tmp_path, recordings())
+    report = runs.exported(run_of(tmp_path / "run", encoder="none"), ["saved_model", "litert"])
     assert report["saved_model"]["endpoints"] == ["from_spikes", "serving_default", "stream", "every_step"]
     assert report["litert"]["spikes_differing"] == 0
 
 
 def test_a_mixed_precision_network_keeps_its_precision_or_becomes_float32(tmp_path):
-    model = network("direct", dtype="mixed_bfloat16")
-    report = export.save(model, info_for(), ["saved_model", "nir"], tmp_path, images())
+    run = run_of(tmp_path / "run", encoder="direct", precision="mixed_bfloat16")
+    report = runs.exported(run, ["saved_model", "nir"])
     assert all(found["max_error"] < 1e-2 for found in report.values())
 
 
+@needs_onnx
+@pytest.mark.parametrize("encoder, endpoint", [("direct", "serving_default"), ("none", "from_spikes")])
+def test_onnx_takes_what_the_network_takes(encoder, endpoint, tmp_path):
+    import onnxruntime
+
+    run = run_of(tmp_path / "run", (13, 10, 2), model="lenet", encoder=encoder)
+    report = runs.exported(run, ["onnx"])["onnx"]
+    assert report["endpoints"] == [endpoint] and report["spikes_differing"] == 0 and report["spikes"] > 500
+    model, info = workdir.load_run(run)[0], workdir.data_info(run)
+    session = onnxruntime.InferenceSession(report["path"], providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for count in (1, 4):  # any batch
+        rng = np.random.default_rng(count)
+        x = rng.integers(0, 256, (count, 13, 10, 2)) if encoder == "direct" else rng.random((count, T, 13, 10, 2)) < 0.4
+        x = x.astype(np.float32)
+        found = dict(zip([output.name for output in session.get_outputs()], session.run(None, {given.name: x})))
+        want, activity = model.observe(info.normalise(x))
+        np.testing.assert_allclose(found["scores"], want, atol=1e-6)
+        np.testing.assert_array_equal(found["label"], np.argmax(want, -1))
+        np.testing.assert_array_equal(found["layer_spikes"].sum(-1), total(activity))
+
+
+@needs_onnx
+def test_onnx_from_spikes_takes_windows_of_any_length(saved):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(saved[1]["onnx"]["path"], providers=["CPUExecutionProvider"])
+    at_once = tf.saved_model.load(saved[1]["saved_model"]["path"]).signatures["from_spikes"]
+    for steps in (1, T, T + 3):
+        spikes = recordings(2, steps).astype(np.float32)
+        np.testing.assert_allclose(session.run(["scores"], {"spikes": spikes})[0],
+                                   at_once(spikes=tf.constant(spikes))["scores"], atol=1e-6)
+
+
+# Every kind of network, encoder, pooling, normalisation and picture that has a run; shortcuts, odd and oblong maps.
+KINDS = {
+    "odd": {"model": "lenet", "shape": (15, 11, 2)},
+    "no hidden layer": {"model": "vgg5", "shape": (17, 12, 1), "hidden": 0},
+    "one step": {"model": "lenet", "timesteps": 1, "kappa": 40.0, "hidden": 0},
+    "averages": {"model": "vgg7", "shape": (21, 17, 1), "pooling": "average", "encoder": "latency", "kappa": 12.0},
+    "shortcuts": {"model": "resnet9", "shape": (19, 21, 2), "encoder": "none"},
+    "normalised": {"model": "resnet7", "shape": (16, 13, 3), "norm": "tdbn", "surrogate": "arctan", "encoder": "direct",
+                   "kappa": 8.0},
+    "without leak": {"model": "lenet", "leak": 1.0, "encoder": "direct"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", [
+    "nir", "keras", *(pytest.param(form, marks=[pytest.mark.slow, *([needs_onnx] if form == "onnx" else [])])
+                      for form in ("saved_model", "litert", "onnx"))])
+def test_every_kind_of_run_exports(kind, form, tmp_path):
+    found = runs.exported(run_of(tmp_path / "run", **KINDS[kind]), [form])[form]
+    assert found["max_error"] < 1e-5 and os.path.exists(found["path"])
+    assert form == "keras" or found["spikes_differing"] == 0 and found["silent_layers"] == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lenet", "vgg7", "resnet20"])
+@pytest.mark.parametrize("name", tfspike.models.available())
 def test_networks_of_the_paper_export_in_every_format(name, tmp_path):
-    shape = (28, 28, 2)
-    model = tfspike.models.create(name, shape, 3, T, hidden=32 if name != "resnet20" else 0, kappa=4.0)
-    report = export.save(model, info_for(), export.FORMATS, tmp_path)
-    assert all(report[form]["silent_layers"] == [] for form in ("saved_model", "litert", "nir"))
+    size = 32 if name in ("vgg11", "vgg16") else 28
+    run = run_of(tmp_path / "run", (size, size + 1, 2), model=name, hidden=0 if name == "resnet20" else 32, kappa=8.0)
+    report = runs.exported(run, FORMATS)
+    assert all(report[form]["silent_layers"] == [] and report[form]["spikes_differing"] == 0
+               for form in FORMATS if form != "keras")
+
+
+def test_a_twin_is_saved_as_keras_and_nothing_else(tmp_path):
+    run = runs.untrained(tmp_path / "run", info_for(), model="lenet", hidden=0, neuron="relu")
+    assert runs.exported(run, ["keras"])["keras"]["max_error"] == 0.0
+    for form in set(export.FORMATS) - {"keras"}:
+        with pytest.raises(UserError, match=f"saved as keras alone.*formats={form}"):
+            runs.exported(run, [form], f"--out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
 
 
 # --- what must be noticed -------------------------------------------------------------------------------------------
@@ -165,15 +250,16 @@ def test_a_file_that_computes_something_else_is_refused_and_leaves_the_old_one(t
     export.save(model, info_for(True), ["nir"], tmp_path, recordings())
     before = (tmp_path / "model.nir").read_bytes()
     from tfspike.export import nir_graph
-    write = nir_graph.write
+    to_nir = nir_graph.to_nir
 
-    def wrong(model, path, target):
+    def wrong(model, target):
         weights = model.get_weights()
         model.set_weights([1.05 * weight if weight.ndim else weight for weight in weights])
-        write(model, path, target)
+        graph = to_nir(model, target)
         model.set_weights(weights)
+        return graph
 
-    monkeypatch.setattr(nir_graph, "write", wrong)
+    monkeypatch.setattr(nir_graph, "to_nir", wrong)
     with pytest.raises(UserError, match="of the nir file fires"):
         export.save(model, info_for(True), ["nir"], tmp_path, recordings())
     assert (tmp_path / "model.nir").read_bytes() == before and os.listdir(tmp_path) == ["model.nir"]
@@ -210,8 +296,8 @@ def test_a_folder_moved_aside_by_a_killed_export_comes_back(tmp_path):
 
 def test_mistakes_are_one_sentence(tmp_path):
     model = network(None)
-    with pytest.raises(UserError, match="takes saved_model, litert, nir, keras. Received: 'onnx'"):
-        export.save(model, info_for(True), ["onnx"], tmp_path)
+    with pytest.raises(UserError, match="takes saved_model, litert, nir, keras, onnx. Received: 'torch'"):
+        export.save(model, info_for(True), ["torch"], tmp_path)
     with pytest.raises(UserError, match=r"must be of shape \[B, 6, 12, 12, 2\]"):
         export.save(model, info_for(True), ["nir"], tmp_path, np.zeros((2, 12, 12, 2)))
     (tmp_path / "file").write_text("")
@@ -229,10 +315,54 @@ def test_the_reference_knows_how_near_a_threshold_it_came():
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_into_the_run(tmp_path, capsys):
-    status = command.main(["--workdir", str(tmp_path), "--format=nir"], lambda workdir: (network(None), info_for(True)))
-    assert status == 0 and (tmp_path / "export" / "model.nir").is_file()
-    assert '"spikes_differing": 0' in capsys.readouterr().out
+def test_the_command_writes_into_the_run_or_elsewhere(saved, tmp_path):
+    run = run_of(tmp_path / "run", encoder="none")
+    assert runs.exported(run, ["nir"])["nir"]["path"] == os.path.join(run, "export", "model.nir")
+    assert runs.exported(run, ["nir"], f"--out={tmp_path / 'out'}")["nir"]["path"] == str(tmp_path / "out" / "model.nir")
+    assert all(os.path.dirname(report["path"]).endswith(os.path.join("run", "export")) for report in saved[1].values())
+
+
+@pytest.mark.parametrize("form", ["nir", "litert", "onnx"])
+def test_what_cannot_be_converted_leaves_nothing_behind(form, tmp_path, monkeypatch):
+    """Another format that can be is not written either."""
+    from tfspike.export import litert, nir_graph, onnx_graph
+
+    def refuse(*_):
+        raise UserError("no counterpart")
+
+    module, name = {"nir": (nir_graph, "to_nir"), "litert": (litert, "convert"), "onnx": (onnx_graph, "convert")}[form]
+    monkeypatch.setattr(module, name, refuse)
+    run = runs.untrained(tmp_path / "run", info_for(), model="lenet", hidden=0, timesteps=2)
+    with pytest.raises(UserError, match="no counterpart"):
+        runs.exported(run, ["keras", form])
+    assert not os.path.exists(os.path.join(run, "export"))
+
+
+def test_missing_packages_of_onnx_are_named(tmp_path, monkeypatch):
+    from tfspike.export import onnx_graph
+
+    monkeypatch.setattr(onnx_graph, "_PACKAGES", ("tf2onnx_is_not_here", "numpy"))
+    run = runs.untrained(tmp_path / "run", info_for(), model="lenet", hidden=0, timesteps=2)
+    with pytest.raises(UserError, match="need the package tf2onnx_is_not_here: pip install tf2onnx_is_not_here, or"):
+        runs.exported(run, ["onnx"])
+
+
+@needs_onnx
+def test_an_operation_without_a_counterpart_in_onnx_is_named():
+    from tfspike.export import onnx_graph
+
+    @tf.function
+    def odd(x):
+        return {"scores": tf.bitwise.bitwise_or(tf.cast(x, tf.int32), 1)}
+
+    class Graph(onnx_graph._Graph):
+        def endpoint(self):
+            return odd, tf.TensorSpec((None, 2), tf.float32, "images")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "_Graph", Graph)
+        with pytest.raises(UserError, match="no form of standard ONNX operators .*BitwiseOr.*export it as saved_model"):
+            onnx_graph.convert(network("direct", hidden=0), info_for())
 
 
 def test_the_command_explains_mistakes_without_tensorflow(tmp_path):
@@ -261,6 +391,55 @@ def compiled_functions(path):
     library = message.graph_def.library.function
     assert len(library) > 2
     return [function.signature.name for function in library if function.attr["_XlaMustCompile"].b]
+
+
+@pytest.mark.parametrize("encoder", ["poisson", "direct"])
+def test_saving_with_tensorflow_gives_a_file_that_runs_without_the_library(encoder, tmp_path):
+    """Not compared beyond its prediction: `tf.saved_model.save` asks nothing of the model."""
+    model = network(encoder, hidden=0)
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    x = images() / 128.0 - 1.0
+    np.save(tmp_path / "x.npy", x)
+    code = ("import sys, numpy, tensorflow as tf; x = numpy.load(sys.argv[2]); model = tf.saved_model.load(sys.argv[1]); "
+            "(y,) = model.signatures['serving_default'](tf.constant(x)).values(); numpy.save(sys.argv[2], y); "
+            "assert not [name for name in sys.modules if name.startswith('tfspike')]")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "saved", tmp_path / "x.npy"], capture_output=True,
+                          text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    want = model(x).numpy()
+    assert np.ptp(want) > 0.01
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder, dtype, form, named", [
+    ("poisson", None, "onnx", "onnx"), ("poisson", None, "litert", "litert"), ("direct", None, "openvino", "onnx"),
+    ("direct", "mixed_bfloat16", "onnx", "onnx"), (None, "mixed_bfloat16", "litert", "litert")])
+def test_keras_own_export_refuses_what_would_not_run_or_give_other_spikes(encoder, dtype, form, named, tmp_path):
+    model = network(encoder, hidden=0, dtype=dtype)
+    with pytest.raises(UserError, match=f"{form!r} would not compute .*python -m tfspike.export .*--format={named} ") as caught:
+        model.export(str(tmp_path / "model"), format=form, verbose=False)
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", ["litert", pytest.param("onnx", marks=needs_onnx)])
+def test_keras_own_export_computes_what_the_model_does(form, tmp_path):
+    model = tfspike.models.create("lenet", SHAPE, 3, T, encoder="direct", hidden=0, leak=0.9, kappa=4.0)
+    path, x = str(tmp_path / "model.tflite"), (images() / 128.0 - 1.0)[:1]
+    model.export(path, format=form, verbose=False)  # of a model that was never called
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: x})
+    else:
+        interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(path)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreter.invoke()
+        found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    want = model(x).numpy()
+    assert np.ptp(want) > 0.01
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-6)
 
 
 def test_keras_own_export_is_not_tied_to_a_machine(tmp_path):

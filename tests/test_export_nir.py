@@ -11,7 +11,9 @@ import keras
 import numpy as np
 import pytest
 
+import runs
 import tfspike
+from tfspike import datasets, workdir
 from tfspike.errors import UserError
 from tfspike.export import verify
 from tfspike.export.standalone import simulate_nir
@@ -31,6 +33,18 @@ def network(name="resnet9", leak=0.9, **kwargs):
     return tfspike.models.create(name, shape, 4, encoder=None, leak=leak, **kwargs)
 
 
+def exported(folder, name, leak, target="nir", **settings):
+    """A run of the same network, exported by the command: (its model, the file)."""
+    info = datasets.DatasetInfo("tiny", (16, 16, 2), 4, tuple("abcd"), (1.0, 1.0), (0.0, 0.0), False, 10, 10, True)
+    settings = {"hidden": 0 if name == "resnet20" else 24, "timesteps": 6, "kappa": 4.0, "dropout": 0.2, "seed": 3,
+                "encoder": "none", "norm": "none", "pooling": "neuron", "surrogate": "leak_aware",
+                "surrogate_width": 1.0, **settings}
+    run = runs.untrained(folder / "run", info, model=name, leak=leak, **settings)
+    report = runs.exported(run, ["nir"], f"--target={target}")["nir"]
+    assert report["spikes_differing"] == 0 and report["silent_layers"] == []
+    return workdir.load_run(run)[0], report["path"]
+
+
 def signed_spikes(model, count=2):
     """Spikes of both signs, `[B, T, H, W, C]`."""
     rng = np.random.default_rng(8)
@@ -48,10 +62,8 @@ def expected(model, spikes):
 @pytest.mark.parametrize(
     "name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
 def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path):
-    model = network(name, leak, kappa=8.0 if leak == 0.5 else 4.0)
+    model, path = exported(tmp_path, name, leak, kappa=8.0 if leak == 0.5 else 4.0)
     spikes = signed_spikes(model)
-    path = str(tmp_path / "model.nir")
-    nir_graph.write(model, path)
     found, want = simulate_nir.run(path, spikes), expected(model, spikes)
     np.testing.assert_array_equal(found["layer_spikes"], want["layer_spikes"])
     np.testing.assert_allclose(found["scores"], want["scores"], atol=1e-6)
@@ -59,10 +71,8 @@ def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path)
 
 @pytest.mark.parametrize("name, leak", [("vgg5", 0.9), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
 def test_a_graph_read_back_is_the_model(name, leak, tmp_path):
-    model = network(name, leak)
+    model, path = exported(tmp_path, name, leak)
     spikes = signed_spikes(model)
-    path = tmp_path / "model.nir"
-    nir_graph.write(model, str(path))
     again = nir_import.from_nir(path)
     want, activity = model.observe(spikes)
     found, activity_again = again.observe(spikes)
@@ -72,6 +82,29 @@ def test_a_graph_read_back_is_the_model(name, leak, tmp_path):
         np.testing.assert_array_equal(activity[name], activity_again[name])
     leaks = {call.layer.leak for call in again.plan.spiking if isinstance(call.layer, tfspike.LIF)}
     assert leaks == {leak} and len(again.trainable_variables) == len(model.trainable_variables)
+
+
+@pytest.mark.parametrize("name, target", [
+    ("lenet", "norse"), ("vgg5", "norse"), ("lenet", "snntorch"), ("vgg5", "snntorch"), ("resnet7", "snntorch"),
+    ("resnet7", "spikingjelly")])
+def test_graphs_for_other_libraries_keep_to_the_types_of_nir(name, target, tmp_path):
+    """Which nir itself checks; and read back in they are the model, readout included."""
+    model, path = exported(tmp_path, name, 0.9, target)
+    graph = nir.read(path)
+    assert not any(type(node).__name__ in ("LI", "I") for node in graph.nodes.values())
+    flat = next(node for node in graph.nodes.values() if isinstance(node, nir.Flatten))
+    assert flat.output_type["output"] == np.prod(flat.input_type["input"])
+    assert int(flat.start_dim) == (0 if target == "spikingjelly" else -3)
+    spikes = signed_spikes(model)
+    np.testing.assert_allclose(nir_import.from_nir(path)(spikes), model(spikes), atol=1e-6)
+    found, want = simulate_nir.run(path, spikes), expected(model, spikes)
+    np.testing.assert_array_equal(found["layer_spikes"], want["layer_spikes"])
+
+
+def test_shortcuts_are_refused_for_a_reader_that_would_lose_them(tmp_path):
+    with pytest.raises(UserError, match="reader of this `target` does not follow joins, such as 'block1_current'"):
+        exported(tmp_path, "resnet7", 0.9, "norse")
+    assert not (tmp_path / "run" / "export").exists()
 
 
 @pytest.mark.parametrize("order", ["leak first", "leak last"])
@@ -111,10 +144,8 @@ def scores_from(currents, leak):
     ("norse", "vgg5"), ("norse", "lenet"), ("snntorch", "vgg5"), ("snntorch", "resnet9"), ("snntorch", "resnet20"),
     ("spikingjelly", "vgg5"), ("spikingjelly", "resnet9"), ("spikingjelly", "resnet20")])
 def test_other_libraries_give_the_same_spikes(library, name, tmp_path):
-    model = network(name, 0.9)
+    model, path = exported(tmp_path, name, 0.9, target=library)
     spikes = signed_spikes(model)
-    path = str(tmp_path / "model.nir")
-    nir_graph.write(model, path, target=library)
     want = expected(model, spikes)
     found = simulate_with(library, path, spikes, tmp_path)
     np.testing.assert_allclose(scores_from(found["output"], 0.9), want["scores"], atol=1e-6)

@@ -39,29 +39,30 @@ def refused(*arguments, parse=flags.parse):
 
 
 def test_flags_of_every_kind_reach_the_configuration():
-    made, options, warnings = flags.parse(
+    made, options, warnings, notes = flags.parse(
         ["--model=vgg5", "--epochs", "7", "--learning_rate=1e-2", "--lr_milestones=2,4", "--notensorboard", "--augment",
-         "--export=nir,keras", "--dropout=none", "--steps_per_epoch=3", "--dry_run", "--resume=never", "--leak=.3"])
+         "--export=nir,keras", "--dropout=none", "--steps_per_epoch=3", "--dry_run", "--resume=never", "--leak=.3",
+         "--method=lee"])
     assert (made.model, made.epochs, made.learning_rate, made.lr_milestones) == ("vgg5", 7, 0.01, (2, 4))
     assert (made.tensorboard, made.augment, made.export, made.steps_per_epoch) == (False, True, ("nir", "keras"), 3)
-    assert (options.dry_run, options.resume) == (True, "never")
+    assert (options.dry_run, options.resume, options.method, notes) == (True, "never", "lee", [])
     assert len(warnings) == 1 and "--leak" in warnings[0]
 
 
 def test_no_flags_give_the_resolved_defaults():
-    assert flags.parse([]) == (config.resolve(), RunOptions(), [])
+    assert flags.parse([]) == (config.resolve(), RunOptions(), [], [])
 
 
 def test_none_undoes_what_the_preset_set_and_the_variant_table_answers():
     assert flags.parse(["--preset=paper_resnet11_cifar10", "--dataset=svhn", "--dropout=0.1"])[0].dropout == 0.1
-    made, _, _ = flags.parse(["--preset=paper_lenet_mnist", "--augment=none", "--lr_milestones=none", "--export=none"])
+    made, *_ = flags.parse(["--preset=paper_lenet_mnist", "--augment=none", "--lr_milestones=none", "--export=none"])
     assert (made.augment, made.lr_milestones, made.export) == (None, (), ())
 
 
 def test_a_flag_that_repeats_its_default_still_beats_the_config_file(tmp_path):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({"leak": 0.5, "seed": 4}))
-    made, _, _ = flags.parse([f"--config={path}", f"--leak={FIELDS['leak'].default}"])
+    made, *_ = flags.parse([f"--config={path}", f"--leak={FIELDS['leak'].default}"])
     assert (made.leak, made.seed) == (FIELDS["leak"].default, 4)
 
 
@@ -69,7 +70,9 @@ def test_a_flag_that_repeats_its_default_still_beats_the_config_file(tmp_path):
     ("--epoch=3", "Did you mean: epochs?"), ("--epochs=1e3", "--epochs takes a whole number"),
     ("--epochs", "Missing value"),
     ("--epochs=1_000", "received '1_000'"), ("--leak=nan", "--leak takes"),
-    ("--learning_rate=inf", "--learning_rate takes"),
+    ("--learning_rate=inf", "--learning_rate takes"), ("--learning_rate=1e39", "from 1e-30 to 1e30; received 1e+39"),
+    ("--threshold=1e-320", "--threshold takes"), ("--clip_norm=1e999", "up to 1e30; received inf"),
+    ("--workdir= ", "received ' '"), ("--data_dir=", "--data_dir takes"),
     ("--tensorboard=maybe", "true or false"), ("--noaugment=1", "does not take an argument"),
     ("resnet20", "--name=value"),
     ("--gradient=evnt", "Did you mean 'event'?"), ("--lr_milestones=1,x", "--lr_milestones takes"),
@@ -103,7 +106,7 @@ def test_a_legal_value_survives_the_way_through_a_flag(data):
               "deterministic": data.draw(st.booleans())}
     text = {name: ",".join(map(str, value)) or "none" if isinstance(value, tuple) else value for name,
             value in values.items()}
-    made, _, _ = flags.parse([f"--{name}={value}" for name, value in text.items()])
+    made, *_ = flags.parse([f"--{name}={value}" for name, value in text.items()])
     assert made == config.resolve(values)
 
 

@@ -20,14 +20,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a module may import what stands on an earlier line, or leaves; never its own line or a later one.
 # Every other part of the package (training, analysis, export, reports, ...) stands above them all.
 CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normalisation", "convolution"), ("plan",),
-        ("engine",), ("models",))
+        ("engine",), ("diagnosis",), ("callbacks",), ("models",))
 LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
-          "shared_function", "backend", "custom_gradient", "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
-          "config_files"}
+          "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
+          "config_files", "output", "shared_function", "backend", "custom_gradient"}
 READERS = {"analysis", "export", "report"}  # they look at models; a model is trained without them
 WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks",
                       "checkpoints", "weight_files", "pretrained", "model_cards", "settings", "config_files", "datasets",
-                      "tfds_source", "streams", "image_files", "signals")
+                      "tfds_source", "streams", "image_files", "signals", "output")
 
 
 def name_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -14,11 +15,14 @@ from tfspike import (
     LIF,
     DirectEncoder,
     LeakAware,
+    LeakyIntegratorCell,
     LIFCell,
     OverTime,
     PoolingIF,
+    PoolingIFCell,
     Readout,
     SpikingModel,
+    ThresholdNorm,
     UserError,
     WindowDropout,
     folding,
@@ -130,6 +134,30 @@ def test_constants_may_be_numpys() -> None:
     assert encoder.timesteps == 4 and type(encoder.timesteps) is int
     model = models.create("lenet", (np.int64(12), 12, 1), np.int32(3), np.int64(2), kappa=np.float32(2), hidden=4)
     assert model.output_shape == (None, 3) and LIFCell(np.int64(4)).units == 4
+
+
+@pytest.mark.parametrize("name", ["tensor", "variable", "keras", "array", "zero_d", "list"])
+def test_constants_that_are_tensors_are_refused_with_what_to_do_instead(name: str) -> None:
+    value = {"tensor": tf.constant(0.9), "variable": tf.Variable(0.9), "keras": keras.Variable(0.9),
+             "array": np.full((40, 3), 0.9), "zero_d": np.array(0.9), "list": [0.9, 0.5]}[name]
+    takers = [(kind, "leak") for kind in (LIF, Readout, LeakAware)] + [
+        (kind, "threshold") for kind in (LIF, PoolingIF, LeakAware, ThresholdNorm)] + [
+        (LIF, "surrogate_width"), (ThresholdNorm, "alpha"), (ThresholdNorm, "momentum"), (ThresholdNorm, "epsilon")]
+    takers += [(functools.partial(cell, 4), constant) for cell, constant in (
+        (LIFCell, "leak"), (LIFCell, "threshold"), (PoolingIFCell, "threshold"), (LeakyIntegratorCell, "leak"))]
+    takers += [(WindowDropout, "rate")]
+    for make, constant in takers:
+        with pytest.raises(UserError, match=f"`{constant}`.*constant, one number.*float.*own `call`.*recipe") as caught:
+            make(**{constant: value})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("value", ["0.9", True, None, float("nan"), 1j])
+def test_constants_that_are_no_numbers_are_refused_without_a_recipe(value: Any) -> None:
+    for make, constant in ((LIF, "leak"), (LIF, "threshold"), (WindowDropout, "rate"), (ThresholdNorm, "alpha")):
+        with pytest.raises(UserError, match=f"`{constant}`.*number.*Received") as caught:
+            make(**{constant: value})
+        assert "recipe" not in str(caught.value)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("inf"), "1"])

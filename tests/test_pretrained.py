@@ -113,6 +113,36 @@ def test_an_unknown_name_is_refused_with_what_there_is():
         models.create("lenet", *LENET, weights="imagenet")
 
 
+@pytest.mark.parametrize("name", ["lenet_mnist", "mnist"])
+def test_weights_go_by_their_name_and_by_its_end(name):
+    want = weight_files.read("lenet_mnist").arrays()
+    for model in (models.create("lenet", *LENET, weights=name), pretrained.load(name)[0]):
+        kernels = [layer.get_weights()[0] for layer in model.layers if layer.get_weights() and layer.get_weights()[0].ndim]
+        assert [kernel.shape for kernel in kernels] == [array.shape for array in want.values()]
+        assert all(np.array_equal(kernel, array) for kernel, array in zip(kernels, want.values()))
+    assert flags.parse_eval([f"--weights={name}"]).weights == "lenet_mnist"
+
+
+@pytest.mark.parametrize("network, name, words", [
+    ("lenet", "vgg9_cifar10", "'?vgg9_cifar10'? are of vgg9, and lenet was asked for; of lenet there are lenet_mnist[.]"),
+    ("lenet", "lenet_svhn", "no trained weights 'lenet_svhn'; of lenet there are lenet_mnist[.]"),
+    ("lenet", "cifar10", "no trained weights 'lenet_cifar10'; of lenet there are lenet_mnist[.]"),
+    ("vgg5", "mnist", "no trained weights 'vgg5_mnist'; of vgg5 there are none[.]"),
+    ("lenet", "", "no trained weights 'lenet_'; of lenet there are lenet_mnist[.]"),
+    ("lenet", 5, "no trained weights 'lenet_5'; of lenet there are lenet_mnist[.]")])
+def test_other_weights_are_refused_with_what_there_is_of_the_network(network, name, words):
+    with pytest.raises(UserError, match=words):
+        models.create(network, *LENET, weights=name)
+
+
+def test_an_end_that_several_names_have_is_refused(tmp_path):
+    for network in ("lenet", "vgg5"):
+        (tmp_path / f"{network}_mnist.json").write_text("{}")
+    with pytest.raises(UserError, match="several trained weights 'mnist': lenet_mnist, vgg5_mnist; give one"):
+        pretrained.load("mnist", folder=str(tmp_path))
+    assert weight_files.check_name("mnist", str(tmp_path), "vgg5") == "vgg5_mnist"
+
+
 @pytest.mark.parametrize("end, damage, words", [
     ("npz", lambda data: data[:-100], "does not match its checksum"),
     ("json", lambda data: data[:-100], "incomplete or damaged"),

@@ -65,6 +65,18 @@ def test_an_event_is_one_line_and_one_scalar_each(tmp_path):
     assert {(10, "train/loss"), (20, "train/loss"), (20, "rate/pool1"), (0, "command/text")} <= set(events(tmp_path))
 
 
+def test_a_note_is_shown_with_its_number(tmp_path):
+    log = RunLog(tmp_path)
+    log.scalars(1, {"energy": 2.0, "loss": 1.0}, {"energy": "of 32 images"}, event="epoch")
+    log.close()
+    (path,) = (tmp_path / "tb").glob("events*")
+    values = [value for record in tf.data.TFRecordDataset([str(path)])
+              for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value]
+    notes = {value.tag: value.metadata.summary_description for value in values}
+    assert notes == {"energy": "of 32 images", "loss": ""}
+    assert "of 32" not in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_nan_is_null_in_the_file(tmp_path):
     with_nan = RunLog(tmp_path, tensorboard=False)
     with_nan.scalars(1, {"loss": float("nan"), "norm": float("inf"), "ok": 2}, event="step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import checkpoints, config, datasets, distribution, evaluation, optimisation, training, workdir
+from tfspike import checkpoints, config, datasets, diagnosis, distribution, evaluation, optimisation, training, workdir
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.flags import EvalOptions
+from tfspike.run_log import RunLog
+from tfspike.signals import Signals
 from tfspike.train_step import Sums
 
 quiet = {"say": lambda line: None}
@@ -50,6 +53,50 @@ def test_a_run_learns_real_digits(run: Path) -> None:
     assert len(rates) == 5 and all(0.001 < rate < 1 for rate in rates.values())
 
 
+@pytest.mark.parametrize("epochs, sentence", [
+    (12, "every gradient is exactly zero for 20 steps. It begins at conv1_1_lif"),
+    (2, "no gradient reaches any weight for 5 steps, up to the last one"),
+])
+def test_a_dead_network_ends_the_run_with_4(tmp_path: Path, capsys: Any, epochs: int, sentence: str) -> None:
+    dead = runs.tiny(tmp_path, threshold=500.0, epochs=epochs, lr_milestones=())
+    said: list[str] = []
+    assert training.run(dead, say=said.append) == 4
+    error = capsys.readouterr().err
+    assert sentence in error and "--resume=never" in error and "--threshold (now 500" in "".join(said)
+    assert not any("Finished" in line for line in said) and not (tmp_path / workdir.FINISHED).exists()
+    assert workdir.open_checkpoint(str(tmp_path), quiet["say"], "last").step in (6, 18, 20)
+
+
+def test_a_dead_network_goes_on_where_that_is_asked_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert training.run(runs.tiny(tmp_path, threshold=500.0, on_collapse="continue"), say=said.append) == 0
+    assert any("the network has learnt nothing yet that shows" in line for line in said)
+
+
+def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=20, lr_milestones=(), keep_checkpoints=1)
+    step = trainer.train_step
+
+    def killed_at_seven(*batch: Any) -> Any:
+        if trainer.step == 6:
+            for weight in trainer.model.trainable_variables:
+                weight.assign(-np.abs(weight.numpy()))  # nothing fires any more
+        return step(*batch)
+
+    killed_at_seven.numbers = step.numbers  # type: ignore[attr-defined]
+    trainer.train_step = killed_at_seven  # type: ignore[assignment]
+    with pytest.raises(diagnosis.Collapsed) as stopped:
+        trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
+    assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
+    assert 6 in checkpoints.steps(trainer.folder) and max(checkpoints.steps(trainer.folder)) > 20
+
+
+def test_few_images_are_seen_several_times_in_an_epoch() -> None:
+    assert make(steps_per_epoch=None, min_steps_per_epoch=1000, batch_size=8).steps_per_epoch == 1000
+    assert make(steps_per_epoch=None, min_steps_per_epoch=10, batch_size=8).steps_per_epoch > 100
+    assert make(steps_per_epoch=3, min_steps_per_epoch=10).steps_per_epoch == 3
+
+
 def test_the_reader_sees_layers_progress_rates_and_validation(run: Path) -> None:
     text = (run / "lines.txt").read_text()
     assert text.startswith("New run in ")
@@ -65,6 +112,19 @@ def test_metrics_have_every_step_once_and_no_gap(run: Path) -> None:
                for event in events if event["event"] == "train")
     assert [event["learning_rate"] for event in events if event["step"] in (80, 82) and event["event"] == "train"] \
         == pytest.approx([0.2, 0.04])
+
+
+def test_the_energy_that_is_logged_is_that_of_a_report_within_noise(run: Path) -> None:
+    from tfspike import analysis
+    from tfspike.energy import EnergyModel
+
+    model, config_, info, _ = workdir.load_run(str(run), "last", **quiet)
+    images = info.normalise(datasets.load(config_.dataset, "test").images[:300])
+    report = EnergyModel().picojoules(analysis.operations(model, images)[0])
+    last = [event for event in runs.metrics(run) if event["event"] == "epoch"][-1]
+    assert last["energy/snn_pj_per_image"] == pytest.approx(report, rel=0.1)
+    assert "mean over 32 held-out images" in make(val_fraction=0.02)._energy_note
+    assert "mean over 32 training images" in make(val_fraction=0.0)._energy_note
 
 
 def test_config_json_remembers_what_made_the_run(run: Path) -> None:
@@ -116,6 +176,32 @@ def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm
         np.testing.assert_allclose(variable.value.numpy(), wanted, rtol=1e-5, atol=1e-6)
     assert numbers["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert numbers["correct"] == (output.numpy().argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_a_penalty_of_spikes_is_the_mean_rate_of_all_neurons_times_it(gradient: str) -> None:
+    trainer = make(encoder="direct", learning_rate=0.5, clip_norm=0.0, weight_decay=0.0, gradient=gradient,
+                   spike_penalty=3.0)
+    images, labels = trainer.stream.batch(0)
+    variables = trainer.model.trainable_variables
+    before = [v.value.numpy() for v in variables]
+    with tf.GradientTape(persistent=True) as tape:
+        output, activity = trainer.model.observe(images, training=True)
+        loss = tf.reduce_sum((output - np.eye(10, dtype="f")[labels])**2) / len(labels)
+        neurons = tf.concat([tf.reshape(count, [len(labels), -1]) for count in activity.values()], 1)
+        rate = tf.reduce_mean(neurons) / trainer.model.timesteps
+        penalised = loss + 3.0 * rate
+    grads, alone = (tape.gradient(of, [v.value for v in variables]) for of in (penalised, loss))
+    assert np.abs(grads[0] - alone[0]).max() > 0.01 * np.abs(alone[0]).max()
+    numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
+    for variable, old, grad in zip(variables, before, grads):
+        np.testing.assert_allclose(variable.value.numpy(), old - 0.5 * grad.numpy(), rtol=1e-5, atol=1e-6)
+    assert numbers["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert numbers["firing_rate"] == pytest.approx(float(rate), rel=1e-5)
+    assert numbers["spike_penalty"] == pytest.approx(3.0 * numbers["firing_rate"], rel=1e-5)
+    assert 0.005 < numbers["firing_rate"] < 0.5
+    usual = make(encoder="direct")
+    assert "firing_rate" not in usual.train_step.numbers(usual.train_step(images, labels))
 
 
 def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:
@@ -328,3 +414,39 @@ def test_a_profile_of_a_few_steps_is_written_where_tensorboard_looks(tmp_path: P
     first, last = (6, 6) if workdir_had_steps else (4, 6)
     assert [line for line in lines if line.startswith(f"Profile of steps {first} to {last} written to")]
     assert list((folder / "tb").rglob("*.xplane.pb"))
+
+
+# ---- nothing is left of a command that is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings, options, message", [
+    ({"dataset": "cifar10", "data_dir": "nowhere"}, {}, "does not exist"),
+    ({"batch_size": 10_000}, {}, "larger than the"), ({"val_fraction": 0.00001}, {}, "val_fraction"),
+    ({}, {"init_from": "nowhere"}, "nowhere"), ({}, {"resume": "must"}, "no run"), ({}, {"resume": "nowhere"}, "nowhere")])
+@pytest.mark.parametrize("there", ["parent", "folder", "file"])
+def test_a_refused_command_leaves_the_disk_as_it_was(tmp_path, settings, options, message, there):
+    folder = tmp_path / "runs" / "mine"
+    if there != "parent":
+        folder.mkdir(parents=True)
+    if there == "file":
+        (folder / "notes.txt").write_text("of the user")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        training.run(runs.tiny(folder, **settings), RunOptions(**options), say=lambda line: None)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_before_the_first_file_leaves_nothing_and_another_ones_lock_stays(tmp_path, monkeypatch):
+    def full(path, write):
+        Path(path).write_text("half of")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is full"):
+        patch.setattr(checkpoints, "write_bytes", full)
+        training.run(runs.tiny(tmp_path / "run"), say=lambda line: None)
+    assert not list(tmp_path.iterdir())
+    lock = workdir.prepare(str(tmp_path / "run"))  # another process that has just begun
+    with pytest.raises(UserError, match="Another process"):
+        training.run(runs.tiny(tmp_path / "run"), say=lambda line: None)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    lock.close()

@@ -17,11 +17,11 @@ def load(library, path):
     if library == "norse":
         import norse.torch
 
-        return norse.torch.from_nir(nir.read(path, type_check=False), ignore_warnings=True, dt=1e-4)
+        return norse.torch.from_nir(nir.read(path), ignore_warnings=True, dt=1e-4)
     if library == "snntorch":
         from snntorch.import_nir import import_from_nir
 
-        return import_from_nir(nir.read(path, type_check=False))
+        return import_from_nir(nir.read(path))
     from spikingjelly.activation_based import nir_exchange
 
     return nir_exchange.import_from_nir(path, dt=1e-4)

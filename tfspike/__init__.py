@@ -21,12 +21,13 @@ _HOME = {
     "LIF": "layers", "PoolingIF": "layers", "Readout": "layers", "LeakAware": "layers", "OverTime": "layers",
     "WindowDropout": "layers", "ThresholdNorm": "normalisation",
     "PoissonEncoder": "encoders", "DirectEncoder": "encoders", "LatencyEncoder": "encoders", "SpikeInput": "encoders",
-    "SpikingModel": "models", "UserError": "errors",
+    "SpikingModel": "models", "Diagnosis": "callbacks", "UserError": "errors",
 }
-_MODULES = ("analysis", "cells", "checkpoints", "comparison", "config", "conversion", "datasets", "encoders", "energy",
-            "engine", "errors", "evaluation", "export", "folding", "gradients", "initialisation", "layers", "losses",
-            "models", "normalisation", "plan", "plots", "precision", "prediction", "pretrained", "recipes", "report",
-            "results", "simulation", "streams", "summary", "surrogates", "training", "variants")
+_MODULES = ("analysis", "callbacks", "cells", "checkpoints", "comparison", "config", "conversion", "datasets",
+            "encoders", "energy", "engine", "errors", "evaluation", "export", "folding", "gradients",
+            "initialisation", "layers", "losses", "models", "normalisation", "plan", "plots", "precision",
+            "prediction", "pretrained", "recipes", "report", "results", "simulation", "streams", "summary",
+            "surrogates", "training", "variants")
 
 __all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
 

@@ -314,7 +314,7 @@ class _Tally:
         self.events = {key: np.zeros(x.shape[2:], np.float64) for key, x in self.sources.items()}
         self.unit = {key: np.zeros(self.sources[key].shape[2:], np.float64) for key in self.mixed}
         self.updates = np.zeros(len(simulation.neurons), np.float64)
-        self._real = isinstance(simulation.encoder, DirectEncoder)
+        self._real = type(simulation.encoder).encode is DirectEncoder.encode  # a subclass may have its own
         self._counted_layers = self.firing[1:] if self._real else self.firing  # whose events are spikes
         self.fired = np.zeros((len(self._counted_layers), simulation.timesteps), np.float64)
         self.columns: list[tuple[np.ndarray, ...]] = []

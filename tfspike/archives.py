@@ -25,6 +25,10 @@ def read_npz(path: str | os.PathLike[str], fields: Sequence[str], advice: str) -
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {field: archive[field] for field in fields}
+            missing = [field for field in fields if field not in archive]
+            if not missing:
+                return {field: archive[field] for field in fields}
+            has = ", ".join(archive.files) or "none"
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); {advice}.") from error
+    raise UserError(f"{path} lacks the fields {', '.join(missing)}, it has {has}; {advice}.")

@@ -69,7 +69,7 @@ def name_of(step: int) -> str:
 
 
 def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], meta: Mapping[str, Any],
-         keep: int = 3, best: bool = False) -> str:
+         keep: int = 3, best: bool = False, spare: str | None = None) -> str:
     """Writes a checkpoint and points `last` (and `best`) to it; afterwards removes all but the newest `keep` and best.
 
     Killed at any moment, the folder holds the checkpoints from before, and this one either whole or not at all.
@@ -81,6 +81,7 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
       meta: anything JSON holds.
       keep: newest checkpoints that stay.
       best: also point `best` to it.
+      spare: path of one more checkpoint that stays.
 
     Returns:
       The checkpoint's folder.
@@ -111,7 +112,7 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise _unwritable(folder, error) from error
-    _prune(folder, keep)
+    _prune(folder, keep, spare)
     return path
 
 
@@ -126,13 +127,21 @@ def point(folder: str, pointer: str, step: int) -> None:
         os.symlink(name_of(step), aside)
     except (OSError, NotImplementedError):  # a file system without links: a file that holds the name
         write_bytes(aside, lambda file: file.write(name_of(step).encode()))
+    if os.path.isdir(target) and not os.path.islink(target):
+        _remove(target)
     os.replace(aside, target)
     _sync_folder(folder)
 
 
 def target_of(folder: str, pointer: str) -> int | None:
-    """The step that `last` or `best` names; None where there is no such pointer."""
+    """The step that `last` or `best` names; None where there is no such pointer. Where a copy of the run has the
+    checkpoint itself in place of a link, it is that checkpoint's."""
     path = os.path.join(folder, pointer)
+    if os.path.isdir(path) and not os.path.islink(path):
+        try:
+            return read(path).step
+        except UserError:
+            return None
     try:
         name = os.readlink(path)
     except OSError:
@@ -164,7 +173,12 @@ def checksum(path: str) -> str:
 def write_file(path: str, text: str) -> None:
     """Writes a small text file whole or not at all, and synced."""
     aside = f"{path}.writing"
-    write_bytes(aside, lambda file: file.write(text.encode()))
+    try:
+        write_bytes(aside, lambda file: file.write(text.encode()))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
     os.replace(aside, path)
     _sync_folder(os.path.dirname(path) or ".")
 
@@ -220,10 +234,10 @@ def _remove(path: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _prune(folder: str, keep: int) -> None:
+def _prune(folder: str, keep: int, spare: str | None) -> None:
     pointed = {target_of(folder, "last"), target_of(folder, "best")}
     for step in steps(folder)[:-keep]:
-        if step not in pointed:
+        if step not in pointed and name_of(step) != os.path.basename(spare or ""):
             with contextlib.suppress(OSError):
                 _remove(os.path.join(folder, name_of(step)))
     for name in os.listdir(folder):

@@ -9,9 +9,29 @@ from typing import Any
 from tfspike.errors import UserError
 
 
+def is_number(value: Any) -> bool:
+    """Whether this is a real number of Python or NumPy; a tensor, a variable and an array of any size are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def number(value: Any) -> float:
     """A number of Python or NumPy as a float; NaN, which no comparison holds for, in place of anything else."""
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    return float(value) if is_number(value) else math.nan
+
+
+def received(name: str, value: Any) -> str:
+    """The end of a refusal, on one line: what came, and where it is no number at all, what to do instead."""
+    text = f" Received: {name}={_one_line(value)}."
+    if (hasattr(value, "shape") or isinstance(value, (list, tuple))) and not is_number(value):
+        return (f" It is a constant, one number of Python or NumPy for a whole layer: give float({name}) where it "
+                "stays as it is; one that is learnt, or differs between neurons, takes a layer with its own `call`. "
+                f"The docstring of tfspike.layers.SpikingLayer has a recipe.{text}")
+    return text
+
+
+def _one_line(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def is_count(value: Any, least: int = 1) -> bool:
@@ -22,15 +42,15 @@ def is_count(value: Any, least: int = 1) -> bool:
 def check_leak(leak: Any) -> float:
     """Returns `leak` as a float; raises UserError outside (0, 1]."""
     if not 0.0 < number(leak) <= 1.0:
-        raise UserError("`leak`, the share of the membrane potential kept per step, must be in (0, 1]. "
-                        f"Received: leak={leak!r}.")
+        raise UserError("`leak`, the share of the membrane potential kept per step, must be a number in (0, 1]."
+                        + received("leak", leak))
     return float(leak)
 
 
 def check_positive(name: str, value: Any) -> float:
     """Returns `value` as a float; raises UserError unless it is finite and above 0."""
     if not 0.0 < number(value) < math.inf:
-        raise UserError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}.")
+        raise UserError(f"`{name}` must be a finite number above 0." + received(name, value))
     return float(value)
 
 
@@ -41,20 +61,20 @@ def check_threshold(threshold: Any) -> float:
 
 def check_choice(name: str, value: Any, legal: tuple[Any, ...]) -> Any:
     """Returns `value`; raises UserError that lists what is legal."""
-    if value not in legal:
-        raise UserError(f"`{name}` must be one of {', '.join(map(repr, legal))}. Received: {name}={value!r}.")
+    if not isinstance(value, (str, numbers.Integral, type(None))) or value not in legal:
+        raise UserError(f"`{name}` must be one of {', '.join(map(repr, legal))}. Received: {name}={_one_line(value)}.")
     return value
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Returns `value` as an int; raises UserError unless it is an integer of at least `least`."""
     if not is_count(value, least):
-        raise UserError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}.")
+        raise UserError(f"`{name}` must be an integer of at least {least}. Received: {name}={_one_line(value)}.")
     return int(value)
 
 
 def check_share(name: str, value: Any) -> float:
     """Returns `value` as a float; raises UserError outside [0, 1)."""
     if not 0.0 <= number(value) < 1.0:
-        raise UserError(f"`{name}` must be in [0, 1). Received: {name}={value!r}.")
+        raise UserError(f"`{name}` must be a number in [0, 1)." + received(name, value))
     return float(value)

@@ -13,8 +13,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from tfspike import config_files, configs, recipes
 from tfspike.errors import UserError
@@ -30,11 +30,16 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate",
-                "surrogate_width", "pooling")
+                "surrogate_width", "pooling", "spike_penalty")
 # Settings that runs of earlier versions do not name, with the value that says what those did.
 _ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "surrogate_width": 1.0,
                           "norm": "none", "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0,
-                          "lr_schedule": "milestones", "warmup_epochs": 0}
+                          "lr_schedule": "milestones", "warmup_epochs": 0, "min_steps_per_epoch": 0,
+                          "spike_penalty": 0.0}
+# Settings of earlier versions, with what became of them.
+_REPLACED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "stop_on_collapse": lambda stop: {"on_collapse": "stop" if stop else "continue"},
+}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -43,8 +48,9 @@ def _at_least(bound: int) -> dict[str, Any]:
     return {"legal": f"a whole number from {bound} to {_LARGEST_INT}", "check": lambda v: bound <= v <= _LARGEST_INT}
 
 
-_POSITIVE: dict[str, Any] = {"legal": "a number above 0", "check": lambda v: v > 0}
-_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0", "check": lambda v: v >= 0}
+# Within what float32 holds, with room for products: beyond it, numbers would be 0 or infinite where they are used.
+_POSITIVE: dict[str, Any] = {"legal": "a number above 0, from 1e-30 to 1e30", "check": lambda v: 1e-30 <= v <= 1e30}
+_NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0, up to 1e30", "check": lambda v: 0 <= v <= 1e30}
 _SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
 
 
@@ -104,11 +110,16 @@ class Config:
                           experiment=False, **_at_least(1))
     steps_per_epoch: int | None = setting(None, "Steps that count as an epoch; none means all of the training data.",
                                           group="Training", **_at_least(1))
+    min_steps_per_epoch: int = setting(0, "Least steps of an epoch: fewer training data count several times.",
+                                       group="Training", **_at_least(0))
     batch_size: int = setting(32, "Images per step, over all devices.", group="Training", **_at_least(1))
     loss: str = setting("squared", "What is minimised: the squared error of the scores, or their cross entropy.",
                         group="Training", choices=("squared", "cross_entropy"))
     label_smoothing: float = setting(0.0, "Share of the target that is spread over all classes.", group="Training",
                                      **_SHARE)
+    spike_penalty: float = setting(0.0, "Added to the loss: this times the mean firing rate of all spiking neurons, in "
+                                   "spikes per neuron and step. More of it, fewer spikes.", group="Training",
+                                   **_NOT_NEGATIVE)
     learning_rate: float = setting(0.1, "For the loss summed over classes and averaged over the batch.",
                                    group="Training", **_POSITIVE)
     lr_schedule: str = setting("milestones", "How the learning rate falls: at --lr_milestones, or to 0 over all epochs "
@@ -128,8 +139,8 @@ class Config:
                                   **_SHARE)
     augment: bool | None = setting(None, "Random crops, and flips but of digits; none means on for CIFAR only.",
                                    group="Training")
-    stop_on_collapse: bool = setting(False, "Stop when the network has fallen silent.", group="Training",
-                                     experiment=False)
+    on_collapse: str = setting("stop", "When no gradient reaches any weight any more: stop with exit code 4, or "
+                               "continue.", group="Training", experiment=False, choices=("stop", "continue"))
 
     seed: int = setting(0, "Seed of weights, order, noise and dropout.", group="Machine", **_at_least(0))
     precision: str = setting("float32", "Arithmetic of the synapses; membrane potentials are always float32.",
@@ -145,7 +156,7 @@ class Config:
     log_every: int = setting(50, "Steps between lines of progress.", group="Output", experiment=False, **_at_least(1))
     tensorboard: bool = setting(True, "Write TensorBoard logs.", group="Output", experiment=False)
     export: tuple[str, ...] = setting(("saved_model",), "Formats written at the end.", group="Output", experiment=False,
-                                      choices=("saved_model", "litert", "nir", "keras", "none"))
+                                      choices=("saved_model", "litert", "nir", "keras", "onnx", "none"))
     profile: bool = setting(False, "Profile steps 4 to 8 of this command for TensorBoard.", group="Output",
                             experiment=False)
 
@@ -239,6 +250,8 @@ class RunOptions:
 
     preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
                                  group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
+    method: str | None = setting(None, "Settings of a training method in place of the recipe that works best in "
+                                 "hours: lee is the paper's.", group="This command", choices=recipes.METHODS)
     config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
                                  group="This command", legal="a JSON file", path=True)
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
@@ -257,6 +270,8 @@ class RunOptions:
                             f"{shown(self.resume)}.{closest(self.resume, RESUME_WORDS)}")
         if self.init_from is not None and not _is_there(self.init_from):
             raise UserError(f"--init_from takes a file or folder of weights; there is no {shown(self.init_from)}.")
+        if self.method is not None and self.preset is not None:
+            raise UserError(f"--method={self.method} and --preset={self.preset} both choose settings; give only one.")
         if self.init_from is not None and self.resume not in ("auto", "never"):
             raise UserError("--init_from starts a new run and --resume continues one; give only one of them.")
 
@@ -268,14 +283,23 @@ def _is_there(path: str) -> bool:
 FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
 
 
+class Resolved(NamedTuple):
+    """A configuration, and sentences about where it comes from that its user should know."""
+
+    config: Config
+    notes: list[str]
+
+
 def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
-            config_file: str | None = None) -> Config:
+            config_file: str | None = None, method: str | None = None) -> Config:
     """Puts a configuration together: defaults < recipe < preset < config file < `given`, then the variant table.
 
     Args:
       given: settings given on the command line (or by a caller), by field name.
       preset: a key of `configs.EXPERIMENTS`.
-      config_file: path of a JSON file of settings.
+      config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
+        that was moved to since.
+      method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
 
     Returns:
       A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
@@ -283,33 +307,89 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
     Raises:
       UserError: a name or value is illegal, or the file cannot be used.
     """
-    RunOptions(preset=preset)  # refuses an unknown name
+    return resolve_with_notes(given, preset=preset, config_file=config_file, method=method).config
+
+
+def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
+                       config_file: str | None = None, method: str | None = None) -> Resolved:
+    """What `resolve` does, and what should be said about it; arguments and errors as there."""
+    RunOptions(preset=preset, method=method)  # refuses an unknown name
     if preset == configs.LIST:
         raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
                         f"{', '.join(configs.EXPERIMENTS)}.")
     bundle = _checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
-    asked = read_settings(config_file) if config_file is not None else {}
-    asked.update(_checked(given or {}, "the settings"))
+    from_file = read_settings(config_file) if config_file is not None else {}
+    given = _checked(given or {}, "the settings")
+    asked = {**from_file, **given}
     defaults = {name: field.default for name, field in FIELDS.items()}
     names = {**defaults, **bundle, **asked}
-    ready_made = {**defaults, **recipes.recipe(names["model"], names["dataset"]), **bundle}
+    settings = {**defaults, **recipes.recipe(names["model"], names["dataset"], method), **bundle}
     if names["neuron"] == "relu":
-        ready_made.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
-        if ready_made["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
-            ready_made = recipes.with_optimizer(ready_made, recipes.ANN_OPTIMIZER)
+        settings.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
+        if settings["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
+            settings = recipes.with_optimizer(settings, recipes.ANN_OPTIMIZER)
+    if method is not None and _is_whole(from_file):
+        raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
+                        "only one of the two.")
+    notes = _recipe_notes(names, method) if preset is None and not _is_whole(from_file) else []
+    for source in (from_file, given):  # a learning rate belongs to the optimiser and batch size it was given with
+        if source.get("optimizer") not in (None, settings["optimizer"]):
+            settings = recipes.with_optimizer(settings, source["optimizer"])
+        elif "batch_size" in source and "learning_rate" not in source:
+            scaled = {**recipes.with_batch_size(settings, source["batch_size"]), **source}
+            notes += _batch_notes(settings, scaled)
+            settings = scaled
+        settings = {**settings, **source}
     if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
         # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
-        asked["surrogate_width"] = FIELDS["surrogate_width"].default
+        settings["surrogate_width"] = defaults["surrogate_width"]
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
-        asked["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
+        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
-        asked["lr_milestones"] = ()
-    config = Config(**{**recipes.with_optimizer(ready_made, asked.get("optimizer")), **asked})
+        settings["lr_milestones"] = ()
+    config = Config(**settings)
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}
     config = dataclasses.replace(config, **missing)
-    return config if config.workdir is not None else dataclasses.replace(config, workdir=default_workdir(config))
+    if config.workdir is None:
+        config = dataclasses.replace(config, workdir=default_workdir(config))
+    if config_file is not None and "workdir" not in given:
+        config = _at_home(config, config_file)
+    return Resolved(config, notes)
+
+
+def _recipe_notes(names: Mapping[str, Any], method: str | None) -> list[str]:
+    if method is not None or recipes.is_measured(names["model"], names["dataset"]):
+        return []
+    return [f"No recipe was measured for {names['model']} on {names['dataset']}: it gets the one that learns "
+            "everywhere (normalised currents, a surrogate gradient, AdamW). The paper's method is --method=lee."]
+
+
+def _batch_notes(settings: Mapping[str, Any], scaled: Mapping[str, Any]) -> list[str]:
+    changes = [f"--{name}={scaled[name]:g} (at {settings['batch_size']}: {settings[name]:g})"
+               for name in ("learning_rate", "weight_decay", "clip_norm") if scaled[name] != settings[name]]
+    if not changes:
+        return []
+    return [f"What belongs to the batch size follows --batch_size={scaled['batch_size']}: {', '.join(changes)}."]
+
+
+def _at_home(config: Config, config_file: str) -> Config:
+    """The configuration with the folder that holds `config_file` as workdir, if that is the config.json of a run: the
+    folder may have been moved or copied since the file was written. Other settings under a name that follows from them
+    are an experiment of their own, in a folder of its own."""
+    folder = os.path.dirname(config_file) or os.curdir
+    if os.path.basename(config_file) != "config.json" or not any(
+            os.path.exists(os.path.join(folder, name)) for name in ("checkpoints", ".lock")):
+        return config
+    text = config_files.read_text(config_file)
+    if "about" not in json.loads(text):  # not written by a run
+        return config
+    saved = from_json(text, config_file)
+    if saved.workdir == default_workdir(saved) and digest(saved) != digest(config):
+        return config
+    here = os.path.realpath(folder) == os.path.realpath(str(config.workdir))
+    return config if here else dataclasses.replace(config, workdir=folder)
 
 
 def digest(config: Config) -> str:
@@ -381,7 +461,8 @@ def from_json(text: str, source: str = "the configuration") -> Config:
 
 
 def read_run(workdir: str) -> Config:
-    """Returns the configuration of the run in `workdir`, from its config.json.
+    """Returns the configuration of the run in `workdir`, from its config.json; its workdir is this folder, wherever the
+    run was begun.
 
     Raises:
       UserError: there is no run, or its configuration cannot be read.
@@ -390,7 +471,7 @@ def read_run(workdir: str) -> Config:
     if not os.path.isfile(path):
         raise UserError(f"--workdir takes the folder of a run, with a config.json in it; {shown(workdir)} has none. "
                         "Train first, or give the folder that training named.")
-    return from_json(config_files.read_text(path), path)
+    return dataclasses.replace(from_json(config_files.read_text(path), path), workdir=workdir)
 
 
 def read_settings(path: str) -> dict[str, Any]:
@@ -403,16 +484,22 @@ def read_settings(path: str) -> dict[str, Any]:
     """
     source = f"config file {shown(path)}"
     values = _checked(config_files.decode(config_files.read_text(path), source), source)
-    whole = all(name in values or name in _ADDED for name in FIELDS)
-    if whole:  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
+    if _is_whole(values):  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
         values = {**_ADDED, **values}
-        if values["workdir"] == default_workdir(Config(**values)):
+        if values.get("workdir") == default_workdir(Config(**values)):
             del values["workdir"]
     return values
 
 
+def _is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether these are all settings of a run, of this version or an earlier one."""
+    return all(name in values or name in _ADDED or name == "workdir" for name in FIELDS)
+
+
 def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     checked = {}
+    values = {new: its for name, value in values.items()
+              for new, its in (_REPLACED[name](value) if name in _REPLACED else {name: value}).items()}
     for name, value in values.items():
         if name in RunOptions.__dataclass_fields__:
             raise UserError(f"{source} has {name!r}, which is no part of an experiment; give it as a flag, --{name}.")

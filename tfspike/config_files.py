@@ -51,7 +51,7 @@ def read_text(path: str) -> str:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
         raise UserError(f"{shown(path)} is not a file; a JSON file of settings is needed.")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors put a byte order mark in front
             return file.read(1_000_001)
     except OSError as error:
         raise UserError(f"Cannot read {shown(path)}: {error.strerror or error}.") from None

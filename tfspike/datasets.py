@@ -18,21 +18,24 @@ import difflib
 import os
 import pathlib
 import re
+import warnings
 from typing import Any
 
 import numpy as np
 
 from tfspike import events, tfds_source
 from tfspike.archives import read_npz
-from tfspike.errors import UserError
+from tfspike.checks import check_count, is_count
+from tfspike.errors import UserError, first_line
 from tfspike.events import EventFrames
 
-__all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EventFrames", "canonical_name", "check_labels", "describe",
-           "from_arrays", "load"]
+__all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EventFrames", "canonical_name", "check_indices",
+           "check_labels", "check_pixels", "describe", "from_arrays", "load"]
 
 KNOWN = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
 ALIASES = {"svhn": "svhn_cropped"}
 
+_CLASSES_UNASKED = 1000  # beyond it, the number of classes is taken from labels only where there are as many records
 _HALF_RANGE = ("mnist", "mnist_subset", "fashion_mnist")  # x = p / 510
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.557, 0.549, 0.5534)
 _WITH_EXTRA = ("svhn_cropped",)  # those of KNOWN with a split "extra": further, easier training digits
@@ -70,11 +73,38 @@ class DatasetInfo:
         """Whether augmentation mirrors images: never digits."""
         return self.name not in _WRITTEN
 
+    @property
+    def dark_ground(self) -> bool:
+        """Whether x = 0, where no spike comes from, is black: images are bright ink on a dark ground, as in MNIST."""
+        return not self.event_based and not any(self.offset)
+
     def normalise(self, images: np.ndarray) -> np.ndarray:
-        """Pixels [..., H, W, C] from 0 to 255 to float32 x in about [-1, 1]; spike trains only change their type."""
-        if images.shape[-3:] != tuple(self.image_shape):
-            raise UserError(f"{self.name} has images of shape {tuple(self.image_shape)}, received {images.shape[-3:]}; "
-                            "use the data set that the network was trained on.")
+        """Pixels [..., H, W, C] from 0 to 255 to float32 x in about [-1, 1]; spike trains only change their type.
+
+        Raises:
+          UserError: another shape; unless they are bytes: NaN, pixels outside of 0..255 or none above 1.
+        """
+        images = np.asarray(images)
+        self.check(images, dark=images.dtype == np.uint8)  # a few bytes may well be almost black
+        return self.scaled(images)
+
+    def check(self, images: Any, dark: bool = False) -> None:
+        """Raises UserError for images [..., H, W, C] of another shape, and for those that `check_pixels` refuses.
+
+        Args:
+          images: an array, or what has the shape of one.
+          dark: allow images without a pixel above 1.
+        """
+        if tuple(images.shape[-3:]) != tuple(self.image_shape):
+            raise UserError(f"{self.name} has images of shape {tuple(self.image_shape)}, received "
+                            f"{tuple(images.shape[-3:])}; use the data set that the network was trained on.")
+        if self.event_based and isinstance(images, np.ndarray):
+            _check_finite(images, self.name)
+        elif isinstance(images, np.ndarray) and not dark:
+            check_pixels(images, self.name)
+
+    def scaled(self, images: np.ndarray) -> np.ndarray:
+        """`normalise` of images that `check` has seen."""
         x = images.astype(np.float32)
         if any(scale != 1 for scale in self.scale):
             x *= np.asarray(self.scale, np.float32)
@@ -122,8 +152,8 @@ class Arrays:
         return len(self.labels)
 
     def first(self, count: int | None) -> Arrays:
-        """The first so many records; None, or more than there are: all."""
-        if count is None or count >= len(self):
+        """The first so many records, 1 or more; None, or more than there are: all."""
+        if count is None or check_count("count", count) >= len(self):
             return self
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
@@ -160,7 +190,8 @@ def load(name: str, split: str, data_dir: str | None = None, timesteps: int | No
     """Read one split into memory, in the order of its records.
 
     Args:
-      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), or any TFDS set with `image` and `label`.
+      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), or any TFDS set with `image` and `label`
+        (or else its supervised keys, or its only Image and its only ClassLabel).
       split: "train" or "test" ("validation" stands in where a TFDS set has no "test"). Nothing else is read.
       data_dir: the only folder looked in, never downloaded to. None: TFDS's own folder, downloading what is missing.
       timesteps: T, number of bins; needed for event data, unused otherwise.
@@ -197,31 +228,92 @@ def _load_nmnist(split: str, data_dir: str | None, timesteps: int | None) -> Arr
         raise UserError(f"nmnist is binned into T time steps: timesteps must be 1 or more, received {timesteps}.")
     recordings = events.load(split, data_dir)
     labels = check_labels(recordings.labels, events.CLASSES, "nmnist", split)
-    return Arrays(EventFrames(recordings.events, recordings.offsets, timesteps), labels, "nmnist", tuple("0123456789"),
-                  recordings.num_train, recordings.num_test, True)
+    frames = EventFrames(recordings.events, recordings.offsets, timesteps, name="nmnist")
+    return Arrays(frames, labels, "nmnist", tuple("0123456789"), recordings.num_train, recordings.num_test, True)
 
 
 # --- arrays of one's own, checks, normalisation -----------------------------------------------------------------------
 
 
 def check_labels(labels: Any, num_classes: int, name: str, split: str) -> np.ndarray:
-    """Labels as int32 [N]; a `split` "train" must have two classes or more.
+    """Labels as int32 [N]; a `split` "train" must have two classes or more, and warns of those without a record.
 
     Raises:
       UserError: no whole numbers of shape [N], a label outside 0..num_classes - 1, or one class.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"labels of {name!r} must be whole numbers of shape [N], received {labels.dtype} of shape "
-                        f"{labels.shape}.")
+    labels = _whole_labels(labels, name)
     if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        unknown = " (-1 stands for records whose label is not known)" if labels.min() == -1 else ""
         raise UserError(f"labels of {name!r} must lie in 0..{num_classes - 1}, received "
-                        f"{labels.min()}..{labels.max()}.")
-    if split == "train" and len(np.unique(labels)) < 2:
-        raise UserError(f"the training records of {name!r} have {len(np.unique(labels))} class; classification needs "
-                        "at "
-                        "least 2.")
-    return labels.astype(np.int32)
+                        f"{labels.min()}..{labels.max()}{unknown}.")
+    labels = labels.astype(np.int32)
+    if split == "train":
+        counts = np.bincount(labels, minlength=num_classes)
+        found, missing = np.count_nonzero(counts), np.flatnonzero(counts == 0)
+        if found < 2:
+            raise UserError(f"the training records of {name!r} have {found} class; classification needs at least 2.")
+        if len(missing):
+            which = ", ".join(map(str, missing[:10].tolist())) + (", ..." if len(missing) > 10 else "")
+            warnings.warn(f"{len(missing)} of {num_classes} classes of {name!r} have no training record: {which}.",
+                          stacklevel=3)
+    return labels
+
+
+def _whole_labels(labels: Any, name: str) -> np.ndarray:
+    labels = _array("labels", labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        advice = "; of one-hot rows, take labels.argmax(axis=1)" if labels.ndim == 2 else ""
+        raise UserError(f"labels of {name!r} must be whole numbers of shape [N], received {labels.dtype} of shape "
+                        f"{labels.shape}{advice}.")
+    return labels
+
+
+def check_pixels(images: np.ndarray, name: str) -> tuple[Any, Any]:
+    """The smallest and the largest pixel.
+
+    Raises:
+      UserError: neither whole numbers nor floats, NaN, pixels outside of 0..255, or none above 1, as of images in
+        [0, 1], which the network would hardly see.
+    """
+    if images.dtype.kind not in "iuf":
+        raise UserError(f"images of {name!r} must be whole numbers or floats from 0 to 255, received {images.dtype}.")
+    _check_finite(images, name)
+    low, high = (images.min(), images.max()) if images.size else (0, 0)
+    if low < 0 or high > 255 or 0 < high <= 1:
+        raise UserError(f"pixels of {name!r} must run from 0 to 255, received {low:g} to {high:g}; rescale them, the "
+                        "library normalises by itself.")
+    return low, high
+
+
+def _check_finite(images: np.ndarray, name: str) -> None:
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise UserError(f"images of {name!r} hold {int((~np.isfinite(images)).sum())} NaN or infinite pixels; legal "
+                        "are 0 to 255.")
+
+
+def check_indices(indices: Any, count: int) -> np.ndarray:
+    """Indices of records, int64 [n]; None stands for all `count`.
+
+    Raises:
+      UserError: no whole numbers of shape [n], such as a mask, or a record that does not exist.
+    """
+    if indices is None:
+        return np.arange(count)
+    indices = _array("indices", indices)
+    if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
+        raise UserError(f"indices of records must be whole numbers of shape [n], received {indices.dtype} of shape "
+                        f"{indices.shape}; of a mask, take np.flatnonzero(mask).")
+    if len(indices) and (indices.min() < 0 or indices.max() >= count):
+        raise UserError(f"indices of {count} records must lie in 0..{count - 1}, received {indices.min()}.."
+                        f"{indices.max()}.")
+    return indices.astype(np.int64)
+
+
+def _array(what: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:  # rows of different lengths
+        raise UserError(f"{what} must be an array, received what is none ({first_line(error)}).") from None
 
 
 def from_arrays(images: Any, labels: Any, num_classes: int | None = None, name: str = "custom",
@@ -235,27 +327,23 @@ def from_arrays(images: Any, labels: Any, num_classes: int | None = None, name: 
     Raises:
       UserError: wrong rank or type, NaN or pixels outside 0..255, labels out of range, one class, unequal lengths.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    whole = np.issubdtype(images.dtype, np.integer)
+    images, labels = _array("images", images), _whole_labels(labels, name)
     if images.ndim != 4 or 0 in images.shape:
         raise UserError(f"images must have the shape [N, H, W, C] with no empty axis, received {images.shape}.")
-    if not whole and not np.issubdtype(images.dtype, np.floating):
-        raise UserError(f"images must be whole numbers or floats from 0 to 255, received {images.dtype}.")
-    if not np.isfinite(images).all():
-        raise UserError(f"images hold {int((~np.isfinite(images)).sum())} NaN or infinite pixels; legal are 0 to 255.")
-    low, high = images.min(), images.max()
-    if low < 0 or high > 255 or (not whole and high <= 1):
-        raise UserError(f"pixels must run from 0 to 255, received {low:g} to {high:g}; rescale them, the library "
-                        "normalises by itself.")
-    if len(labels) != len(images) if labels.ndim else True:
+    check_pixels(images, name)
+    if len(labels) != len(images):
         raise UserError(f"{len(images)} images need as many labels, received labels of shape {labels.shape}.")
-    classes = num_classes if num_classes is not None else int(np.max(labels)) + 1
-    if classes < 2:
-        raise UserError(f"classification needs at least 2 classes, received {classes}.")
-    labels = check_labels(labels, classes, name, split)
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+        if num_classes > max(_CLASSES_UNASKED, len(labels)):
+            raise UserError(f"the largest of {len(labels)} labels of {name!r} is {num_classes - 1}; labels run from 0 "
+                            f"to num_classes - 1: number them anew, or give num_classes={num_classes} if you mean it.")
+    if not is_count(num_classes, 2):
+        raise UserError(f"classification needs at least 2 classes, received num_classes={num_classes!r}.")
+    labels = check_labels(labels, num_classes, name, split)
     counts = (len(labels), 0) if split == "train" else (0, len(labels))
-    images = images.astype(np.uint8 if whole else np.float32)
-    return Arrays(images, labels, name, tuple(map(str, range(classes))), *counts)
+    images = images.astype(np.float32 if images.dtype.kind == "f" else np.uint8)
+    return Arrays(images, labels, name, tuple(map(str, range(num_classes))), *counts)
 
 
 def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | None = None) -> DatasetInfo:
@@ -268,12 +356,28 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
       arrays: the train split.
       indices: its training part; the mean is taken over these records only. None: all of them.
       augment: None augments CIFAR and leaves digits and unknown sets alone.
+
+    Raises:
+      UserError: images that `check_pixels` refuses or that are all one constant, no event in the window, augmentation
+        of event data, or no such record.
     """
+    indices = check_indices(indices, len(arrays))
+    if not len(indices):
+        raise UserError("the normalisation needs at least one training record, received none.")
+    if len(arrays.class_names) < 2:
+        raise UserError(f"classification needs at least 2 classes, {arrays.name!r} has {len(arrays.class_names)}.")
+    if not arrays.event_based:
+        low, high = check_pixels(arrays.images, arrays.name)
+        if low == high:
+            raise UserError(f"every pixel of {arrays.name!r} is {low:g}, so there is nothing to learn from.")
     shape = tuple(arrays.images.shape[-3:])
     if arrays.event_based:
         if augment:
             raise UserError(f"{arrays.name} is event data, which cannot be cropped and flipped: leave augmentation "
                             "off.")
+        if isinstance(arrays.images, EventFrames) and not arrays.images.kept:
+            raise UserError(f"none of the events of {arrays.name!r} lies in the window, so there is nothing to learn "
+                            "from.")
         scale, offset = np.ones(shape[2]), np.zeros(shape[2])
     elif arrays.name in _HALF_RANGE:
         scale, offset = np.full(shape[2], 1 / 510), np.zeros(shape[2])
@@ -281,7 +385,7 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
         mean, std = np.array(_CIFAR10_MEAN), np.array(_CIFAR10_STD)
         scale, offset = 1 / (255 * std), -mean / std
     else:
-        mean = _channel_mean(arrays.images, np.arange(len(arrays)) if indices is None else indices) / 255
+        mean = _channel_mean(arrays.images, indices) / 255
         span = np.maximum(mean, 1 - mean)
         scale, offset = 1 / (255 * span), -mean / span
     return DatasetInfo(arrays.name, shape, len(arrays.class_names), arrays.class_names, tuple(map(float, scale)),
@@ -290,8 +394,6 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
 
 
 def _channel_mean(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    if not len(indices):
-        raise UserError("the normalisation needs at least one training record, received none.")
     total = np.zeros(images.shape[-1], np.float64)
     for part in np.array_split(indices, -(-len(indices) // 4096)):  # no second copy of the whole set
         total += images[part].sum(axis=(0, 1, 2), dtype=np.float64)

@@ -29,6 +29,7 @@ SATURATED_SHARE = 0.5    # share of saturated neurons, likewise
 NO_GRADIENT_SHARE = 0.99  # share of neuron-samples without gradient, likewise
 GROWTH = 3.0             # factor on a layer's weight norm that start values do not explain
 PATIENCE = 50            # steps a state must last before it is called lasting
+COLLAPSE_PATIENCE = 20   # the same where no gradient reaches any weight: longer than Adam's momentum carries on
 CUT_PATIENCE = 10        # the same where no spike at all comes through a layer that did fire before
 
 
@@ -39,7 +40,7 @@ class Diverged(UserError):
 
 
 class Collapsed(Diverged):
-    """No gradient reaches any weight any more, and the run was asked to stop then (`--stop_on_collapse`)."""
+    """No gradient reaches any weight any more, so that the network stays as it is (`--on_collapse`)."""
 
 
 # ---- in the graph ------------------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ def layer_of(variable: Any) -> str:
     return variable.path.split("/")[0]
 
 
-def _weight_names(variables: Sequence[Any]) -> list[str]:
+def weight_names(variables: Sequence[Any]) -> list[str]:
     """The layer's name for a layer with one weight, else layer.weight."""
     layers = [layer_of(variable) for variable in variables]
     return [layer if layers.count(layer) == 1 else f"{layer}.{variable.path.split('/')[-1]}"
@@ -83,7 +84,7 @@ def layer_statistics(activity: Mapping[str, tf.Tensor], timesteps: int, grads: S
         stats[f"silent/{layer}"] = _share(per_neuron <= 0.0)
         stats[f"saturated/{layer}"] = _share(rate > SATURATED_RATE)
         stats[f"zero_gradient/{layer}"] = 1.0 - tf.reduce_mean(tf.sign(count))  # the cheapest way to compare with 0
-    for name, grad, variable in zip(_weight_names(variables), grads, variables):
+    for name, grad, variable in zip(weight_names(variables), grads, variables):
         stats[f"grad_norm/{name}"] = tf.zeros(()) if grad is None else _norm(grad)
         stats[f"weight_norm/{name}"] = _norm(variable.value)
     return stats
@@ -140,21 +141,31 @@ class Watch:
       config: of the run.
 
     Attributes:
-      last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by the loop.
+      last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by `saved`.
+      last_living: the last one of a network that gradients reached; None before this command has seen one.
     """
 
-    def __init__(self, model: keras.Model, config: Config):
-        self.config = config
+    _collapse_patience = COLLAPSE_PATIENCE
+
+    def __init__(self, model: keras.Model, config: Config | None):
+        self._config = config
         self.last_checkpoint: str | int | None = None
+        self.last_living: str | int | None = None
         self._spiking = list(model.spiking_layers) if getattr(model, "plan", None) is not None else []
         self._weights = [layer_of(variable) for variable in model.trainable_variables]
         self._feeding = feeding_weights(model)
-        self._start_norm = {name: float(np.linalg.norm(np.asarray(keras.ops.convert_to_numpy(v), np.float32)))
-                            for name, v in zip(_weight_names(model.trainable_variables), model.trainable_variables)}
+        self._start_norm = {name: float(np.linalg.norm(np.asarray(v.value.numpy(), np.float32)))
+                            for name, v in zip(weight_names(model.trainable_variables), model.trainable_variables)}
         self._since: dict[tuple[str, str], int] = {}  # (layer, state) -> step at which it was first seen
         self._said: set[tuple[str, str]] = set()
         self._alive: set[str] = set()                 # layers that were seen firing
         self._first_step: int | None = None
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        assert self._config is not None
+        return self._config
 
     # ---- public ------------------------------------------------------------------------------------------------
 
@@ -176,15 +187,18 @@ class Watch:
 
         Raises:
           Diverged: NaN or Inf in the loss, a gradient or a weight.
-          Collapsed: no gradient for `PATIENCE` steps, with `config.stop_on_collapse`.
+          Collapsed: no gradient for `COLLAPSE_PATIENCE` steps, unless `config.on_collapse` is "continue".
         """
         stats = {name: float(value) for name, value in stats.items()}
         self._first_step = step if self._first_step is None else self._first_step
         self._refuse_nonfinite(step, stats)
         warnings = [*self._silent(step, stats), *self._saturated(step, stats), *self._starved(step, stats),
                     *self._steps_too_large(step, stats), *self._collapse(step, stats)]
-        self._alive.update(layer for layer in self._layers(stats) if stats.get(f"silent/{layer}", 1.0) < SILENT_SHARE)
+        self._remember(stats)
         return warnings
+
+    def _remember(self, stats: Mapping[str, float]) -> None:
+        self._alive.update(layer for layer in self._layers(stats) if stats.get(f"silent/{layer}", 1.0) < SILENT_SHARE)
 
     # ---- finite numbers ----------------------------------------------------------------------------------------
 
@@ -250,7 +264,7 @@ class Watch:
                 warnings.append(
                     f"{layer}: on any one image {_percent(share)} of neurons get no gradient "
                     f"{self._duration(layer, 'starved', step)}, because they do not fire on it; learning is slow. "
-                    f"Let them fire more often: {self._louder()}.")
+                    f"Let them fire more often: {self._louder(layer)}.")
         return warnings
 
     def _steps_too_large(self, step: int, stats: Mapping[str, float]) -> list[str]:
@@ -272,20 +286,50 @@ class Watch:
         layers = self._layers(stats)
         no_gradient = bool(norms) and not any(norms)
         no_output = self._needs_spikes and bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
-        self._mark("network", "collapsed", step, float(no_gradient or no_output), 1.0)
-        if not self._due("network", "collapsed", step):
+        self._mark("network", "collapsed", step, float((no_gradient and stats.get("loss") != 0.0) or no_output), 1.0)
+        if not self.is_collapsed:
+            self.last_living = self.last_living or self.last_checkpoint
+        if not self._due("network", "collapsed", step, self._collapse_patience):
             return []
         self._said.add(("network", "collapsed"))
         what = ("every gradient is exactly zero" if no_gradient
                 else f"no spike comes out of {layers[-1]}, so the output is zero for every image")
         silent = [layer for layer in layers if stats.get(f"silent/{layer}", 0.0) >= SILENT_SHARE]
-        why = (f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)}" if silent
-               else f"Use {self._smaller_steps()}.")
-        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. It cannot recover "
-                f"by itself: start again (--resume=never) with other settings. {why}")
-        if self.config.stop_on_collapse:
+        why = f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)}" if silent else ""
+        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. {why} It cannot "
+                f"recover by itself. {self._restart()}")
+        if self._stops_on_collapse:
             raise Collapsed(text)
         return [text]
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether no gradient reached any weight in the last step that was looked at."""
+        return ("network", "collapsed") in self._since
+
+    def saved(self, path: str) -> None:
+        """Takes note of a checkpoint of this moment."""
+        self.last_checkpoint = path
+        if not self.is_collapsed and self._first_step is not None:
+            self.last_living = path
+
+    def refuse_collapsed_end(self, step: int) -> None:
+        """A run that ends before a collapse has lasted long enough to be called one is none that has finished.
+
+        Raises:
+          Collapsed: the last step had no gradient, unless `config.on_collapse` is "continue".
+        """
+        if self.is_collapsed and self._stops_on_collapse:
+            raise Collapsed(f"The network has collapsed: no gradient reaches any weight "
+                            f"{self._duration('network', 'collapsed', step)}, up to the last one. {self._restart()}")
+
+    def _restart(self) -> str:
+        """What to do about a collapse."""
+        if self.last_living is None:
+            return f"Start again (--resume=never) with {self._smaller_steps()}."
+        return (f"Start again with {self._smaller_steps()}; the last checkpoint of it alive is "
+                f"{_checkpoint(self.last_living)}, and --init_from={_checkpoint(self.last_living)} with another "
+                "--workdir begins there.")
 
     # ---- causes ------------------------------------------------------------------------------------------------
 
@@ -296,7 +340,17 @@ class Watch:
         if layer in self._alive:
             return "It did fire earlier in this run, so updates have driven it there. " \
                    f"{self._fate()} with {self._smaller_steps()}."
-        return f"Likely cause: the currents into it are too small for its threshold. Let it fire: {self._louder()}."
+        return "Likely cause: the currents into it are too small for its threshold. Let it fire: " \
+               f"{self._louder(layer)}."
+
+    @property
+    def _stops_on_collapse(self) -> bool:
+        return self.config.on_collapse == "stop"
+
+    @property
+    def _normalised(self) -> bool:
+        """Whether scales of weights and thresholds are normalised away."""
+        return self.config.norm != "none"
 
     @property
     def _needs_spikes(self) -> bool:
@@ -312,11 +366,15 @@ class Watch:
         grown = self._grown(layer, stats)
         if grown or self._since[layer, "saturated"] != self._first_step:
             return f"Likely cause: {grown or 'updates that are too large'}. Start again with {self._smaller_steps()}."
-        if self.config.norm != "none":  # scales of weights and thresholds are normalised away
+        if self._normalised:
             return f"Use {self._smaller_steps()}."
         return "Likely cause: the currents into it are far above its threshold. Make them smaller: " \
-               f"--init=rate (aims at --target_rate={self.config.target_rate:g}), a smaller --kappa (now " \
-               f"{self._kappa():g}) or a higher --threshold (now {self.config.threshold:g})."
+               f"{self._quieter(layer)}."
+
+    def _quieter(self, layer: str) -> str:
+        """Flags that make a layer fire less."""
+        return f"--init=rate (aims at --target_rate={self.config.target_rate:g}), a smaller --kappa (now " \
+               f"{self._kappa():g}) or a higher --threshold (now {self.config.threshold:g})"
 
     def _grown(self, layer: str, stats: Mapping[str, float]) -> str:
         """Says by how much the weights into `layer` (or, failing that, in front of it) have grown, if they have."""
@@ -340,9 +398,9 @@ class Watch:
                 if stats.get(weight := name.replace("grad_norm/", "weight_norm/"), 0.0) > 0.0
                 and not name.endswith((".gamma", ".beta"))}  # which begin at 1 and 0, whatever is small for them
 
-    def _louder(self) -> str:
+    def _louder(self, layer: str) -> str:
         """Flags that make a layer fire more, the likely culprit first."""
-        if self.config.norm != "none":  # currents have the size of the threshold already
+        if self._normalised:  # currents have the size of the threshold already
             return f"more --timesteps (now {self.config.timesteps}) or a smaller --learning_rate (now " \
                    f"{self.config.learning_rate:g})"
         usual = VARIANTS[self.config.model].kappa

@@ -30,9 +30,14 @@ class Encoder(noise.NoisyLayer):
       timesteps: T, steps in the window.
       seed: keys the random numbers, where there are any.
 
+    Attributes:
+      draws: whether `encode` takes random numbers from its `key`; formats without such numbers ask.
+
     Raises:
       UserError: `timesteps` is not a positive integer.
     """
+
+    draws = True
 
     def __init__(self, timesteps: int, seed: int = 0, **kwargs: Any):
         # Pixels stay float32 under a mixed policy, as the engine has them: only what leaves the encoder is cast.
@@ -41,7 +46,9 @@ class Encoder(noise.NoisyLayer):
 
     def key(self, training: bool | None = None, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """The key of one call's random numbers; a training call advances the step counter."""
-        return self.training_key() if training else self.inference_key(0 if seed is None else seed)
+        if training:
+            return self.training_key()
+        return self.inference_key(0 if seed is None else seed) if self.draws else tf.zeros(2, tf.int32)
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
         """Steps start..start+steps-1 of the window, `[steps, B, ...]` (0 is the first)."""
@@ -78,9 +85,10 @@ class PoissonEncoder(Encoder):
         [-1, 1], and 0 outside, where |x| is cut off. For adversarial examples and for layers in front that learn.
         Without it a gradient asked for is refused (in a graph: NaN), as random spikes have none.
 
-    >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
-    >>> tf.reduce_sum(train, axis=(0, 1)).numpy().tolist()
-    [0.0, 100.0, -100.0]
+    Examples:
+      >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
+      >>> tf.reduce_sum(train, axis=(0, 1)).numpy().tolist()
+      [0.0, 100.0, -100.0]
     """
 
     def __init__(self, timesteps: int, seed: int = 0, straight_through: bool = False, **kwargs: Any):
@@ -119,6 +127,8 @@ def _poisson_step(inputs: tf.Tensor, key: tf.Tensor, dtype: str) -> tf.Tensor:
 class DirectEncoder(Encoder):
     """The image as a constant current: the same real values at every step (the first synapse multiplies)."""
 
+    draws = False
+
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
         inputs = tf.cast(inputs, self.compute_dtype)
         return tf.repeat(inputs[tf.newaxis], steps, axis=0)
@@ -130,9 +140,12 @@ class LatencyEncoder(Encoder):
 
     |x| >= 1 spikes at the first step, the faintest input at the last one.
 
-    >>> LatencyEncoder(timesteps=4)(tf.constant([[1.0, 0.5, 0.01, 0.0]])).numpy()[:, 0].T.tolist()
-    [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+    Examples:
+      >>> LatencyEncoder(timesteps=4)(tf.constant([[1.0, 0.5, 0.01, 0.0]])).numpy()[:, 0].T.tolist()
+      [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
+
+    draws = False
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
         strength = tf.minimum(tf.abs(tf.cast(inputs, tf.float32)), 1.0)
@@ -148,6 +161,8 @@ class LatencyEncoder(Encoder):
 @keras.saving.register_keras_serializable("tfspike")
 class SpikeInput(Encoder):
     """The input is a spike train already, `[B, T, ...]` (event data): only the axes are exchanged."""
+
+    draws = False
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
         self._check_length(inputs.shape)

@@ -80,8 +80,9 @@ class EnergyModel:
     Raises:
       UserError: a value is negative or not finite.
 
-    >>> EnergyModel().picojoules(Operations(macs=10, acs=100))
-    136.0
+    Examples:
+      >>> EnergyModel().picojoules(Operations(macs=10, acs=100))
+      136.0
     """
 
     mac_pj: float = 4.6
@@ -184,9 +185,10 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
 
 
 def _encoded(encoder: Any) -> str:
-    if isinstance(encoder, DirectEncoder):
+    encode = type(encoder).encode  # a subclass may have its own
+    if encode is DirectEncoder.encode:
         return "real"
-    return "spikes" if isinstance(encoder, (PoissonEncoder, LatencyEncoder)) else "mixed"
+    return "spikes" if encode in (PoissonEncoder.encode, LatencyEncoder.encode) else "mixed"
 
 
 def _through(call: plans.Call, sources: list[Any], events: list[str],
@@ -210,7 +212,7 @@ def _through(call: plans.Call, sources: list[Any], events: list[str],
         group = _group(name, kind, sources[0], "real" if events[0] == "current" else events[0], effective, present[0],
                        dense)
         return [group], "current", np.ones(call.outputs[0].shape[2:], np.float32)
-    if layer.weights and not isinstance(call.layer, _NO_SYNAPSES):
+    if getattr(layer, "weights", ()) and not isinstance(call.layer, _NO_SYNAPSES):
         raise UserError(f"The operations of layer {name!r}, a {type(layer).__name__}, cannot be counted; dense, "
                         "convolution and average pooling layers can.")
     kind = next((kind for kind in ("current", "real", "mixed") if kind in events), "spikes")

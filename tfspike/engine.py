@@ -29,6 +29,7 @@ from tfspike import convolution, gradients, kernels
 from tfspike import plan as plans
 from tfspike.custom_gradient import custom_gradient
 from tfspike.encoders import refuse_gradient
+from tfspike.errors import UserError
 from tfspike.gradients import NeuronState
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.normalisation import ThresholdNorm
@@ -46,6 +47,7 @@ class Record(NamedTuple):
       sensitivities: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
+      penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
     """
 
     output: tf.Tensor
@@ -54,6 +56,28 @@ class Record(NamedTuple):
     bits: list[tf.Tensor]
     sensitivities: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
+    penalties: Sequence[tf.Tensor] = ()
+
+
+class Demand(NamedTuple):
+    """What the loss asks of the spikes of one layer directly, besides what comes through the layers behind it.
+
+    Attributes:
+      of_count: dL/dN, `[B, ...]`, the same for the spikes of all steps; None where nothing depends on N.
+      of_spikes: dL/d(sum of s_t^2 / 2), a number; None where the layer has no penalty.
+    """
+
+    of_count: tf.Tensor | None
+    of_spikes: tf.Tensor | None
+
+    def upstream(self, spikes: tf.Tensor, factor: int) -> tf.Tensor:
+        """dL/ds_t of spikes `[steps, B, ...]` for a factor of 1; dL/dr of rates `[1, B, ...]` for a factor of T."""
+        asked = tf.zeros([1], tf.float32)
+        if self.of_count is not None:
+            asked += self.of_count[tf.newaxis]
+        if self.of_spikes is not None:
+            asked += self.of_spikes * tf.cast(spikes, tf.float32)
+        return tf.broadcast_to(tf.cast(factor * asked, spikes.dtype), tf.shape(spikes))
 
 
 class Engine:
@@ -80,6 +104,11 @@ class Engine:
         return not (self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS)
 
     @property
+    def penalised(self) -> list[plans.Call]:
+        """Spiking layers with a penalty of their spikes."""
+        return [call for call in self.plan.spiking if call.layer.activity_regularizer is not None]
+
+    @property
     def _with_surrogate(self) -> list[plans.Call]:
         """Spiking layers with a surrogate."""
         return [call for call in self.plan.spiking if call.layer.surrogate != LEAK_AWARE]
@@ -91,8 +120,9 @@ class Engine:
 
     # ---- public ------------------------------------------------------------------------------------------------
 
-    def run(self, inputs: tf.Tensor, training: bool, seed: Any = None, weights: Sequence[Any] = ()) -> Record:
-        """Runs the window; its output is differentiable with respect to the trainable variables in `weights`.
+    def run(self, inputs: tf.Tensor, training: bool, seed: Any = None, weights: Sequence[Any] = (),
+            counted: bool = False) -> Record:
+        """Runs the window; output and penalties are differentiable in the trainable variables among `weights`.
 
         In inference nothing is kept for a gradient: who asks for one pays for a second forward pass.
 
@@ -101,11 +131,16 @@ class Engine:
           training: draw fresh noise and dropout masks and keep what the backward pass needs.
           seed: keys the encoder's noise in inference.
           weights: trainable Keras variables.
+          counted: the counts of the states are differentiable too.
+
+        Raises:
+          UserError: a layer of the window adds a loss of its own.
         """
         given, inputs = inputs, tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         final: list[Any] = []
+        penalised = self.penalised
         keep_bits = self.gradient == "event"
         weights, frozen = self._split(weights)
         constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]
@@ -121,30 +156,41 @@ class Engine:
                 kernel = self.kernel
                 if not keep and self._sizes is not None and not self._sizes.are_usual(inputs.shape[0]):
                     kernel = "plain"
-                with _substituted(weights, *cast):
-                    return self._forward(inputs, key, masks, keep and keep_bits, training, keep, kernel)
+                with _substituted(weights, *cast) as scope:
+                    record = self._forward(inputs, key, masks, keep and keep_bits, training, keep, kernel)
+                if scope.losses:
+                    raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
+                                    "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
+                                    "with a `call` of its own: such models are computed layer by layer.")
+                return record
 
             record = forward(keep=training)
 
-            def grad(upstream: tf.Tensor, *_: Any) -> list[tf.Tensor]:
+            def grad(upstream: tf.Tensor, _: Any, *others: Any) -> list[tf.Tensor]:
                 kept = record if training else forward(keep=True)
                 backward = self._backward_event if keep_bits else self._backward_rate
-                return backward(kept, inputs, key, masks, weights, values, fixed, upstream, training)
+                demands = self._demands(penalised, others, tf.shape(inputs)[0], counted)
+                return backward(kept, inputs, key, masks, weights, values, fixed, upstream, demands, training)
 
+            fired = [_spikes_per_record(state.count) for call, state in zip(self.plan.spiking, record.states)
+                     if call in penalised]
             flat = [part for group in (*record.states, *record.moments) for part in group]
-            return (record.output, record.input_rate, *flat), grad
+            return (record.output, record.input_rate, *fired, *flat), grad
 
         output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
         output = refuse_gradient(output, given, "use model.call_layers(x), with encoder=\"direct\" or "
                                                 "PoissonEncoder(..., straight_through=True)")
-        final = list(map(tf.stop_gradient, final))
+        fired, final = final[:len(penalised)], final[len(penalised):]
+        penalties = [_penalty(call.layer.activity_regularizer, spikes) for call, spikes in zip(penalised, fired)]
         count = 3 * len(self.plan.spiking)
+        final = [part if counted and i < count and i % 3 == 1 else tf.stop_gradient(part)
+                 for i, part in enumerate(final)]
         states = [NeuronState(*final[i:i + 3]) for i in range(0, count, 3)]
         moments = list(zip(final[count::2], final[count + 1::2]))
         if training:
             for call, (mean, variance) in zip(self.plan.norms, moments):
                 call.layer.follow(mean, variance)
-        return Record(output, states, tf.stop_gradient(input_rate), [], [], moments)
+        return Record(output, states, tf.stop_gradient(input_rate), [], [], moments, penalties)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
@@ -221,7 +267,7 @@ class Engine:
 
     def _backward_rate(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
                        weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                       upstream: tf.Tensor, training: bool) -> list[tf.Tensor]:
+                       upstream: tf.Tensor, demands: dict[int, Demand], training: bool) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
         rates = {id(call): state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
         variances = {id(call): variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
@@ -235,11 +281,11 @@ class Engine:
             return call.layer.normalise_rate(currents, variances[id(call)])
 
         return self._gradient(record.input_rate[tf.newaxis], masks, neurons, norms if training else None, weights,
-                              values, fixed, upstream[tf.newaxis])
+                              values, fixed, upstream[tf.newaxis], demands, self.timesteps)
 
     def _backward_event(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
                         weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                        upstream: tf.Tensor, training: bool) -> list[tf.Tensor]:
+                        upstream: tf.Tensor, demands: dict[int, Demand], training: bool) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
         chunk, rest = self.chunks(inputs.shape[0], training)
         count = self.timesteps // chunk
@@ -270,7 +316,8 @@ class Engine:
                 return call.layer.standardise(currents)[0]
 
             delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
-            grads = self._gradient(train, masks, neurons, norms if training else None, weights, values, fixed, delta)
+            grads = self._gradient(train, masks, neurons, norms if training else None, weights, values, fixed, delta,
+                                   demands)
             # None of a neuron that no trained weight lies in front of: nobody asks for its delta
             carries = [first.get(id(call), carry) for call, carry in zip(spiking, carries)]
             return i - 1, carries, [total + tf.cast(grad, tf.float32) for total, grad in zip(sums, grads)]
@@ -286,14 +333,25 @@ class Engine:
 
     def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any,
                   weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                  delta: tf.Tensor) -> list[tf.Tensor]:
-        """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, on recorded activity."""
+                  delta: tf.Tensor, demands: dict[int, Demand], factor: int = 1) -> list[tf.Tensor]:
+        """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, and for what the loss asks
+        of spikes (`Demand.upstream`), on recorded activity."""
+        trains: list[tf.Tensor] = []
+        asked: list[tf.Tensor] = []
+
+        def watched(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+            spikes = neurons(call, currents)
+            if id(call) in demands:
+                trains.append(spikes)
+                asked.append(demands[id(call)].upstream(spikes, factor))
+            return spikes
+
         train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             with _substituted(weights, values, fixed):
-                current = self._walk(train, masks, neurons, norms, self._synapse)
-        return tape.gradient(current, values, output_gradients=tf.cast(delta, current.dtype),
+                current = self._walk(train, masks, watched, norms, self._synapse)
+        return tape.gradient([current, *trains], values, output_gradients=[tf.cast(delta, current.dtype), *asked],
                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     # ---- helpers -----------------------------------------------------------------------------------------------
@@ -327,6 +385,13 @@ class Engine:
             return over.fold(args[0], lambda images: convolution.convolve(images, kernel, over.layer.strides[0],
                                                                           over.layer.padding))
         return plans.plain(call, args, kwargs)
+
+    def _demands(self, penalised: list[plans.Call], upstream: Sequence[tf.Tensor], batch: tf.Tensor,
+                 counted: bool) -> dict[int, Demand]:
+        """What the gradients of `run`'s further outputs ask of the spikes, by the call's `id`."""
+        of_spikes = {id(call): g / tf.cast(batch, tf.float32) for call, g in zip(penalised, upstream)}
+        of_count = dict(zip(map(id, self.plan.spiking), upstream[len(penalised) + 1::3])) if counted else {}
+        return {key: Demand(of_count.get(key), of_spikes.get(key)) for key in of_count.keys() | of_spikes.keys()}
 
     def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
         return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron, self.timesteps)
@@ -364,6 +429,20 @@ def _feature_shape(call: plans.Call) -> tuple[int, ...]:
     return tuple(call.args[0].shape[2:])
 
 
+def _spikes_per_record(count: tf.Tensor) -> tf.Tensor:
+    """Spikes of a layer and window per record, one number."""
+    return tf.reduce_sum(count) / tf.cast(tf.shape(count)[0], tf.float32)
+
+
+def _penalty(regularizer: Any, spikes: tf.Tensor) -> tf.Tensor:
+    """What L1, L2 or L1L2 make of a number of spikes, whose gradient is that of the sum of s^2 / 2 (`Demand`).
+
+    A spike is its own size, its own square, and its own sign: in Keras too a step without a spike has no gradient.
+    """
+    l1, l2 = getattr(regularizer, "l1", 0.0), getattr(regularizer, "l2", 0.0)
+    return (l1 + 2.0 * l2) * spikes - tf.stop_gradient(l2 * spikes)
+
+
 def _padded(values: tf.Tensor, steps: int) -> tf.Tensor:
     """A chunk's values with as many steps as every other chunk has."""
     missing = steps - values.shape[0]
@@ -379,4 +458,4 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _substituted(weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any]) -> Any:
     """Within it layers read `values` where they would read the variables `weights`; `fixed` are pairs of the frozen."""
-    return keras.StatelessScope(state_mapping=[*zip(weights, values), *fixed])
+    return keras.StatelessScope(state_mapping=[*zip(weights, values), *fixed], collect_losses=True)

@@ -129,7 +129,8 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
       A record fit for JSON: `test_accuracy` (mean), `test_accuracy_std` (over draws, with n - 1; None for one draw),
       `test_accuracies`, `test_loss`, `per_class` (mean over draws), `rates` (spikes per step and neuron),
       `neuron_spikes_per_image` (of all LIF and pooling neurons in the window, without the input's), and what was
-      evaluated.
+      evaluated: `checkpoint` is "last" too where nothing has been validated yet, `finished` whether every epoch has
+      been trained, `run_step` and `run_steps` how far the run is (None of what is no run).
 
     Raises:
       UserError: the run or its data cannot be used.
@@ -150,11 +151,14 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     classes = np.mean([result.per_class for result in results], axis=0)
     rates = {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates}
     neurons = {call.name: math.prod(call.outputs[0].shape[2:]) for call in model.plan.spiking} if rates else {}
+    stands = workdir.standing(config, options.checkpoint, checkpoint)
     return {
         "workdir": options.workdir or None, "weights": options.weights, "model": config.model, "dataset": info.name,
         "neuron": config.neuron,
         "gradient": config.gradient if config.neuron == "lif" else None,
-        "checkpoint": options.checkpoint, "step": checkpoint.step, "timesteps": model.timesteps,
+        "checkpoint": stands.which, "step": stands.step, "finished": stands.finished,
+        "run_step": None if stands.wanted is None else stands.trained, "run_steps": stands.wanted,
+        "timesteps": model.timesteps,
         "records": len(test), "seeds": len(results), "test_accuracy": float(np.mean(accuracies)),
         "test_accuracy_std": spread, "test_accuracies": accuracies,
         "test_loss": float(np.mean([result.loss for result in results])),
@@ -176,7 +180,8 @@ def describe(record: dict[str, Any]) -> str:
         how = f"mean of {record['seeds']} draws, standard deviation {100 * spread:.2f}"
     else:
         how = "one draw" if record["seeds"] == 1 else f"{record['seeds']} draws"
-    lines = [f"{record['model']} on {record['dataset']}, {record['checkpoint']} checkpoint (step {record['step']}), "
+    stands = workdir.Standing(record["checkpoint"], record["step"], record["run_step"] or 0, record["run_steps"])
+    lines = [f"{record['model']} on {record['dataset']}, {stands.describe()}, "
              + ("ReLU, no time" if record["neuron"] == "relu" else f"T = {record['timesteps']}")
              + f", {record['records']} test records",
              f"test accuracy {100 * record['test_accuracy']:.2f} % ({how})", "", "accuracy per class"]

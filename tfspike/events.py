@@ -21,6 +21,8 @@ images of MNIST.
 
 **An archive** has `x`, `y`, `t`, `p` of all events, one recording after the other: recording i has the events
 `offsets[i]:offsets[i + 1]`; `label` is its digit, `index` its number, 1 to 60000 in train and above in test.
+
+Recordings of other cameras become spike trains with `EventFrames`, whatever their sensor, window and clock.
 """
 
 from __future__ import annotations
@@ -28,28 +30,36 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfspike.archives import read_npz
+from tfspike.checks import check_count, check_positive, is_count
 from tfspike.errors import UserError
 
-__all__ = ["EventFrames", "Events", "Recordings", "decode", "find", "load", "read_archive", "read_bin", "read_folder"]
+__all__ = ["EventFrames", "Events", "Recordings", "check_events", "decode", "find", "load", "read_archive", "read_bin",
+           "read_folder"]
 
 SIZE = 34  # pixels, height and width
 CLASSES = 10
-WINDOW_US = 300_000  # three saccades of 100 ms
+WINDOW_MS = 300.0  # three saccades of 100 ms
+CLOCK_END = 2**23  # microseconds that the clock of N-MNIST can count, from the start of each recording
 EVENT_BYTES = 5
 PARTS = {"train": "Train", "test": "Test"}
 
 _BLOCK = 2**20  # events binned at a time: N-MNIST has 250 million, and 64-bit products of all of them would take 2 GB
+_COUNTED = 1000  # recordings whose coinciding events are counted, for the share that is said
 _ADVICE = ("give --data_dir=FOLDER with the original Train/0..9/*.bin and Test/0..9/*.bin, or with an .npz that has "
            "the fields x, y, t, p, offsets, label, index")
 
 
 class Events(NamedTuple):
-    """Events, each field `[E]`: column and row of the pixel (uint8), time in microseconds (uint32), polarity 0 or 1."""
+    """Events, each field `[E]`, of an integer type: column and row of the pixel, time in microseconds, polarity.
+
+    Polarities are 0 (off) and 1 (on); `check_events` makes them of -1 and 1, and of False and True.
+    """
 
     x: Any
     y: Any
@@ -81,27 +91,82 @@ class Recordings:
 class EventFrames:
     """Events of N recordings, binned on access: `frames[indices]` gives binary uint8 spike trains [B, T, H, W, 2].
 
-    The window is fixed at 300 ms for every recording (bin width 300/T ms), so a bin means the same time everywhere;
-    later events (0.25 % in the 1,100 recordings this was checked with) are dropped. Channel 0 is off, 1 is on. Several
-    events of one pixel and polarity in one bin are one spike.
+    All recordings have the same window (bins of window_ms / T), so a bin means the same time everywhere. Channel 0 is
+    off, 1 is on. Several events of one pixel and polarity in one bin are one spike. The order of events in a recording
+    does not matter. What is lost, events at or after the end of the window and events that coincide, is said in one
+    warning with its share (N-MNIST loses .25 % behind the window in the 1,100 recordings this was checked with).
 
     Args:
-      events: of all recordings, one after the other.
+      events: of all recordings, one after the other: `Events`, or a structured array with the fields x, y, t, p.
       offsets: `[N + 1]`, as in `Recordings`.
       timesteps: T, number of bins.
       size: height and width, pixels.
+      window_ms: length of the window in milliseconds; times are in microseconds.
+      relative: times count from the first event of each recording, for clocks that do not start with the recording.
+        False: from 0, as in N-MNIST.
+      name: of the data set, for messages.
+
+    Attributes:
+      shape: (N, T, H, W, 2).
+      kept: number of events in the window.
+
+    Raises:
+      UserError: an argument is illegal, `check_events` refuses the events, or a recording of an absolute clock begins
+        after the window and after all that N-MNIST's clock can count.
     """
 
-    def __init__(self, events: Events, offsets: np.ndarray, timesteps: int, size: tuple[int, int] = (SIZE, SIZE)):
-        self.shape = (len(offsets) - 1, timesteps, *size, 2)
-        self._offsets = offsets
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, events: Any, offsets: Any, timesteps: int, size: tuple[int, int] = (SIZE, SIZE),
+                 window_ms: float = WINDOW_MS, relative: bool = False, name: str = "events"):
+        check_count("timesteps", timesteps)
+        size = _check_size(size)
+        window = round(check_positive("window_ms", window_ms) * 1000)
+        if window < 1:
+            raise UserError(f"`window_ms` must be .001 ms or more. Received: window_ms={window_ms!r}.")
+        events = check_events(events, size, name)
+        self._offsets = _check_offsets(offsets, len(events.t), name)
+        self.shape = (len(self._offsets) - 1, int(timesteps), *size, 2)
+        first = _first_times(events.t, self._offsets)
+        late = np.flatnonzero(first >= max(window, CLOCK_END))
+        if len(late) and not relative:
+            raise UserError(f"recording {late[0]} of {name} begins at t = {first[late[0]]} us, so its clock does not "
+                            "start with the recording: give relative=True to count from its first event, or a "
+                            f"window_ms that reaches so far (it is {window_ms:g}).")
         cells = int(np.prod(self.shape[1:], dtype=np.int64))
         self._cell: Any = np.empty(len(events.t), np.int32 if cells < 2**31 else np.int64)
         for start in range(0, len(events.t), _BLOCK):
             x, y, t, p = (field[start:start + _BLOCK].astype(np.int64) for field in events)
-            bins = t * timesteps // WINDOW_US
+            if relative:
+                t -= first[np.searchsorted(self._offsets, np.arange(start, start + len(t)), side="right") - 1]
+            bins = np.minimum(t, window) * self.shape[1] // window  # the minimum: no overflow
             cell = ((bins * size[0] + y) * size[1] + x) * 2 + p
-            self._cell[start:start + _BLOCK] = np.where(bins < timesteps, cell, -1)
+            self._cell[start:start + _BLOCK] = np.where(t < window, cell, -1)
+        self._say_what_is_lost(name, window_ms)
+
+    def _say_what_is_lost(self, name: str, window_ms: float) -> None:
+        """Counts, and warns once."""
+        total, losses = len(self._cell), []
+        inside = self._cell >= 0
+        self.kept = int(np.count_nonzero(inside))
+        if self.kept < total:
+            late = total - self.kept
+            losses.append(f"{late:,} ({100 * late / total:.3g} %) lie at or behind the end of the window of "
+                          f"{window_ms:g} ms and are dropped (EventFrames takes another window_ms, and relative=True "
+                          "for clocks that do not start with the recording)")
+        starts = self._offsets[:-1][np.diff(self._offsets) > 0]
+        silent = len(self) - int(np.count_nonzero(np.logical_or.reduceat(inside, starts))) if total else len(self)
+        if silent:
+            losses.append(f"{silent:,} of {len(self):,} recordings have none in the window")
+        first = self._cell[:self._offsets[min(len(self), _COUNTED)]]
+        spikes = sum(len(np.unique(cell[cell >= 0])) for cell in np.split(first, self._offsets[1:_COUNTED]))
+        counted = int(np.count_nonzero(first >= 0))
+        if spikes < counted:
+            about = "about " if len(self) > _COUNTED else ""
+            losses.append(f"{about}{100 * (1 - spikes / counted):.3g} % of those in the window share their pixel, "
+                          "polarity and step with another one, and make one spike")
+        if losses:
+            warnings.warn(f"{name}: of {total:,} events, {'; '.join(losses)}.", stacklevel=3)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -113,6 +178,83 @@ class EventFrames:
             cell = self._cell[self._offsets[record]:self._offsets[record + 1]]
             row[cell[cell >= 0]] = 1
         return flat.reshape(np.shape(chosen) + self.shape[1:])
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def check_events(events: Any, size: tuple[int, int], source: Any) -> Events:
+    """The events with polarities 0 and 1, every field looked at.
+
+    Args:
+      events: `Events`, or a structured array with the fields x, y, t, p.
+      size: height and width, pixels.
+      source: where they are from, for messages.
+
+    Raises:
+      UserError: other fields, fields of other types or of different lengths, a pixel outside of the sensor, a negative
+        time, or polarities other than {0, 1}, {-1, 1} or {False, True}.
+    """
+    names = getattr(getattr(events, "dtype", None), "names", None)
+    if names is not None and set(Events._fields) <= set(names):
+        events = Events(*(events[name] for name in Events._fields))
+    if not isinstance(events, Events):
+        has = f"an array with the fields {', '.join(names)}" if names else type(events).__name__
+        raise UserError(f"events of {source} must be `Events` or a structured array with the fields x, y, t, p, "
+                        f"received {has}.")
+    fields = {name: np.asarray(field) for name, field in events._asdict().items()}
+    for name, field in fields.items():
+        if field.shape != (np.size(fields["t"]),):
+            raise UserError(f"`{name}` of {source} has the shape {field.shape} and `t` {fields['t'].shape}: every "
+                            "field of events must be of shape [E].")
+        if field.dtype.kind not in "iu" and not (name == "p" and field.dtype == bool):
+            raise UserError(f"`{name}` of {source} must be of an integer type"
+                            f"{' (t in microseconds)' if name == 't' else ''}, received {field.dtype}.")
+    for name, end in (("x", size[1]), ("y", size[0]), ("t", 2**63)):
+        _check_range(name, fields[name], end, source)
+    return Events(fields["x"], fields["y"], fields["t"], _check_polarity(fields["p"], source))
+
+
+def _check_range(name: str, field: np.ndarray, end: int, source: Any) -> None:
+    if len(field) and (field.min() < 0 or field.max() >= end):
+        first = np.flatnonzero((field < 0) | (field >= end))[0]
+        raise UserError(f"`{name}` of event {first} of {source} is {field[first]}, legal are 0 to {end - 1}.")
+
+
+def _check_polarity(p: np.ndarray, source: Any) -> np.ndarray:
+    """Polarities as 0 and 1."""
+    if p.dtype == bool or not len(p):
+        return p.astype(np.uint8)
+    low, high = p.min(), p.max()
+    if low < -1 or high > 1 or (low == -1 and (p == 0).any()):
+        found = np.unique(p)
+        raise UserError(f"`p` of {source} must be 0 and 1 or -1 and 1, received "
+                        f"{', '.join(map(str, found[:5]))}{', ...' * (len(found) > 5)}.")
+    return p if low >= 0 else (p > 0).astype(np.uint8)
+
+
+def _check_size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(map(is_count, size)):
+        raise UserError(f"`size` must be (height, width) in pixels, whole numbers above 0. Received: size={size!r}.")
+    return int(size[0]), int(size[1])
+
+
+def _check_offsets(offsets: Any, count: int, source: Any) -> np.ndarray:
+    offsets = np.asarray(offsets)
+    if (offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu" or offsets[0] != 0
+            or offsets[-1] != count or (offsets[1:] < offsets[:-1]).any()):
+        raise UserError(f"`offsets` of {source} must be whole numbers of shape [N + 1] with N of 1 or more, rising "
+                        f"from 0 to the number of events, which is {count}.")
+    return offsets.astype(np.int64)
+
+
+def _first_times(t: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The earliest time of every recording, int64 `[N]`; 0 of one without events."""
+    first = np.zeros(len(offsets) - 1, np.int64)
+    filled = np.diff(offsets) > 0
+    if filled.any():
+        first[filled] = np.minimum.reduceat(t, offsets[:-1][filled])
+    return first
 
 
 # ---- either layout -------------------------------------------------------------------------------------------------
@@ -158,8 +300,9 @@ def find(data_dir: str | None) -> pathlib.Path:
 def decode(data: bytes) -> Events:
     """Events from the bytes of a .bin file, in their order there; coordinates are whatever the bytes say.
 
-    >>> [field.tolist() for field in decode(bytes([33, 2, 0b1000_0001, 0, 5]))]
-    [[33], [2], [65541], [1]]
+    Examples:
+      >>> [field.tolist() for field in decode(bytes([33, 2, 0b1000_0001, 0, 5]))]
+      [[33], [2], [65541], [1]]
 
     Raises:
       ValueError: the bytes are no whole number of events.
@@ -234,17 +377,15 @@ def read_archive(path: pathlib.Path, split: str) -> Recordings:
     Raises:
       UserError: the file cannot be read, does not hold such events, or has none of this split.
     """
-    z = read_npz(path, ("x", "y", "t", "p", "offsets", "label", "index"), _ADVICE)
-    offsets = z["offsets"].astype(np.int64)
-    events = Events(*(z[field] for field in Events._fields))
-    sound = (len(offsets) == len(z["label"]) + 1 == len(z["index"]) + 1 and len(offsets) > 1 and offsets[0] == 0
-             and (np.diff(offsets) >= 0).all() and all(field.shape == (offsets[-1],) for field in events)
-             and all(np.issubdtype(field.dtype, np.integer) for field in [*events, z["label"], z["index"]])
-             and all(field.min(initial=0) >= 0 for field in events)
-             and max(events.x.max(initial=0), events.y.max(initial=0)) < SIZE and events.p.max(initial=0) <= 1)
-    if not sound:
-        raise UserError(f"{path} does not hold N-MNIST events (x, y 0..33; p 0..1; offsets rising to the number of "
-                        f"events; one label and index per recording); {_ADVICE}.")
+    z = read_npz(path, (*Events._fields, "offsets", "label", "index"), _ADVICE)
+    try:
+        events = check_events(Events(*(z[field] for field in Events._fields)), (SIZE, SIZE), path)
+        _check_range("t", events.t, CLOCK_END, path)
+        offsets = _check_offsets(z["offsets"], len(events.t), path)
+        for field, first, last in (("label", 0, CLASSES - 1), ("index", 1, None)):
+            _check_column(field, z[field], len(offsets) - 1, first, last, path)
+    except UserError as error:
+        raise UserError(f"{str(error)[:-1]}, in an archive of N-MNIST; {_ADVICE}.") from None
     is_train = z["index"] <= 60_000  # numbering of the official files; the split is whatever subset the file has
     members = is_train if split == "train" else ~is_train
     if not members.any():
@@ -253,3 +394,13 @@ def read_archive(path: pathlib.Path, split: str) -> Recordings:
     keep = np.repeat(members, lengths)
     return Recordings(Events(*(field[keep] for field in events)), np.cumsum([0, *lengths[members]], dtype=np.int64),
                       z["label"][members], int(is_train.sum()), int((~is_train).sum()))
+
+
+def _check_column(name: str, column: np.ndarray, count: int, first: int, last: int | None, source: Any) -> None:
+    """Refuses what is not one whole number per recording, from `first` to `last`."""
+    legal = f"{first} to {last}" if last is not None else f"{first} or more"
+    if column.shape != (count,) or column.dtype.kind not in "iu":
+        raise UserError(f"`{name}` of {source} must be one whole number per recording, {count} of them, received "
+                        f"{column.dtype} of shape {column.shape}.")
+    if column.min() < first or (last is not None and column.max() > last):
+        raise UserError(f"`{name}` of {source} must be {legal}, received {column.min()} to {column.max()}.")

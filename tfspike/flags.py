@@ -1,7 +1,7 @@
 """Command lines of train.py and eval.py, generated from the dataclass fields that define the settings.
 
     with flags.user_errors():
-        config, options, warnings = flags.parse()
+        config, options, warnings, notes = flags.parse()
 
 Nothing here imports TensorFlow: `--help` and a wrong flag answer at once.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfspike import config as config_lib
-from tfspike import configs
+from tfspike import configs, output
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
 from tfspike.settings import kind_of, normalise, parse_text, setting, shown
@@ -28,7 +28,9 @@ from tfspike.settings import kind_of, normalise, parse_text, setting, shown
 _HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull", "-?", "--?"}
 # absl would read flags from any file, and let misspelt flags pass.
 _REFUSED = {"flagfile": "put the settings into a JSON file and give it as --config",
-            "undefok": "leave out flags that do not exist"}
+            "undefok": "leave out flags that do not exist",
+            "stop_on_collapse": "it is --on_collapse=stop, the default",
+            "nostop_on_collapse": "it is --on_collapse=continue"}
 
 
 # Up to one joule: beyond it, sums over a network would overflow before they meant anything.
@@ -115,7 +117,7 @@ class EvalOptions:
                             "them out.")
         from tfspike import weight_files  # loads NumPy: only where weights are asked for
 
-        weight_files.check_name(self.weights)
+        object.__setattr__(self, "weights", weight_files.check_name(self.weights))
 
 
 class _Parser(absl_flags.ArgumentParser):
@@ -129,14 +131,14 @@ class _Parser(absl_flags.ArgumentParser):
         return parse_text(self._field, argument)
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[str]]:
+def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[str], list[str]]:
     """Reads the command line of train.py.
 
     Args:
       argv: the arguments without the program's name; None means those of this process.
 
     Returns:
-      The resolved configuration, the options of this command, and warnings for the user, a sentence each.
+      The resolved configuration, the options of this command, and for the user warnings and notes, a sentence each.
 
     Raises:
       UserError: a flag is unknown, or its value or the configuration is illegal.
@@ -147,8 +149,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[s
     if options.preset == configs.LIST:
         print(configs.listing())
         raise SystemExit(0)
-    config = config_lib.resolve(given, preset=options.preset, config_file=options.config)
-    return config, options, config.warnings()
+    config, notes = config_lib.resolve_with_notes(given, preset=options.preset, config_file=options.config,
+                                                  method=options.method)
+    return config, options, config.warnings(), notes
 
 
 def parse_eval(argv: Sequence[str] | None = None) -> EvalOptions:
@@ -163,19 +166,22 @@ def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError."""
-    try:
-        chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
-        if chosen != "tensorflow":  # before Keras looks for the other library; `tfspike.backend` sees keras.json too
-            raise UserError(f"KERAS_BACKEND must be \"tensorflow\", or not set. Received: {chosen!r}.")
-        yield
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, and as
+    `output.guarded` says where its output is lost."""
+    with output.guarded():
+        try:
+            chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
+            if chosen != "tensorflow":  # before Keras looks for it; `tfspike.backend` sees keras.json too
+                raise UserError(f"KERAS_BACKEND must be \"tensorflow\", or not set. Received: {chosen!r}.")
+            yield
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
-_TRAIN_NOTES = ("Where a network has a recipe for a data set (tfspike/recipes.py), its values replace the defaults "
-                "shown here. Order: defaults < recipe < --preset < --config < flags.")
+_TRAIN_NOTES = ("Every network has a recipe for every data set (tfspike/recipes.py), whose values replace the "
+                "defaults shown here. Order: defaults < recipe or --method < --preset < --config < flags. A learning "
+                "rate that is not given follows --batch_size.")
 
 
 def _given(argv: Sequence[str] | None, classes: Sequence[type], usage: str, notes: str = "") -> dict[str, Any]:

@@ -80,8 +80,13 @@ def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[int, Threshold
     used = [id(call.layer) for call in calls]
     foldable = {id(call.outputs[0]) for call in calls if isinstance(call.layer, OverTime)
                 and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
-                and call.layer.layer.activation is keras.activations.linear and used.count(id(call.layer)) == 1}
+                and call.layer.layer.activation is keras.activations.linear and used.count(id(call.layer)) == 1
+                and not plans.own_code(call.layer) and not plans.own_synapse(call.layer.layer)}
     for source, norm in norms.items():
+        method = plans.own_code(norm)
+        if method is not None:
+            raise UserError(f"The normalisation {norm.name!r} cannot be folded: it has a `{method}` of its own.")
         if source not in foldable or readers[source] > 1:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it must follow an OverTime with a "
-                            "Conv2D or Dense layer without activation that is used once and that nothing else reads.")
+                            "Conv2D or Dense layer of Keras' own without activation that is used once and that nothing "
+                            "else reads.")

@@ -54,6 +54,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfspike import surrogates
+from tfspike.checks import check_choice, check_leak, check_positive, check_threshold
 from tfspike.custom_gradient import custom_gradient
 from tfspike.surrogates import LEAK_AWARE
 
@@ -81,6 +82,18 @@ class Neuron(NamedTuple):
     @classmethod
     def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
         return cls(1.0, threshold, 1.0, surrogate, width)
+
+    def checked(self) -> Neuron:
+        """This neuron; raises UserError where a constant is out of range, or is none: a tensor, a variable, an array.
+
+        No gradient reaches a constant, so that a variable in its place would look learnable and stay as it is.
+        """
+        check_leak(self.leak)
+        check_threshold(self.threshold)
+        check_positive("gain", self.gain)
+        check_choice("surrogate", self.surrogate, surrogates.names())
+        check_positive("width", self.width)
+        return self
 
 
 class NeuronState(NamedTuple):
@@ -112,9 +125,10 @@ def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor |
     Returns:
       `[B, ...]` float32; leak-aware, it is 0 where the neuron never fired.
 
-    >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
-    >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))    # (1 - .69 * .75) / 2
-    [0.   0.24]
+    Examples:
+      >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
+      >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))  # (1 - .69 * .75) / 2
+      [0.   0.24]
     """
     if neuron.surrogate != LEAK_AWARE:
         return neuron.gain * trace / tf.cast(steps, tf.float32)
@@ -267,8 +281,13 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
       gradient: "event" or "rate".
 
     Returns:
-      `(spikes [T, B, ...], final state)`. The final membrane passes gradient in "event"; counts and traces do not.
+      `(spikes [T, B, ...], final state)`. The final membrane passes gradient in "event"; counts and traces do not: take
+      the sum of the spikes over time instead.
+
+    Raises:
+      UserError: a constant of the neuron is out of range, or none.
     """
+    neuron.checked()
 
     @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):

@@ -39,6 +39,7 @@ def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: in
     if not 0.0 < target_rate < 0.5:
         raise UserError(f"`target_rate` must be in (0, .5) spikes per step. Received: target_rate={target_rate!r}.")
     plan = model._required_plan()
+    plan.refuse_own_neurons("Rate-targeted initialisation")
     reached: dict[str, float] = {}
     # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
     kernels: dict[int, list[Any]] = {}

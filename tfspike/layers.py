@@ -20,14 +20,61 @@ from tfspike.gradients import NeuronState
 from tfspike.surrogates import LEAK_AWARE
 
 
-class SpikingLayer(keras.layers.Layer):
+class TimeMajor(keras.layers.Layer):
+    """What layers of spike trains share: `activity_regularizer` is the penalty of one record of the batch.
+
+    Keras divides a penalty by the length of the first axis, which is time here, and adds those of returned states.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        regularizer: Any = getattr(self, "activity_regularizer")  # noqa: B009 (Keras gives it no type)
+        if regularizer is None:
+            return super().__call__(*args, **kwargs)
+        self.activity_regularizer = None
+        try:
+            outputs = super().__call__(*args, **kwargs)
+        finally:
+            self.activity_regularizer = regularizer
+        train = keras.tree.flatten(outputs)[0]
+        if tf.is_tensor(train):
+            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(tf.shape(train)[1], tf.float32))
+        return outputs
+
+
+class SpikingLayer(TimeMajor):
     """Neurons that fire, over a whole window.
+
+    A neuron of other constants is a subclass with a `neuron` of its own, and everything in the library goes by that:
+    the fast road, exports, analysis.
+
+        class HalfLeak(SpikingLayer):
+            @property
+            def neuron(self):
+                return gradients.Neuron.lif(leak=0.5, threshold=2.0)
+
+    What cannot be said in constants, such as a leak that is learnt, is a subclass with a `call` of its own. A
+    `SpikingModel` that holds one is computed layer by layer:
+
+        class LearntLeak(SpikingLayer):
+            def build(self, shape):
+                self.logit = self.add_weight(shape=(shape[-1],), initializer=keras.initializers.Constant(2.0))
+
+            def call(self, currents):                               # [T, B, ...] to spikes [T, B, ...]
+                leak, v, train = tf.sigmoid(self.logit), tf.zeros_like(currents[0]), []
+                for current in tf.unstack(currents):
+                    u = v + current
+                    train.append(surrogates.spike("arctan", u - 1.0))   # the threshold is 1
+                    v = leak * u * (1.0 - tf.stop_gradient(train[-1]))
+                return tf.stack(train)
 
     Args:
       gradient: "event" or "rate" (`tfspike.gradients`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
         "triangular", "arctan", "sigmoid", or one of your own (`tfspike.surrogates.register`).
       surrogate_width: stretches the surrogate; above 0.
+      activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
+        `keras.regularizers.L1(c)` is c times the spikes that a record makes the layer fire. L1, L2 and L1L2 keep the
+        fast road.
     """
 
     def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
@@ -84,7 +131,8 @@ class LIF(SpikingLayer):
         u_t = v_(t-1) + I_t        s_t = 1[u_t > threshold]        v_t = 0 if s_t else leak u_t
 
     Args:
-      leak: share of the membrane potential kept per step, in (0, 1]; exp(-1/tau) for a time constant of tau steps.
+      leak: share of the membrane potential kept per step, in (0, 1]; exp(-1/tau) for a time constant of tau steps. A
+        constant, as the threshold is; `SpikingLayer` shows what to do for one that is learnt.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
       surrogate, surrogate_width: see `SpikingLayer`.
@@ -92,10 +140,11 @@ class LIF(SpikingLayer):
     Raises:
       UserError: a constant out of range.
 
-    >>> import numpy as np
-    >>> spikes = LIF(leak=0.5)(np.array([[[0.8]], [[0.8]], [[0.8]]], "float32"))    # [T=3, B=1, 1]
-    >>> spikes.numpy().ravel().tolist()                                              # u = .8, 1.2, .8
-    [0.0, 1.0, 0.0]
+    Examples:
+      >>> import numpy as np
+      >>> spikes = LIF(leak=0.5)(np.array([[[0.8]], [[0.8]], [[0.8]]], "float32"))    # [T=3, B=1, 1]
+      >>> spikes.numpy().ravel().tolist()                                              # u = .8, 1.2, .8
+      [0.0, 1.0, 0.0]
     """
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
@@ -223,7 +272,7 @@ class LeakAware(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class OverTime(keras.layers.Layer):
+class OverTime(TimeMajor):
     """Applies a stateless Keras layer at every step: time folds into the batch, `[T, B, ...]` to `[T * B, ...]`.
 
     Args:
@@ -247,7 +296,7 @@ class OverTime(keras.layers.Layer):
 
     def _refuse_state(self) -> None:
         # Keras counts frozen weights among those that are none: free them all to ask, and freeze them again
-        flags = [(layer, layer.trainable) for layer in _with_layers_inside(self.layer)]
+        flags = [(layer, layer.trainable) for layer in with_layers_inside(self.layer)]
         frozen = [variable for variable in self.layer.variables if not variable.trainable]
         for layer, _ in flags:  # a Sequential does not tell those inside
             layer.trainable = True
@@ -296,14 +345,14 @@ class OverTime(keras.layers.Layer):
         return cls(layer, **config)
 
 
-def _with_layers_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+def with_layers_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """A layer, and those of a model, the outer ones first."""
     inside = layer.layers if isinstance(layer, keras.Model) else []
-    return [layer, *(inner for part in inside for inner in _with_layers_inside(part))]
+    return [layer, *(inner for part in inside for inner in with_layers_inside(part))]
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class WindowDropout(noise.NoisyLayer):
+class WindowDropout(TimeMajor, noise.NoisyLayer):
     """Inverted dropout with one mask per sample and neuron, held for the whole window (Lee et al. 2020, "Dropout").
 
     Args:

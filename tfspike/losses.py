@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,6 +26,18 @@ def per_record(kind: str, scores: tf.Tensor, labels: tf.Tensor, smoothing: float
     if kind == "squared":
         return tf.reduce_sum(tf.square(scores - wanted), axis=-1)
     return tf.nn.softmax_cross_entropy_with_logits(wanted, scores)
+
+
+def firing_rate(activity: Mapping[str, tf.Tensor], timesteps: int, records: int) -> tf.Tensor:
+    """Mean firing rate of all spiking neurons of a network, one number, in spikes per neuron and step.
+
+    Args:
+      activity: spikes per window of every neuron, `{layer: [B, ...]}` (`SpikingModel.observe`).
+      timesteps: T, steps in the window.
+      records: divides the sum over B: the global batch, where this replica has a part of it.
+    """
+    neurons = sum(math.prod(count.shape[1:]) for count in activity.values())
+    return tf.add_n([tf.reduce_sum(count) for count in activity.values()]) / float(records * neurons * timesteps)
 
 
 def mean(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:

@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
 
 def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]] | str, seeds: int = 1,
                   resize: bool = False, loss: str = "squared") -> list[Prediction]:
-    """Classifies PNG and JPEG files, and folders of them.
+    """Classifies PNG and JPEG files, and folders of them, read as `tfspike.image_files` says.
 
     Confidence is the probability that the scores V_T / T stand for (`tfspike.losses.probabilities`).
 
@@ -54,7 +54,7 @@ def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]]
     check_count("seeds", seeds)
     if info.event_based:
         raise UserError(f"this network takes event recordings ({info.name}), not image files.")
-    images, files = load_images(paths, info.image_shape, resize)
+    images, files = load_images(paths, info.image_shape, resize, info.dark_ground)
     scores = np.concatenate([_scores(model, info.normalise(images[i:i + _BATCH]), seeds)
                              for i in range(0, len(images), _BATCH)])
     shares = losses.probabilities(loss, scores)

@@ -30,7 +30,7 @@ _DRAWS = 3  # of random input
 
 
 def available(folder: str = FOLDER) -> list[str]:
-    """Names that `load` takes, `<network>_<data set>`."""
+    """Names of the trained weights, `<network>_<data set>`."""
     return weight_files.available(folder)
 
 
@@ -38,7 +38,7 @@ def load(name: str, timesteps: int | None = None, folder: str = FOLDER) -> tuple
     """A trained network, ready for inference.
 
     Args:
-      name: one of `available()`.
+      name: one of `available()`, or its data set where that leaves no choice.
       timesteps: another window than that of the training, steps.
       folder: of the weights; the library's own unless another is given.
 
@@ -54,7 +54,7 @@ def load(name: str, timesteps: int | None = None, folder: str = FOLDER) -> tuple
 
     entry = weight_files.read(name, folder)
     model = workdir.build_model(entry.config, entry.info, timesteps)
-    checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {name}")
+    checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {entry.name}")
     return fold(model), entry.config, entry.info, Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)
 
 

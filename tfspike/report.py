@@ -23,7 +23,7 @@ from tfspike.pages import Picture
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
 _MISTAKES = 12
-_PART, _ALL = "part of the test set", "all"
+_PART, _ALL, _CHECKPOINT = "part of the test set", "all", "checkpoint"
 _SRAM_PJ = 5.0  # one access to 32 bits of on-chip memory, 45 nm
 
 
@@ -91,15 +91,17 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
     result = analysis.analyse(model, _Normalised(test.images, info), test.labels,
                               _option(options, "batch_size") or config.batch_size)
     about = workdir.about(run)
+    stands = workdir.standing(config, _option(options, "checkpoint") or "best", checkpoint)
     versions = about.get("versions") or {}
     facts = [("network", config.model), ("data", f"{info.name}, {len(test):,} test images"),
              (_PART, _ALL if len(test) == len(every) else f"the first {len(test):,} of {len(every):,}"),
              ("window", f"{model.timesteps} steps"), ("input coding", config.encoder), ("gradient", config.gradient),
-             ("checkpoint", f"{_option(options, 'checkpoint') or 'best'}, step {checkpoint.step}"),
+             (_CHECKPOINT, _checkpoint(stands)),
              ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")[:12]),
              ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     traces = [(i, simulation.trace(model, info.normalise(test.images[i:i + 1])[0])) for i in _samples(result)]
-    return RunResults(f"{config.model} on {info.name}", facts, dataclasses.asdict(config), about.get("commands") or [],
+    title = f"{config.model} on {info.name}" + f" ({stands.unfinished})" * (not stands.finished)
+    return RunResults(title, facts, dataclasses.asdict(config), about.get("commands") or [],
                       read_epochs(run), result, test.images, info.class_names, traces, _filters(model),
                       energy or EnergyModel())
 
@@ -109,7 +111,7 @@ def require_spikes(runs: Sequence[str]) -> None:
     for run in runs:
         if config_lib.read_run(run).neuron == "relu":
             raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
-                            f"first: python -m tfspike.conversion --run={run}")
+                            f"first: {workdir.to_copy('-m tfspike.conversion', run=run)}")
 
 
 def require_several(runs: Sequence[str]) -> list[str]:
@@ -119,6 +121,11 @@ def require_several(runs: Sequence[str]) -> list[str]:
         raise UserError("Comparing takes the folders of at least two different runs; "
                         f"received {', '.join(runs) or 'none'}.")
     return folders
+
+
+def _checkpoint(stands: workdir.Standing) -> str:
+    more = f"; the run is {stands.unfinished}" if not stands.finished else ""
+    return f"{stands.which}, step {stands.step}{more}"
 
 
 class _Normalised:
@@ -382,12 +389,12 @@ def _names(folders: Sequence[str]) -> list[str]:
 def _record(run: str, options: Any, say: Callable[[str], None]) -> dict[str, Any]:
     which = _option(options, "checkpoint") or "best"
     settings = config_lib.read_run(run)
-    step = workdir.open_checkpoint(run, say, which).step
+    stands = workdir.standing(settings, which, workdir.open_checkpoint(run, say, which))
     try:
         with open(os.path.join(run, FOLDER, RECORD), encoding="utf-8") as file:
             record = json.load(file)
         asked, whole = _option(options, "images"), record["facts"][_PART] == _ALL
-        if (record["facts"]["checkpoint"] == f"{which}, step {step}"
+        if (record["facts"][_CHECKPOINT] == _checkpoint(stands)
                 and record["timesteps"] == (_option(options, "timesteps") or settings.timesteps)
                 and (whole and record["images"] <= (asked or math.inf) or record["images"] == asked)):
             return record

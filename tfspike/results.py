@@ -145,8 +145,13 @@ def read_finished(folder: str, config: Config) -> dict[str, Any]:
         pass
     if "converted" in workdir.about(folder):
         raise UserError(f"{folder} holds a converted network, which was not trained; record the run of its ANN.")
-    raise UserError(f"The run in {folder} is not finished: {path} does not say that all {config.epochs} epochs are "
-                    f"done. Continue it: {workdir.continuing_command(dataclasses.replace(config, workdir=folder))}")
+    try:
+        last = workdir.open_checkpoint(folder, lambda line: None, "last")
+        where = workdir.standing(config, "last", last).unfinished
+    except UserError:
+        where = ""
+    raise UserError(f"The run in {folder} is {where or 'not finished'}: {path} does not say that all {config.epochs} "
+                    f"epochs are done. Continue it: {workdir.continuing_command(config)}")
 
 
 def read_events(path: str) -> list[dict[str, Any]]:
@@ -280,8 +285,9 @@ def hours(events: Sequence[Mapping[str, Any]]) -> float:
 def without_paths(command: str) -> str:
     """A command line without the places of the machine that it ran on.
 
-    >>> without_paths("python /home/me/train.py --preset=quick --data_dir=/data --config=/home/me/a.json --seed 1")
-    'python train.py --preset=quick --config=a.json --seed 1'
+    Examples:
+      >>> without_paths("python /home/me/train.py --preset=quick --data_dir=/data --config=/home/me/a.json --seed 1")
+      'python train.py --preset=quick --config=a.json --seed 1'
     """
     try:
         words = shlex.split(command)

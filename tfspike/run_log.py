@@ -66,12 +66,14 @@ class RunLog:
 
     # ---- public ------------------------------------------------------------------------------------------------
 
-    def scalars(self, step: int, values: Mapping[str, Any], **about: Any) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any], notes: Mapping[str, str] | None = None,
+                **about: Any) -> None:
         """One event: a line of `metrics.jsonl`, and a TensorBoard scalar for every number.
 
         Args:
           step: training steps so far.
           values: numbers by name, such as "train/loss"; NaN and Inf become null in the file.
+          notes: what TensorBoard says of them, a sentence by name.
           about: further JSON values for the line alone, such as `event="epoch"`.
         """
         if not self._chief:
@@ -86,7 +88,7 @@ class RunLog:
             return
         with self._tensorboard():
             for name, value in numbers.items():
-                tf.summary.scalar(name, value, step=step)
+                tf.summary.scalar(name, value, step=step, description=(notes or {}).get(name))
 
     def histograms(self, step: int, model: keras.Model, activity: Mapping[str, Any] | None = None,
                    example: Any = None) -> None:
@@ -347,12 +349,13 @@ def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURON
       neurons: at most so many per layer, evenly spread over the map.
 
     Returns:
-      `{layer: [T, neurons]}`, float32. The window is run in short stretches: memory does not grow with T.
+      `{layer: [T, neurons]}`, float32. The window is run in short stretches where its layers allow that: memory does
+      not grow with T then.
     """
     plan = model.plan
     start = plans.run(plan.before, {id(plan.inputs[0]): example})
     source = start[id(keras.tree.flatten(plan.encoder.args)[0])]
-    encoder, states = plan.encoder.layer, dict[str, Any]()
+    encoder, states, whole = plan.encoder.layer, dict[str, Any](), plan.whole() is not None
     pieces: dict[str, list[np.ndarray]] = {}
 
     def keep(layer: str, train: tf.Tensor) -> None:
@@ -363,13 +366,16 @@ def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURON
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(call.layer, SpikingLayer):
             return plans.plain(call, args, kwargs)
-        train, states[call.name] = call.layer(
-            *args, initial_state=states.get(call.name), return_state=True)
+        if whole:
+            train = call.layer(*args)
+        else:
+            train, states[call.name] = call.layer(*args, initial_state=states.get(call.name), return_state=True)
         keep(call.name, train)
         return train
 
-    for t in range(0, encoder.timesteps, 8):
-        train = encoder.encode(source, encoder.key(False, 0), t, min(8, encoder.timesteps - t))
+    length = encoder.timesteps if whole else 8
+    for t in range(0, encoder.timesteps, length):
+        train = encoder.encode(source, encoder.key(False, 0), t, min(length, encoder.timesteps - t))
         keep(encoder.name, train)
         plans.run(plan.window, {id(plan.encoder.outputs[0]): train}, handler)
     return {layer: np.concatenate(parts) for layer, parts in pieces.items()}

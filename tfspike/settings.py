@@ -80,7 +80,7 @@ def _item(field: dataclasses.Field, kind: Any, value: Any) -> Any:
     if type(value) is not kind:
         raise ValueError
     if field.metadata["path"] and isinstance(value, str):
-        if not value or "\0" in value:
+        if not value.strip() or "\0" in value:
             raise ValueError
         os.fsencode(value)  # raises ValueError for what no file system can hold
         value = os.path.expanduser(value)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training: remembered until a run can be saved, then its end."""
+"""SIGTERM, Ctrl-C and a terminal that hangs up while training: remembered until a run can be saved, then its end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ class Stopped(Exception):  # noqa: N818 (not an error)
         self.exit_code = 128 + number
 
 
+def _hang_up() -> tuple[int, ...]:
+    number = getattr(signal, "SIGHUP", None)  # which Windows has not
+    return () if number is None or signal.getsignal(number) == signal.SIG_IGN else (number,)
+
+
 class Signals:
-    """SIGTERM and Ctrl-C asked for once: remembered until the step ends; asked for twice: obeyed at once."""
+    """SIGTERM, SIGHUP and Ctrl-C asked for once: remembered until the step ends; asked for twice: obeyed at once.
+
+    SIGHUP that is ignored, as under `nohup`, stays ignored."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *_hang_up()):
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not the main thread: signals are the caller's

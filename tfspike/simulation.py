@@ -42,14 +42,19 @@ class Simulation:
       timesteps: length of the window; None takes the model's.
 
     Raises:
-      UserError: the model has no single window of time.
+      UserError: the model has no single window of time, or neurons with a `call` of their own, whose membranes nobody
+        else knows.
     """
 
     def __init__(self, model: Any, timesteps: int | None = None):
         plan = getattr(model, "plan", None)
         if plan is None:
+            if hasattr(model, "_required_plan"):
+                model._required_plan()  # says why it has none
             raise UserError("The model must be a SpikingModel with one window between one encoder and one Readout. "
                             f"Received: a {type(model).__name__}.")
+        model.refuse_own_call("A simulation")
+        plan.refuse_own_neurons("A simulation")
         self.plan: plans.Plan = plan
         encoder = plan.encoder.layer
         self.timesteps = encoder.timesteps if timesteps is None else check_count("timesteps", timesteps)
@@ -75,7 +80,10 @@ class Simulation:
             tf.zeros((batch, *call.args[0].shape[2:]), tf.float32) for call in self.neurons]
 
     def chunks(self, batch: int) -> Iterator[tuple[int, int]]:
-        """`(first step, steps)` of stretches that fit into memory."""
+        """`(first step, steps)` of stretches that fit into memory; the whole window where a layer may need it."""
+        if self.plan.whole() is not None:
+            yield 0, self.timesteps
+            return
         largest = max(int(np.prod(call.outputs[0].shape[2:])) for call in self.plan.spiking)
         length = max(1, min(self.timesteps, CHUNK_ELEMENTS // (largest * batch)))
         for first in range(0, self.timesteps, length):

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike.datasets import DatasetInfo, check_labels
+from tfspike.checks import is_count, number
+from tfspike.datasets import DatasetInfo, check_indices, check_labels
 from tfspike.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def split_indices(num_records: int, val_fraction: float, seed: int, name: str) -
     Raises:
       UserError: val_fraction outside [0, 1), a negative seed, or a part left empty.
     """
-    if not 0 <= val_fraction < 1:  # also refuses NaN
+    if not 0 <= number(val_fraction) < 1:  # also refuses NaN
         raise UserError(f"val_fraction must lie in [0, 1), received {val_fraction}.")
     _check_seed(seed)
     count = round(num_records * val_fraction)
@@ -73,8 +74,8 @@ def split_record(name: str, val_fraction: float, seed: int, train: np.ndarray, v
 
 
 def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise UserError(f"seed must be 0 or more, received {seed}.")
+    if not is_count(seed, 0):
+        raise UserError(f"seed must be a whole number of 0 or more, received {seed!r}.")
 
 
 # --- streams of batches -----------------------------------------------------------------------------------------------
@@ -120,17 +121,22 @@ class _Stream:
     def __init__(self, images: Any, labels: np.ndarray, indices: np.ndarray | None, batch_size: int, info: DatasetInfo,
                  shard: tuple[int, int]):
         worker, workers = shard
-        indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
-        if len(images) != len(labels):
-            raise UserError(f"{len(images)} images need as many labels, received {len(labels)}.")
-        if batch_size < 1 or not len(indices):
+        self.labels = check_labels(labels, info.num_classes, info.name, "any")
+        images = images if hasattr(images, "shape") else np.asarray(images)
+        if len(images.shape) != 4 + info.event_based:
+            axes = "[N, T, H, W, 2]" if info.event_based else "[N, H, W, C]"
+            raise UserError(f"images of {info.name} must have the shape {axes}, received {tuple(images.shape)}.")
+        if len(images) != len(self.labels):
+            raise UserError(f"{len(images)} images need as many labels, received {len(self.labels)}.")
+        info.check(images)
+        indices = check_indices(indices, len(self.labels))
+        if not is_count(batch_size) or not len(indices):
             raise UserError(f"a batch needs at least 1 record, received batch size {batch_size} of {len(indices)} "
                             "records.")
         if not 0 <= worker < workers or batch_size % workers:
             raise UserError(f"a batch of {batch_size} must divide among {workers} workers numbered from 0, received "
                             f"worker {worker}; choose a multiple of {workers}.")
-        check_labels(labels, info.num_classes, info.name, "any")
-        self.images, self.labels, self.indices, self.info = images, np.asarray(labels, np.int32), indices, info
+        self.images, self.indices, self.info = images, indices, info
         self.batch_size, self.local_size = batch_size, batch_size // workers
         self._slice = slice(worker * self.local_size, (worker + 1) * self.local_size)
         self._sample_shape = tuple(images.shape[1:])
@@ -215,7 +221,7 @@ class TrainStream(_Stream):
         if self.augment:
             bits = _random_bits(self.batch_size, self.seed, _AUGMENT, step)[self._slice]
             images = _crop(images, bits, self.info.mirrored)
-        return self.info.normalise(images), self.labels[chosen]
+        return self.info.scaled(images), self.labels[chosen]
 
     def dataset(self, start_step: int = 0) -> tf.data.Dataset:
         """The batches from `start_step` on, without end and without a walk through earlier ones."""
@@ -263,7 +269,7 @@ class EvalStream(_Stream):
         real = places < len(self.indices)
         places = np.where(real, places, 0)[self._slice] if self.pad else places[real]
         chosen = self.indices[places]
-        batch = self.info.normalise(self.images[chosen]), self.labels[chosen]
+        batch = self.info.scaled(self.images[chosen]), self.labels[chosen]
         return (*batch, real[self._slice].astype(np.float32)) if self.pad else batch
 
     def dataset(self) -> tf.data.Dataset:

@@ -96,7 +96,24 @@ def derivative(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:
       x: distance of the membrane potential from the threshold, in thresholds.
       width: above 0.
 
-    >>> print(derivative("triangular", tf.constant([-2.0, -0.5, 0.0, 0.25])).numpy())
-    [0.   0.5  1.   0.75]
+    Examples:
+      >>> print(derivative("triangular", tf.constant([-2.0, -0.5, 0.0, 0.25])).numpy())
+      [0.   0.5  1.   0.75]
     """
     return DERIVATIVES[name](x / width)
+
+
+def spike(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:
+    """1 where x > 0, else 0, in the dtype of `x`; its gradient is h(x / width). For neurons of one's own making.
+
+    Args:
+      name: a key of `DERIVATIVES`.
+      x: distance of the membrane potential from the threshold, in thresholds.
+      width: above 0.
+    """
+
+    @tf.custom_gradient
+    def step(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return tf.cast(x > 0.0, x.dtype), lambda upstream: upstream * derivative(name, x, width)
+
+    return step(x)

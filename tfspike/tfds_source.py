@@ -88,15 +88,9 @@ def load(name: str, split: str, data_dir: str | None, extra: bool) -> Split:
     Raises:
       UserError: missing or damaged data, or a set that cannot be used; see `tfspike.datasets.load`.
     """
-    tfds = _library()
     builder = _builder(name, data_dir)
-    features, splits = builder.info.features, builder.info.splits
-    dictionary = isinstance(features, tfds.features.FeaturesDict)
-    image, label = (features[k] if dictionary and k in features else None for k in ("image", "label"))
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"{name!r} is not an image classification set: it needs the features 'image' (Image) and "
-                        f"'label' (ClassLabel), it has {', '.join(features.keys()) if dictionary else features}; "
-                        "choose another set.")
+    splits, names_read = builder.info.splits, _image_and_label(name, builder.info)
+    image, label = (builder.info.features[key] for key in names_read)
     if np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (1, 3):
         raise UserError(f"{name!r} has {image.np_dtype} images of shape {image.shape}; legal are uint8 images with 1 "
                         "or 3 channels.")
@@ -109,11 +103,31 @@ def load(name: str, split: str, data_dir: str | None, extra: bool) -> Split:
         raise UserError(f"{name!r} in {builder.data_dir} has no records in its {split} split; it has "
                         f"{ {k: v.num_examples for k, v in splits.items()} }: prepare it again or choose another set.")
     more = _extra_count(name, builder) if extra else 0
-    images, labels = _read_split(builder, keys[split], counts[split], tuple(image.shape), name)
+    shape = tuple(image.shape)
+    images, labels = _read_split(builder, keys[split], counts[split], shape, name, names_read)
     if extra and split == "train":
-        images, labels = _joined((images, labels), _read_split(builder, "extra", more, tuple(image.shape), name), name)
+        images, labels = _joined((images, labels), _read_split(builder, "extra", more, shape, name, names_read), name)
     return Split(images, labels, tuple(label.names or map(str, range(label.num_classes))), counts["train"] + more,
                  counts["test"])
+
+
+def _image_and_label(name: str, info: Any) -> tuple[str, str]:
+    """Names of the two features read: image and label, else those of supervised learning, else the only such two."""
+    features = _library().features
+
+    def is_image(feature: Any) -> bool:
+        return isinstance(feature, features.Image) and not isinstance(feature, features.LabeledImage)
+
+    has = dict(info.features.items()) if isinstance(info.features, features.FeaturesDict) else {}
+    images = [key for key, feature in has.items() if is_image(feature)]
+    labels = [key for key, feature in has.items() if isinstance(feature, features.ClassLabel)]
+    only = [(images[0], labels[0])] if len(images) == len(labels) == 1 else []
+    for pair in [("image", "label"), info.supervised_keys, *only]:
+        if isinstance(pair, tuple) and len(pair) == 2 and pair[0] in images and pair[1] in labels:
+            return pair[0], pair[1]
+    kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(has.items())) or str(info.features)
+    raise UserError(f"{name!r} is not an image classification set: it needs the features 'image' (Image) and 'label' "
+                    f"(ClassLabel), or one of each kind, it has {kinds}; choose another set.")
 
 
 def _extra_count(name: str, builder: Any) -> int:
@@ -135,9 +149,9 @@ def _joined(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.n
     return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
 
 
-def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...],
-                name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a whole split, in parallel and in order, into preallocated arrays [N, H, W, C] and [N]."""
+def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...], name: str,
+                names_read: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode two features of a split, in parallel and in order, into preallocated arrays [N, H, W, C] and [N]."""
     import tensorflow as tf
 
     def damaged(why: str) -> UserError:
@@ -147,7 +161,7 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
     images, labels, position = None, np.empty(count, np.int64), 0
     try:
         records = builder.as_dataset(split=key, shuffle_files=False)
-        records = records.map(lambda r: (r["image"], r["label"]), num_parallel_calls=tf.data.AUTOTUNE)
+        records = records.map(lambda r: (r[names_read[0]], r[names_read[1]]), num_parallel_calls=tf.data.AUTOTUNE)
         for image, label in records.batch(512 if None not in shape else 1).prefetch(2).as_numpy_iterator():
             if images is None:
                 _require_memory(name, key, count, image.shape[1:])

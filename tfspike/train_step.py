@@ -16,7 +16,8 @@ from tfspike.optimisation import decays
 class TrainStep:
     """One compiled step over all replicas: the same update as on one device with the global batch.
 
-    Loss: the configured one (`tfspike.losses`), averaged over the global batch. The gradient is summed over all
+    Loss: the configured one (`tfspike.losses`), averaged over the global batch, and `spike_penalty` times the mean
+    firing rate, which is logged beside it. The gradient is summed over all
     replicas, then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
 
     Args:
@@ -40,7 +41,8 @@ class TrainStep:
         return self._step(images, labels, tf.constant(float(stop)))
 
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
-        """`{name: value}` of a step: loss, correct, stop, and `diagnosis.layer_statistics`."""
+        """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,
+        and with a penalty firing_rate, spikes per neuron and step, and spike_penalty, what it adds to the loss."""
         return dict(zip(self._names, values.numpy().tolist()))
 
     def _compute(self, images: Any, labels: Any, stop: tf.Tensor) -> tf.Tensor:
@@ -49,16 +51,21 @@ class TrainStep:
     def _replica(self, images: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         replicas = self.strategy.num_replicas_in_sync
-        variables = self.model.trainable_variables
+        variables, penalty = self.model.trainable_variables, self.config.spike_penalty
         with tf.GradientTape() as tape:
-            output, activity = self.model.observe(images, training=True)
+            output, activity = self.model.observe(images, training=True, count_gradients=penalty > 0)
             per_record = losses.per_record(self.config.loss, output, labels, self.config.label_smoothing)
-            loss = tf.reduce_sum(per_record) / self.config.batch_size
-        grads = context.all_reduce(tf.distribute.ReduceOp.SUM, tape.gradient(loss, variables))
+            loss = minimised = tf.reduce_sum(per_record) / self.config.batch_size
+            sums = {"loss": loss}
+            if penalty > 0:
+                rate = losses.firing_rate(activity, self.model.timesteps, self.config.batch_size)
+                minimised = loss + penalty * rate
+                sums |= {"firing_rate": rate, "spike_penalty": penalty * rate}
+        grads = context.all_reduce(tf.distribute.ReduceOp.SUM, tape.gradient(minimised, variables))
         correct = tf.equal(tf.argmax(output, axis=-1, output_type=labels.dtype), labels)
         stats = diagnosis.layer_statistics(activity, self.model.timesteps, grads, variables)
         self._apply(grads, variables, replicas)
-        sums = {"loss": loss, "correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
+        sums |= {"correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
         self._names = [*sums, *stats]
         shares = [value / replicas for value in stats.values()]  # a mean over replicas, as a sum
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([*sums.values(), *shares]))

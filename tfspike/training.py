@@ -7,8 +7,8 @@ and a run killed anywhere ends with the bits of one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 import os
 import signal
 import sys
@@ -20,13 +20,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, streams, summary, workdir
+from tfspike import checkpoints, datasets, diagnosis, distribution, initial_weights, output, streams, summary, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.distribution import Place
 from tfspike.errors import UserError
 from tfspike.evaluation import Evaluator
 from tfspike.initialisation import initialise_rates
 from tfspike.optimisation import learning_rate, make_optimizer
+from tfspike.pace import Pace, clock
 from tfspike.profiling import Profile
 from tfspike.run_log import RunLog
 from tfspike.signals import Signals, Stopped
@@ -34,7 +35,8 @@ from tfspike.train_step import Sums, TrainStep
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _EXAMPLES = 8  # images that exports are compared on
-_LOGGED = 4  # training images that membranes and energy are logged of: the cost of an epoch's pictures must not show
+_LOGGED = 4  # training images that membranes are logged of: the cost of an epoch's pictures must not show
+_METERED = 32  # held-out images that energy is logged of: it differs by a third from image to image
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 
 
@@ -61,7 +63,7 @@ class Trainer:
         self.info = datasets.describe(self.data, self.train_index, config.augment)
         self.stream = streams.TrainStream(self.data.images, self.data.labels, self.train_index, config.batch_size,
                                           config.seed, self.info, shard=(where.worker, where.workers))
-        self.steps_per_epoch = config.steps_per_epoch or self.stream.steps_per_epoch
+        self.steps_per_epoch = config.steps_per_epoch or max(self.stream.steps_per_epoch, config.min_steps_per_epoch)
         keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
         with strategy.scope():
             self.model = workdir.build_model(config, self.info)
@@ -77,6 +79,7 @@ class Trainer:
         self.last_saved: str | None = None
         self.log: Any = None
         self.watch: Any = None
+        self._lock: Any = None
 
     def example(self, count: int = 1) -> np.ndarray:
         """The first training images, as the model takes them, for pictures, the graph and what is counted exactly."""
@@ -91,6 +94,10 @@ class Trainer:
         log.hyperparameters({field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)
                              if field.metadata["experiment"] and not field.metadata["path"]})
         log.graph(self.model, self.example())
+
+    def most_frequent(self) -> float:
+        """Share of the most frequent class among the validation records: the accuracy of who looks at no image."""
+        return float(np.bincount(self.data.labels[self.val_index]).max() / len(self.val_index))
 
     # ---- first weights and checkpoints -------------------------------------------------------------------------
 
@@ -146,6 +153,9 @@ class Trainer:
                 f"last good checkpoint is {self.last_saved}; start again with a smaller --learning_rate or "
                 "--clip_norm=1.")
         if self.log is not None:
+            lock = workdir.settle_again(self.config, self.data_record(), self.say)
+            if lock is not None:  # the best so far went with the old folder
+                self._lock, self.best, best = lock, self.best if best else None, True
             self.log.flush()
         progress = {"epoch_sums": dataclasses.asdict(self.epoch_sums), "interval": dataclasses.asdict(self.interval),
                     "best": self.best, "steps_per_epoch": self.steps_per_epoch}
@@ -153,9 +163,10 @@ class Trainer:
                  "optimizer": checkpoints.collect(self.optimizer.variables)}
         self.last_saved = checkpoints.save(self.folder, self.step, parts,
                                            {"config": dataclasses.asdict(self.config), "progress": progress},
-                                           self.config.keep_checkpoints, best or self.evaluator is None)
+                                           self.config.keep_checkpoints, best or self.evaluator is None,
+                                           spare=self.watch and self.watch.last_living)
         if self.watch is not None:
-            self.watch.last_checkpoint = self.last_saved
+            self.watch.saved(self.last_saved)
 
     def share_state(self) -> None:
         """Gives every worker the first one's weights and step."""
@@ -176,7 +187,7 @@ class Trainer:
 
         Raises:
           Stopped: after a signal, with everything saved.
-          diagnosis.Diverged: NaN or Inf, or a collapse that the run was told to stop on.
+          diagnosis.Diverged: NaN or Inf, or a collapse.
           WorkerLost: another worker is gone.
         """
         self.log = log
@@ -192,6 +203,7 @@ class Trainer:
 
     def _loop(self, batches: Iterator[Any], stop: Signals, profile: Profile) -> None:
         pending: list[tuple[int, tf.Tensor]] = []
+        pace = Pace(self.last_step, self.config.epochs)
         while self.step < self.last_step:
             self._set_learning_rate()
             images, labels = next(batches)
@@ -206,6 +218,8 @@ class Trainer:
             saves = self.config.checkpoint_every > 0 and self.step % self.config.checkpoint_every == 0
             if len(pending) >= _LAG or logs or saves or asked:
                 self._look_at(pending)
+            for line in pace.after(self.step):
+                self.say(line)
             if logs:
                 self._report()
             if ends:
@@ -214,6 +228,7 @@ class Trainer:
                 self.save()
             if asked:
                 raise Stopped(stop.received or signal.SIGTERM)
+        self.watch.refuse_collapsed_end(self.step)
 
     def _set_learning_rate(self) -> None:
         rate = learning_rate(self.config, self.step, self.steps_per_epoch)
@@ -250,7 +265,7 @@ class Trainer:
         left = (self.last_step - self.step) * (now - self._clock) / (self.step - self._first_step)
         self.say(f"epoch {epoch + 1}/{self.config.epochs}  step {self.step - epoch * self.steps_per_epoch}/"
                  f"{self.steps_per_epoch}  loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:5.1f} %  "
-                 f"{speed * self.config.batch_size:.0f} images/s  {_duration(left)} left")
+                 f"{speed * self.config.batch_size:.0f} images/s  {clock(left)} left")
         self.log.scalars(self.step, {
             "train/loss": means.pop("loss"), "train/accuracy": means.pop("accuracy"),
             "learning_rate": learning_rate(self.config, self.step - 1, self.steps_per_epoch), **means,
@@ -275,31 +290,37 @@ class Trainer:
                  + text)
         if rates:
             self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
-        examples = self.example(_LOGGED)
-        self.log.scalars(self.step, {**record, **{f"epoch_rate/{name}": rate for name, rate in rates.items()},
-                                     **(self._energy(examples) if self.where.is_chief else {})},
-                         event="epoch", epoch=epoch)
-        self.log.histograms(self.step, self.model, example=examples)
+        energy = self._energy() if self.where.is_chief else {}
+        by_layer = {f"epoch_rate/{name}": rate for name, rate in rates.items()}
+        self.log.scalars(self.step, {**record, **by_layer, **energy},
+                         dict.fromkeys(energy, self._energy_note), event="epoch", epoch=epoch)
+        self.log.histograms(self.step, self.model, example=self.example(_LOGGED))
         self.log.images(self.step, self.model, self.example())
         self.epoch_sums = Sums()
         self.save(best)
         self._shown = time.monotonic(), self.step  # validation does not count as training time
 
-    def _energy(self, examples: np.ndarray) -> dict[str, float]:
-        """Energy of a few images in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
+    @property
+    def _metered(self) -> np.ndarray:
+        """Indices of the images that energy is logged of: unseen ones, as a report's are, where there are any."""
+        return (self.val_index if len(self.val_index) else self.train_index)[:_METERED]
+
+    @property
+    def _energy_note(self) -> str:
+        kind = "held-out" if len(self.val_index) else "training"
+        return (f"45 nm model, mean over {len(self._metered)} {kind} images: within some 5 % of the whole set. "
+                "eval.py --report has that of the test set.")
+
+    def _energy(self) -> dict[str, float]:
+        """Energy of an image in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
         if self.model.plan is None:
             return {}
         from tfspike import analysis
         from tfspike.energy import EnergyModel
 
-        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, examples))
+        images = self.info.normalise(self.data.images[self._metered])
+        snn, ann = (EnergyModel().picojoules(operations) for operations in analysis.operations(self.model, images))
         return {"energy/snn_pj_per_image": snn, "energy/share_of_ann": snn / ann}
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -314,14 +335,15 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
       say: takes lines for the user; None prints them.
 
     Returns:
-      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 130 after Ctrl-C, 143 after SIGTERM.
+      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 129 after SIGHUP, 130 after Ctrl-C,
+      143 after SIGTERM.
 
     Raises:
       UserError: something the user can put right (exit code 2).
     """
     options = options or RunOptions()
     where = distribution.place(config.strategy)
-    say = say or (_print if where.is_chief else lambda line: None)
+    say = say or (output.line if where.is_chief else lambda line: None)
     from tfspike import dry_run  # which imports this module
 
     try:
@@ -353,7 +375,11 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
 
 
 def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
-    lock = workdir.prepare(str(config.workdir)) if where.is_chief else None
+    with workdir.held(str(config.workdir)) if where.is_chief else contextlib.nullcontext():
+        return _run_held(config, options, where, say)
+
+
+def _run_held(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
     start = workdir.decide(config, options, say) if where.is_chief else workdir.Start("new", "")
     say(start.sentence)
     if start.kind == "finished":
@@ -379,7 +405,6 @@ def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) ->
             log.close()
     if where.is_chief:
         _finish(trainer, config, say)
-    del lock
     return 0
 
 
@@ -445,12 +470,15 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
         example = trainer.data.images[trainer.train_index[:_EXAMPLES]]
         export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
     workdir.mark_finished(str(config.workdir), config, trainer.step)
+    test = workdir.to_copy("eval.py", workdir=str(config.workdir))
     if trainer.best is not None:
+        usual = trainer.most_frequent()
+        if trainer.best["val_accuracy"] <= usual:
+            say(f"Warning: the network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
+                "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
+                "settings.")
         say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "
-            f"{int(trainer.best['epoch'])}. Test it: python eval.py --workdir={config.workdir}")
+            f"{int(trainer.best['epoch'])}. Test it: {test}")
     else:
-        say(f"Finished. Test it: python eval.py --workdir={config.workdir}")
+        say(f"Finished. Test it: {test}")
 
-
-def _print(line: str) -> None:
-    print(line, flush=True)

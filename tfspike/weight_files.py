@@ -73,22 +73,50 @@ def available(folder: str = FOLDER) -> list[str]:
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
-def check_name(name: Any, folder: str = FOLDER) -> str:
-    """Returns `name`; raises UserError that lists what there is for any other."""
-    known = available(folder)
-    if name not in known:
-        raise UserError(f"There are no trained weights {shown(str(name))}; there are {', '.join(known) or 'none'}. A "
-                        "name is <network>_<data set>.")
-    return str(name)
+def check_name(name: Any, folder: str = FOLDER, network: str | None = None) -> str:
+    """The whole name of the weights meant by `name`.
+
+    Args:
+      name: `<network>_<data set>`, or the data set alone where that leaves no choice.
+      folder: of the weights.
+      network: the network that they must be of; None for any.
+
+    Raises:
+      UserError: there are no such weights, or several; says what there is.
+    """
+    every = available(folder)
+    known = [each for each in every if network in (None, _split(each)[0])]
+    meant = [each for each in known if each == name] or [each for each in known if _split(each)[1] == name]
+    if len(meant) == 1:
+        return meant[0]
+    name, of = str(name), "" if network is None else f"of {network} "
+    if meant:
+        raise UserError(f"There are several trained weights {shown(name)}: {', '.join(meant)}; give one of these.")
+    if name in every:
+        raise UserError(f"The trained weights {name} are of {_split(name)[0]}, and {network} was asked for; {of}there "
+                        f"are {', '.join(known) or 'none'}.")
+    asked = name if network is None or name.startswith(f"{network}_") else f"{network}_{name}"
+    raise UserError(f"There are no trained weights {shown(asked)}; {of}there are {', '.join(known) or 'none'}. A name "
+                    "is <network>_<data set>, or the data set alone.")
 
 
-def read(name: str, folder: str = FOLDER) -> Entry:
+def _split(name: str) -> tuple[str, str]:
+    """Network and data set of a whole name."""
+    network, _, data = name.partition("_")
+    return network, data
+
+
+def read(name: str, folder: str = FOLDER, network: str | None = None) -> Entry:
     """Everything about one set of weights; the arrays themselves are read by `Entry.arrays`.
+
+    Args:
+      name, folder, network: as for `check_name`.
 
     Raises:
       UserError: there is no such name, or its files are damaged.
     """
-    stem = os.path.join(folder, check_name(name, folder))
+    name = check_name(name, folder, network)
+    stem = os.path.join(folder, name)
     try:
         with open(f"{stem}.json", encoding="utf-8") as file:
             record = json.loads(file.read(1_000_001))

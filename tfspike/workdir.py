@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfspike import __version__, checkpoints, config_files
@@ -45,6 +46,61 @@ class Start:
     kind: str
     sentence: str
     checkpoint: Checkpoint | None = None
+
+
+@contextlib.contextmanager
+def held(workdir: str) -> Iterator[None]:
+    """`prepare` for the time of a command; one that ends before config.json is written leaves nothing on the disk."""
+    path, made = os.path.abspath(workdir), []
+    while not os.path.lexists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    lock, lock_file = None, os.path.join(workdir, ".lock")
+    first = not os.path.lexists(lock_file)
+    try:
+        lock = prepare(workdir)
+        yield
+    finally:
+        if not os.path.lexists(os.path.join(workdir, "config.json")):
+            with contextlib.suppress(OSError):  # of a folder that is not there, or holds what others wrote
+                if lock is not None and first:
+                    os.remove(lock_file)
+                for folder in made:
+                    os.rmdir(folder)
+        if lock is not None:
+            lock.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What a checkpoint is of its run, and how far the run is.
+
+    Attributes:
+      which: "best" by validation, or "last"; "last" too where nothing has been validated yet.
+      step: training steps behind the checkpoint.
+      trained: training steps that the run has done.
+      wanted: those of all its epochs; None where nobody trains (converted networks, weights of the library).
+    """
+
+    which: str
+    step: int
+    trained: int
+    wanted: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch has been trained."""
+        return self.wanted is None or self.trained >= self.wanted
+
+    @property
+    def unfinished(self) -> str:
+        """"unfinished, at step 30 of 120"; empty of a finished run."""
+        return "" if self.finished else f"unfinished, at step {self.trained:,} of {self.wanted:,}"
+
+    def describe(self) -> str:
+        """Of which step the weights are, in words."""
+        more = f"; the run is {self.unfinished}" if self.unfinished else ""
+        return f"{self.which} checkpoint{' so far' if more and self.which == 'best' else ''} (step {self.step}{more})"
 
 
 def prepare(workdir: str) -> Any:
@@ -95,12 +151,15 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
         return Start("new", f"New run in {workdir}.")
     if resume == "never":
         raise UserError(f"--resume=never, but {workdir} holds a run; delete that folder or give another --workdir.")
-    config_lib.check_resumable(config_lib.read_run(workdir), config)
+    saved = config_lib.read_run(workdir)
+    config_lib.check_resumable(saved, config)
     if "converted" in about(workdir):
         raise UserError(f"{workdir} holds a converted network, not a run to continue; to train it further, give "
-                        f"--init_from={os.path.join(workdir, CONVERTED)} and another --workdir.")
+                        f"{shlex.quote(f'--init_from={os.path.join(workdir, CONVERTED)}')} and another --workdir.")
     _check_init(workdir, options)
     if _is_finished(workdir, config):
+        if checkpoints.steps(os.path.join(workdir, CHECKPOINTS)):
+            _check_unedited(saved, open_checkpoint(workdir, say, "last"))
         more = "" if config.lr_schedule == "cosine" else " Raise --epochs to continue."
         return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}.{more}")
     checkpoint = checkpoints.newest(os.path.join(workdir, CHECKPOINTS), say)
@@ -109,6 +168,7 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
             raise UserError(f"--resume=must, but the run in {workdir} has no checkpoint yet; leave it out to "
                             "start anew.")
         return Start("new", f"New run in {workdir}: the one begun there had no checkpoint yet.")
+    _check_unedited(saved, checkpoint)
     return Start("resume", f"Resuming from step {checkpoint.step} of the run in {workdir}.", checkpoint)
 
 
@@ -120,12 +180,29 @@ def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
         raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it "
                         "there, or --resume=auto.")
     checkpoint = open_checkpoint(path, say)
+    saved = _settings_of(checkpoint)
+    if saved is None:
+        raise UserError(f"The checkpoint {path} does not say which settings it was trained with; use another one.")
+    config_lib.check_resumable(dataclasses.replace(saved, workdir=path), config)
+    return Start("resume", f"Resuming from step {checkpoint.step} of {checkpoint.path} in {workdir}.", checkpoint)
+
+
+def _settings_of(checkpoint: Checkpoint) -> Config | None:
+    """The settings that a checkpoint was trained with; None where it does not say."""
     saved = checkpoint.meta.get("config")
     if not isinstance(saved, dict):
-        raise UserError(f"The checkpoint {path} does not say which settings it was trained with; use another one.")
-    text = json.dumps({"format": config_files.FORMAT, "config": saved})
-    config_lib.check_resumable(config_lib.from_json(text, path), config)
-    return Start("resume", f"Resuming from step {checkpoint.step} of {checkpoint.path} in {workdir}.", checkpoint)
+        return None
+    return config_lib.from_json(json.dumps({"format": config_files.FORMAT, "config": saved}), checkpoint.path)
+
+
+def _check_unedited(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuses a config.json that says another experiment than the one which left the checkpoint."""
+    saved = _settings_of(checkpoint)
+    changes = {} if saved is None else config_lib.diff(saved, config)
+    if changes:
+        listed = ", ".join(f"{name} (trained with {was}, now {now})" for name, (was, now) in changes.items())
+        raise UserError(f"The config.json of {config.workdir} was changed since its run was trained: {listed}. Put the "
+                        "old values back; for another experiment, copy the file elsewhere and give --workdir.")
 
 
 def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint:
@@ -144,6 +221,8 @@ def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint
     inner = os.path.join(path, CHECKPOINTS)
     folder = inner if os.path.isdir(inner) else path
     step = checkpoints.target_of(folder, which) if which else None
+    if which == "best" and step is None:  # a copy without links, or nothing validated yet
+        step = _best_step(checkpoints.newest(folder, lambda line: None))
     if step is not None:
         try:
             return checkpoints.read(os.path.join(folder, checkpoints.name_of(step)))
@@ -154,6 +233,14 @@ def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint
     if checkpoint is None:
         raise UserError(f"There is no checkpoint in {path}; give a checkpoint's folder or the workdir of a run.")
     return checkpoint
+
+
+def _best_step(checkpoint: Checkpoint | None) -> int | None:
+    """The step of the best weights when this checkpoint was written; None where validation had chosen none."""
+    try:
+        return checkpoint.meta["progress"]["best"]["step"]  # type: ignore[union-attr]
+    except (AttributeError, KeyError, TypeError):
+        return None
 
 
 def _check_init(workdir: str, options: RunOptions) -> None:
@@ -173,6 +260,18 @@ def _is_finished(workdir: str, config: Config) -> bool:
         return done["epochs"] == config.epochs and set(config.export) <= set(done["export"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def standing(config: Config, which: str, checkpoint: Checkpoint) -> Standing:
+    """What a checkpoint, asked for as `which`, is of the run that `config` is of; its workdir is where the run is."""
+    progress = checkpoint.meta.get("progress")
+    length = progress.get("steps_per_epoch") if isinstance(progress, dict) else None
+    if type(length) is not int:
+        return Standing(which, checkpoint.step, checkpoint.step)
+    folder = os.path.join(str(config.workdir), CHECKPOINTS)
+    chosen = which == "best" and checkpoint.step in (checkpoints.target_of(folder, which), _best_step(checkpoint))
+    return Standing("best" if chosen else "last", checkpoint.step, max([checkpoint.step, *checkpoints.steps(folder)]),
+                    config.epochs * length)
 
 
 def mark_finished(workdir: str, config: Config, step: int) -> None:
@@ -201,10 +300,30 @@ def write_config(config: Config, data: dict[str, Any], init_from: str | None) ->
     checkpoints.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
 
 
+def settle_again(config: Config, data: dict[str, Any], say: Say) -> Any:
+    """Where the folder of a run is gone while it trains: makes it again, so that nothing that is trained is lost.
+
+    Args:
+      config, data: as for `write_config`.
+      say: takes the sentence about it.
+
+    Returns:
+      What `prepare` returns; None where the folder is still there.
+    """
+    workdir = str(config.workdir)
+    if os.path.isfile(os.path.join(workdir, "config.json")):
+        return None
+    say(f"Warning: {workdir} was moved or deleted while its run was training. The run goes on there, in a new folder; "
+        "checkpoints and logs until now are where the old one was moved to.")
+    lock = prepare(workdir)
+    write_config(config, data, None)
+    return lock
+
+
 def about(workdir: str) -> dict[str, Any]:
     """What config.json keeps beside the settings; {} where it cannot be read."""
     try:
-        with open(os.path.join(workdir, "config.json"), encoding="utf-8") as file:
+        with open(os.path.join(workdir, "config.json"), encoding="utf-8-sig") as file:
             record = json.loads(file.read(1_000_001))["about"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
@@ -261,9 +380,25 @@ def command() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
+def to_copy(program: str, **flags: str) -> str:
+    """A command for the reader to copy from the screen, quoted for a shell.
+
+    Args:
+      program: "train.py", "eval.py", or "-m" and a module.
+      flags: name and value of each.
+
+    >>> to_copy("-m tfspike.conversion", run="my runs/ann")
+    "python -m tfspike.conversion '--run=my runs/ann'"
+    """
+    script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), program)
+    elsewhere = os.path.isfile(script) and os.path.abspath(program) != script
+    words = [script] if elsewhere else program.split()
+    return shlex.join(["python", *words, *(f"--{name}={value}" for name, value in flags.items())])
+
+
 def continuing_command(config: Config) -> str:
     """The command that goes on with a run."""
-    return shlex.join(["python", "train.py", f"--config={os.path.join(str(config.workdir), 'config.json')}"])
+    return to_copy("train.py", config=os.path.join(str(config.workdir), "config.json"))
 
 
 # ---- the network -------------------------------------------------------------------------------------------------
@@ -282,8 +417,8 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
     if config.neuron == "relu":
         if timesteps is not None:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
-                            "an ANN (--neuron=relu); leave it out, or convert the ANN: python -m tfspike.conversion "
-                            f"--run={config.workdir}")
+                            "an ANN (--neuron=relu); leave it out, or convert the ANN: "
+                            f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
         return models.create(config.model, tuple(info.image_shape), info.num_classes, config.timesteps,
                              dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
                              dtype=config.precision, neuron="relu")
@@ -317,6 +452,11 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     config = config_lib.read_run(workdir)
     info = data_info(workdir)
     checkpoint = open_checkpoint(workdir, say, which)
+    _check_unedited(config, checkpoint)
+    stands = standing(config, which, checkpoint)
+    if not stands.finished:
+        say(f"Warning: the run in {workdir} is {stands.unfinished}. These are the weights of its {stands.which} "
+            f"checkpoint, step {checkpoint.step}. To go on training: {continuing_command(config)}")
     converted = _converted(workdir, timesteps)
     if converted is not None:
         return converted, config, info, checkpoint

@@ -1,7 +1,7 @@
 """Trained networks as files that run without this library, each proven by running it: see docs/exports.md.
 
     from tfspike import export
-    export.save(model, info, ["saved_model", "litert", "nir", "keras"], "runs/mine/export")
+    export.save(model, info, ["saved_model", "litert", "nir", "keras", "onnx"], "runs/mine/export")
 
 `info` is the data set's `DatasetInfo`, or anything with `scale`, `offset` and `class_names`.
 """
@@ -19,7 +19,8 @@ from tfspike.errors import UserError
 
 __all__ = ["FORMATS", "from_nir", "save", "to_nir"]
 
-_NAMES = {"saved_model": "saved_model", "litert": "model.tflite", "nir": "model.nir", "keras": "model.keras"}
+_NAMES = {"saved_model": "saved_model", "litert": "model.tflite", "nir": "model.nir", "keras": "model.keras",
+          "onnx": "model.onnx"}
 FORMATS = tuple(_NAMES)
 _LAZY = {"to_nir": "nir_graph", "from_nir": "nir_import"}
 
@@ -42,7 +43,7 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
       model: a `tfspike.models.SpikingModel`, or a `tfspike.models.ReluModel` (as "keras" alone).
       info: has `scale`, `offset` (x = p * scale + offset for pixels p of 0 to 255) and `class_names`.
       formats: some of `FORMATS`.
-      folder: where the files go: saved_model/, model.tflite, model.nir, model.keras.
+      folder: where the files go: saved_model/, model.tflite, model.nir, model.keras, model.onnx.
       example: raw images `[B, H, W, C]` of 0 to 255, or spike trains `[B, T, H, W, C]` for event data;
         None draws noise.
       weights: of the LiteRT file: "float32", "float16" or "dynamic_range" (the last two are measured, not held to
@@ -70,9 +71,11 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
     if getattr(model, "plan", None) is not None:
         model = fold(model)
     sample = (verify.AnnSample if isinstance(model, ReluModel) else verify.Sample)(model, info, example)
+    # all of them before the first is written: what cannot be converted leaves nothing behind
+    writers = {form: _writer(form, model, info, weights, target) for form in formats}
     try:
         os.makedirs(folder, exist_ok=True)
-        return {form: _place(os.path.join(os.fspath(folder), _NAMES[form]), _writer(form, model, info, weights, target),
+        return {form: _place(os.path.join(os.fspath(folder), _NAMES[form]), writers[form],
                              functools.partial(verify.check, form, sample=sample, weights=weights, target=target))
                 for form in formats}
     except OSError as error:
@@ -81,16 +84,27 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
 
 
 def _writer(form: str, model: Any, info: Any, weights: str, target: str) -> Callable[[str], Any]:
+    """Converts the model, and returns what writes it to a path."""
     if form == "keras":
         return model.save
     if form == "nir":
         from tfspike.export import nir_graph
-        return lambda path: nir_graph.write(model, path, target)
+        return functools.partial(nir_graph.write_graph, nir_graph.to_nir(model, target))
     if form == "litert":
         from tfspike.export import litert
-        return lambda path: litert.write(model, info, path, weights)
+        return functools.partial(_write_bytes, litert.convert(model, info, weights))
+    if form == "onnx":
+        from tfspike.export import onnx_graph
+        return functools.partial(_write_bytes, onnx_graph.convert(model, info))
     from tfspike.export import saved_model
     return lambda path: saved_model.write(model, info, path)
+
+
+def _write_bytes(content: bytes, path: str) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _place(path: str, write: Callable[[str], Any], check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`python -m tfspike.export --workdir=RUN --format=saved_model,litert,nir,keras`: exports the network of a run."""
+"""`python -m tfspike.export --workdir=RUN --format=saved_model,litert,nir,keras,onnx`: exports the network of a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tfspike import output
 from tfspike.errors import UserError
 from tfspike.export import FORMATS, save
 
@@ -59,4 +60,5 @@ def _load_run(workdir: str) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with output.guarded():
+        raise SystemExit(main())

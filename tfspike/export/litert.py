@@ -6,13 +6,11 @@ not, so a Poisson model takes its spikes from outside and the other encoders are
 
 from __future__ import annotations
 
-import os
 import tempfile
 from typing import Any
 
 import tensorflow as tf
 
-from tfspike.encoders import PoissonEncoder
 from tfspike.errors import UserError
 from tfspike.export.saved_model import Served, step_of
 from tfspike.precision import in_float32
@@ -30,7 +28,7 @@ class _Fixed(Served):
         one = spec((1, 1, *window.spike_shape), tf.float32, "spikes")
         found = {"from_spikes": tf.function(self._at_once, input_signature=[spikes]).get_concrete_function(),
                  "stream": tf.function(self._one_step).get_concrete_function(spikes=one, **window.state_specs(1))}
-        if not self.from_events and not isinstance(window.plan.encoder.layer, PoissonEncoder):
+        if not self.from_events and not window.plan.encoder.layer.draws:
             images = spec((1, *window.plan.inputs[0].shape[1:]), tf.float32, "images")
             found["serving_default"] = tf.function(self._image, input_signature=[images]).get_concrete_function()
         return found
@@ -48,12 +46,11 @@ class _Fixed(Served):
         return self.window.outputs(self.window.run(encode, self.window.timesteps, 1, self.window.initial_state(1)))
 
 
-def write(model: Any, info: Any, path: str, weights: str = "float32") -> None:
-    """Writes the file `path`.
+def convert(model: Any, info: Any, weights: str = "float32") -> bytes:
+    """The content of the file.
 
     Args:
       model, info: as for `tfspike.export.save`; another precision than float32 is converted to it.
-      path: file to write.
       weights: how they are stored: "float32", "float16", or "dynamic_range" (int8 with float arithmetic).
 
     Raises:
@@ -72,12 +69,8 @@ def write(model: Any, info: Any, path: str, weights: str = "float32") -> None:
         if weights == "float16":
             converter.target_spec.supported_types = [tf.float16]
         try:
-            content = converter.convert()
+            return converter.convert()
         except Exception as error:  # the converter has no public class for "this operation needs Flex"
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"{model.name!r} has no form of built-in LiteRT operations ({first}); export it as "
                             "saved_model.") from error
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

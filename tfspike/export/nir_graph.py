@@ -25,7 +25,7 @@ import numpy as np
 from tfspike import plan as plans
 from tfspike.errors import UserError
 from tfspike.export.window import Window
-from tfspike.layers import LIF, OverTime, PoolingIF, Readout, WindowDropout
+from tfspike.layers import OverTime, Readout, SpikingLayer, WindowDropout
 from tfspike.precision import in_float32
 
 NAME = "model.nir"
@@ -43,7 +43,8 @@ class Conventions:
       has_if: knows IF nodes with R = 1/dt; else a LIF that does not leak stands for it.
       has_readout: knows LI and I; else the graph ends in the readout's currents, to be integrated outside.
       has_average_pool: else a convolution of each channel with itself stands for it.
-      counts_batch: its Flatten counts the batch axis, which NIR's shapes do not have.
+      counts_batch: its Flatten counts the batch axis, which NIR's shapes do not have; axes are counted from the end.
+      follows_joins: reads graphs in which two edges meet.
     """
 
     dt: float = 1e-4
@@ -53,12 +54,14 @@ class Conventions:
     has_readout: bool = True
     has_average_pool: bool = True
     counts_batch: bool = False
+    follows_joins: bool = True
 
 
 # As found in the readers of norse 1.1, snnTorch 1.0 and SpikingJelly 2.0; tests/test_export_nir.py runs them.
 TARGETS: dict[str, Conventions] = {
     "nir": Conventions(),
-    "norse": Conventions(ignores_r=True, has_readout=False, has_average_pool=False, counts_batch=True),
+    "norse": Conventions(ignores_r=True, has_readout=False, has_average_pool=False, counts_batch=True,
+                         follows_joins=False),
     "snntorch": Conventions(has_if=False, has_readout=False, counts_batch=True),
     "spikingjelly": Conventions(inclusive=True, has_readout=False),
 }
@@ -83,7 +86,12 @@ def to_nir(model: Any, target: str | Conventions = "nir") -> Any:
 
 def write(model: Any, path: str, target: str | Conventions = "nir") -> None:
     """Writes `to_nir(model, target)` to the file `path`."""
-    _nir().write(path, to_nir(model, target))
+    write_graph(to_nir(model, target), path)
+
+
+def write_graph(graph: Any, path: str) -> None:
+    """Writes a `nir.NIRGraph` to the file `path`."""
+    _nir().write(path, graph)
 
 
 def _conventions(target: str | Conventions) -> Conventions:
@@ -141,14 +149,16 @@ class _Writer:
     def _convert(self, call: plans.Call, sources: list[_Wire]) -> _Wire:
         layer, source = call.layer, sources[0]
         if isinstance(layer, keras.layers.Add):
+            if not self.to.follows_joins:
+                raise UserError(f"The reader of this `target` does not follow joins, such as {call.name!r}, and would "
+                                "make another network of the file; choose another target, or leave the format out.")
             # NIR sums the edges that arrive at a node
             return dataclasses.replace(source, nodes=tuple(name for wire in sources for name in wire.nodes))
         if isinstance(layer, (WindowDropout, keras.layers.Identity)):
             return source
-        if isinstance(layer, LIF):
-            return self._add(call.name, self._neuron(_first(source.shape), layer.leak, layer.threshold), source)
-        if isinstance(layer, PoolingIF):
-            return self._add(call.name, self._neuron(_first(source.shape), 1.0, layer.threshold), source)
+        if isinstance(layer, SpikingLayer):
+            neuron = layer.neuron
+            return self._add(call.name, self._neuron(_first(source.shape), neuron.leak, neuron.threshold), source)
         if isinstance(layer, Readout):
             return self._readout(layer, source)
         if isinstance(layer, OverTime):
@@ -214,14 +224,9 @@ class _Writer:
     def _flatten(self, name: str, source: _Wire, shape: tuple[int, ...]) -> _Wire:
         if len(source.shape) == 1:
             return source
-        start = 1 if self.to.counts_batch else 0
-        # torch's axis 1 of a batch is axis 0 of NIR's sample; the type is left open where the two disagree
-        kind = None if self.to.counts_batch else np.array(_first(source.shape))
-        node = self.nir.Flatten({"input": kind}, start_dim=start, end_dim=-1)
-        if kind is None:
-            node.input_type = {"input": np.array(_first(source.shape))}
-            node.output_type = {"output": np.array(shape)}
         height, width, channels = source.shape
+        # counted from the end, the first axis of a sample is the same with a batch axis in front and without
+        node = self.nir.Flatten({"input": np.array(_first(source.shape))}, -3 if self.to.counts_batch else 0, -1)
         return self._add(name, node, source, shape, maps=(height, width, channels))
 
     def _conv(self, name: str, layer: Any, source: _Wire, shape: tuple[int, ...]) -> _Wire:

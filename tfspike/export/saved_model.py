@@ -56,11 +56,11 @@ class Served(tf.Module):
         """Pixels of 0 to 255 to the x that the encoder takes."""
         return images * tf.constant(self._scale) + tf.constant(self._offset)
 
-    def _from_images(self, images: tf.Tensor, seed: Any) -> dict[str, tf.Tensor]:
-        window = self.window
+    def _from_images(self, images: tf.Tensor, seed: Any, chunk: int | None = None) -> dict[str, tf.Tensor]:
+        window, chunk = self.window, chunk or self.window.chunk
         encode = window.encoder_of(self.normalise(images), seed)
         state = window.initial_state(tf.shape(images)[0])
-        state = window.run(encode, window.timesteps // window.chunk, window.chunk, state)
+        state = window.run(encode, window.timesteps // chunk, chunk, state)
         return window.outputs(state)
 
     def _from_spikes(self, spikes: tf.Tensor) -> dict[str, tf.Tensor]:

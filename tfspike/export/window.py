@@ -34,11 +34,15 @@ class Window:
     def __init__(self, model: Any):
         plan = model.plan
         if plan is None:
-            raise UserError("Only a model that is one window between one encoder and one Readout can be exported; "
-                            f"{model.name!r} is not.")
+            model._required_plan()  # says why it has none
         if len(plan.outputs) != 1 or len(plan.inputs) != 1:
             raise UserError(f"Only a model with one input and one output can be exported; {model.name!r} has "
                             f"{len(plan.inputs)} and {len(plan.outputs)}.")
+        model.refuse_own_call("An export")
+        why = plan.whole()
+        if why is not None:
+            raise UserError(f"Exports run a window step by step, and {why}. `model.export(folder)` writes Keras' own "
+                            "SavedModel, which runs whole windows.")
         self.plan: plans.Plan = plan
         self.timesteps: int = plan.encoder.layer.timesteps
         self.layer_names = [call.name for call in plan.spiking]
@@ -128,7 +132,7 @@ class Window:
         """What `run` asks for input: the model's own encoder on normalised images or event data `[B, ...]`."""
         values = plans.run(self.plan.before, {id(self.plan.inputs[0]): inputs})
         layer, source = self.plan.encoder.layer, values[id(self.plan.encoder.args[0])]
-        key = layer.inference_key(seed)
+        key = layer.key(seed=seed)
         return lambda start, steps: layer.encode(source, key, start, steps)
 
     @property

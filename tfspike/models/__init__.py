@@ -71,9 +71,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
-      weights: trained ones that come with the library, by the end of their name: "mnist" for "lenet_mnist" of
-        `tfspike.pretrained.available()`, with running statistics, so that training can go on. What they were trained
-        with must be given again: shape, classes, hidden, encoder (or None), leak, threshold, norm and pooling.
+      weights: trained ones that come with the library, by their name in `tfspike.pretrained.available()`
+        ("lenet_mnist") or its end ("mnist"), with running statistics, so that training can go on. What they were
+        trained with must be given again: shape, classes, hidden, encoder (or None), leak, threshold, norm and pooling.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -105,7 +105,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or choose a "
                         f"surrogate. Received: surrogate_width={surrogate_width!r}.")
     hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
-    entry = None if weights is None else weight_files.read(f"{name}_{weights}")
+    entry = None if weights is None else weight_files.read(weights, network=name)
     if entry is not None:
         weight_files.check_fits(entry, input_shape=shape, num_classes=num_classes, hidden=hidden, encoder=encoder,
                                 neuron=neuron, norm=norm, pooling=pooling, leak=leak, threshold=threshold)

@@ -50,8 +50,8 @@ class ReluModel(keras.Model):
         """Images `[B, H, W, C]` to logits `[B, classes]`, float32; `seed` is not used, as nothing here is random."""
         return super().call(inputs, training=training, mask=mask)
 
-    def observe(self, inputs: tf.Tensor, training: bool | None = None,
-                seed: int | tf.Tensor | None = None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def observe(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None,
+                count_gradients: bool = True) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """`(logits [B, classes], {})`: what `SpikingModel.observe` returns, without spikes to count."""
         return self(inputs, training=training), {}
 
@@ -86,6 +86,9 @@ def twin(model: SpikingModel) -> ReluModel:
       UserError: a layer has no counterpart in an ANN, or the model has no single window.
     """
     plan = model._required_plan()
+    why = plan.whole()
+    if why is not None:
+        raise UserError(f"A twin stands for layers of the library and of Keras, and {why}.")
     inputs = keras.Input(plan.encoder.outputs[0].shape[2:], dtype="float32", name="input")
     copies: dict[int, tuple[Any, Any]] = {}  # of every layer with weights: what holds them here, and in the twin
 

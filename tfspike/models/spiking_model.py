@@ -8,14 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike import kernels
+from tfspike import callbacks, diagnosis, kernels
 from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
-from tfspike.encoders import SpikeInput, warn_of_values
+from tfspike.encoders import Encoder, SpikeInput, warn_of_values
 from tfspike.engine import Engine
 from tfspike.errors import UserError
-from tfspike.layers import SpikingLayer, WindowDropout
-from tfspike.normalisation import ThresholdNorm
+from tfspike.layers import SpikingLayer
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -23,8 +22,10 @@ class SpikingModel(keras.Model):
     """`SpikingModel(inputs, outputs)`: a functional model with one encoder and one readout, computed in chunks of time.
 
     It is an ordinary Keras model in every other way: `fit`, `predict`, `summary`, `.keras` files. `call_layers` is the
-    readable road, layer by layer; both give the same spikes and the same gradients (to rounding). A graph that is not
-    one window between one encoder and one readout is computed layer by layer, and `engine` is None.
+    readable road, layer by layer; both give the same spikes and the same gradients (to rounding). What the fast road
+    would not do as it is written (a layer with a `call` of its own, one that mixes steps, a graph without one window
+    between one encoder and one readout) is computed layer by layer, and `engine` is None: one warning names the layer.
+    `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast road.
 
     Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
     (`DirectEncoder`). An output that is a spike train is time-major: call such a model, as `predict` joins its batches
@@ -37,17 +38,19 @@ class SpikingModel(keras.Model):
     @property
     def plan(self) -> plans.Plan | None:
         """The model's layer calls in order; None where the graph has no single window."""
-        if "plan" not in self._lazy():
-            self._lazy()["plan"] = plans.trace(self)
-        return self._lazy()["plan"]
+        found = self._read()
+        return found if isinstance(found, plans.Plan) else None
 
     @property
     def engine(self) -> Engine | None:
-        """What runs the window; None where the model is computed layer by layer."""
-        if self.plan is None or any(getattr(call.layer, "trainable_variables", ()) for call in self.plan.before):
-            return None  # the engine passes no gradient to its input; layers may be frozen and freed at any time
+        """What runs the window; None where the model is computed layer by layer, which is said once, with the cause."""
+        found = self._read()
+        why = plans.hindrance(found) if isinstance(found, plans.Plan) else found
+        if isinstance(why, str) or isinstance(found, str):
+            self._say(f"{self.name} is computed layer by layer, which takes more time and memory: {why}.")
+            return None
         if "engine" not in self._lazy():
-            self._lazy()["engine"] = self._make_engine(self.plan)
+            self._lazy()["engine"] = Engine(found, found.spiking[0].layer.gradient, self._chunk, self._kernel)
         return self._lazy()["engine"]
 
     def configure_engine(self, chunk: int | None = None, kernel: str = "auto") -> None:
@@ -68,7 +71,7 @@ class SpikingModel(keras.Model):
         return [call.name for call in self._required_plan().spiking]
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None,
-             seed: int | tf.Tensor | None = None) -> tf.Tensor:
+             seed: int | tf.Tensor | None = None, counts: bool = False, count_gradients: bool = True) -> Any:
         """Images `[B, H, W, C]` (or spike trains `[B, T, ...]`) to V_T / T `[B, classes]`.
 
         Args:
@@ -76,61 +79,121 @@ class SpikingModel(keras.Model):
           training: fresh noise and dropout; advances the step counters.
           mask: not used.
           seed: keys the encoder's noise in inference; 0 unless given, so that `predict` repeats.
+          counts: return what `observe` returns.
+          count_gradients: as of `observe`.
         """
-        if self.plan is None:
+        engine = self.engine
+        if self.plan is None and not counts and seed is None:
             return super().call(inputs, training=training, mask=mask)
-        if self.engine is None:
-            return self.call_layers(inputs, training=training, seed=seed)
-        return self.observe(inputs, training=training, seed=seed)[0]
+        output, activity = self._observe(engine, inputs, training, seed, counts and count_gradients)
+        return (output, activity) if counts else output
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them."""
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
+
+        It also warns, once, if a layer is silent or no gradient reaches any weight; `tfspike.Diagnosis` among the
+        callbacks says more.
+        """
         if self.plan is not None and not self.plan.before:
-            warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
-        return super().fit(x, *args, **kwargs)
+            warn_of_values(kwargs.get("x", args[0] if args else None), isinstance(self.plan.encoder.layer, SpikeInput))
+        args, kwargs = callbacks.watched(self, args, kwargs)
+        return super().fit(*args, **kwargs)
 
-    def observe(self, inputs: tf.Tensor, training: bool | None = None,
-                seed: int | tf.Tensor | None = None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def train_step(self, data: Any) -> Any:
+        """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy."""
+        heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
+        try:
+            logs = super().train_step(data)
+        finally:
+            del self._lazy()["heard"]
+        if heard and not tf.distribute.has_strategy():
+            stats = diagnosis.layer_statistics(heard, self.timesteps, [], [])
+            if "statistics" not in self._lazy():
+                with tf.init_scope():  # outlives the graph that is being traced
+                    self._lazy()["statistics"] = list(stats), tf.Variable(tf.zeros(len(stats)), trainable=False)
+            self._lazy()["statistics"][1].assign(tf.stack(list(stats.values())))
+        return logs
+
+    def activity_statistics(self) -> dict[str, float]:
+        """What `tfspike.diagnosis.layer_statistics` counts of every spiking layer, of the last batch of `fit` or
+        `train_on_batch`; {} before the first."""
+        names, kept = self._lazy().get("statistics", ((), None))
+        return {} if kept is None else dict(zip(names, kept.numpy().tolist()))
+
+    def observe(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None,
+                count_gradients: bool = True) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The output and the spike count of every neuron, from one pass.
+
+        Counts pass gradient as outputs do, under both gradients of the neurons, so that spikes can be penalised: dL/dN
+        adds to dL/ds of every step. `count_gradients=False` saves the time that this takes in the backward pass.
+
+        Raises:
+          UserError: the model's class has a `call` of its own.
 
         Returns:
           `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass.
         """
-        engine = self._required_engine()
-        if training and not engine.can_train:
-            return self._observe_layers(inputs, training, seed)
-        plan, around = engine.plan, plans.in_phase(training)
-        values = plans.run(plan.before, {id(plan.inputs[0]): self._one_input(inputs)}, around)
-        source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
-        record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables)
-        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): record.output}, around)
-        activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
-        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+        self.refuse_own_call("`observe`")
+        if self.plan is not None:
+            inputs = self._one_input(inputs)
+        return self(inputs, training=training, seed=seed, counts=True, count_gradients=count_gradients)
 
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
                     seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """The same, layer by layer with whole windows in memory: slower, larger, and easy to read."""
+        self._required_plan()
         return self._observe_layers(inputs, training, seed)[0]
 
-    def _observe_layers(self, inputs: tf.Tensor, training: bool | None,
-                        seed: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        plan, around = self._required_plan(), plans.in_phase(training)
+    def _observe(self, engine: Engine | None, inputs: Any, training: bool | None, seed: Any,
+                 counted: bool) -> tuple[Any, dict[str, tf.Tensor]]:
+        if engine is not None and training and not engine.can_train:
+            self._say(f"{self.name} is trained layer by layer, which takes more time and memory: gradient='event' with "
+                      "normalisations needs a window of at most 8 steps; take gradient='rate' or fewer steps.")
+        if engine is None or training and not engine.can_train:
+            output, activity = self._observe_layers(inputs, training, seed)
+            self._hear(activity)
+            return output, activity if counted else {name: tf.stop_gradient(x) for name, x in activity.items()}
+        plan, around = engine.plan, plans.in_phase(training)
+        values = plans.run(plan.before, {id(plan.inputs[0]): self._one_input(inputs)}, around)
+        source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
+        record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables, counted)
+        for call, penalty in zip(engine.penalised, record.penalties):
+            call.layer.add_loss(penalty)
+        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): record.output}, around)
+        activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
+        self._hear(activity)
+        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+
+    def _observe_layers(self, inputs: Any, training: bool | None, seed: Any) -> tuple[Any, dict[str, tf.Tensor]]:
+        """Layer by layer; of any graph, with or without a window."""
+        plan = self.plan
+        symbols, calls, ends = (plan.inputs, plan.calls, plan.outputs) if plan is not None else plans.calls_of(self)
+        given = [self._one_input(inputs)] if plan is not None else [
+            tf.cast(tf.convert_to_tensor(x), symbol.dtype) for x, symbol in zip(keras.tree.flatten(inputs), symbols)]
+        around = plans.in_phase(training) if plan is not None else plans.as_keras(training)
         activity: dict[str, tf.Tensor] = {}
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if call is plan.encoder:
-                return call.layer(*args, training=training, seed=seed)
-            if isinstance(call.layer, (WindowDropout, ThresholdNorm)):
-                return call.layer(*args, training=training)
+            if isinstance(call.layer, Encoder) and seed is not None and kwargs.get("seed") is None:
+                kwargs = {**kwargs, "seed": seed}
+            outputs = around(call, args, kwargs)
             if isinstance(call.layer, SpikingLayer):
-                spikes, state = call.layer(*args, return_state=True)
-                activity[call.name] = tf.stop_gradient(state.count)
-                return spikes
-            return around(call, args, kwargs)
+                spikes = keras.tree.flatten(outputs)[0]  # a state may follow
+                activity[call.name] = tf.reduce_sum(tf.cast(spikes, tf.float32), axis=0)
+            return outputs
 
-        values = plans.run((*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after),
-                           {id(plan.inputs[0]): self._one_input(inputs)}, handler)
-        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+        values = plans.run(calls, dict(zip(map(id, symbols), given)), handler)
+        return self._as_declared([values[id(end)] for end in ends]), activity
+
+    def refuse_own_call(self, what: str) -> None:
+        """Raises UserError where the model's class has a `call` of its own, which `what` would not run."""
+        if type(self).call is not SpikingModel.call:
+            raise UserError(f"{what} runs the layers of a model, and {type(self).__name__} has a `call` of its own: "
+                            "put that code into a layer behind the Readout of a SpikingModel.")
+
+    def _hear(self, activity: dict[str, tf.Tensor]) -> None:
+        """Gives spike counts to the `train_step` that asked for this pass, if one did."""
+        self._lazy().get("heard", {}).update(activity)
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
@@ -152,43 +215,59 @@ class SpikingModel(keras.Model):
         """Outputs in the structure that the model was made with: one, a list or a dict."""
         return keras.tree.pack_sequence_as(self.output, outputs)
 
-    def export(self, *args: Any, **kwargs: Any) -> Any:
+    def export(self, filepath: Any, format: str = "tf_saved_model", verbose: bool | None = None,
+               input_signature: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.export` with the plain kernel, because a compiled one would tie the file to a machine.
 
         `tfspike.export.save` writes files that do more, and runs them before it is content with them.
+
+        Raises:
+          UserError: a file of that format would not load, or not compute what the model does.
         """
+        self._check_export(format)
+        if format == "onnx" and input_signature is None:  # Keras' own way wants a model that was called
+            input_signature = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in self.inputs]
         kernel = self._kernel
         self.configure_engine(self._chunk, "plain")
         try:
-            return super().export(*args, **kwargs)
+            return super().export(filepath, format, verbose, input_signature, **kwargs)
         finally:
             self.configure_engine(self._chunk, kernel)
 
-    def _make_engine(self, plan: plans.Plan) -> Engine | None:
-        rules = {call.layer.gradient: call.name for call in (*plan.spiking, *plan.norms)}
-        bent = next((call.name for call in plan.window if not plans.is_linear(call.layer)), None)
-        if len(rules) > 1:
-            why = " and ".join(f"{name} has gradient={rule!r}" for rule, name in rules.items())
-        elif rules.keys() == {"rate"} and bent is not None:
-            why = f"{bent} is not linear, and gradient='rate', one pass through means, is exact for linear layers alone"
+    def _check_export(self, format: str) -> None:
+        """Refuses what Keras would write and call an artifact."""
+        if format == "openvino":
+            why, other = "OpenVINO rounds to 16 bits unless told not to, and so to other spikes", "onnx"
+        elif format not in ("onnx", "litert"):
+            return
+        elif any(getattr(layer, "draws", False) for layer in self.layers):
+            why, other = "the format has no counterpart of the random numbers that the encoder draws", format
+        elif any(layer.compute_dtype != "float32" for layer in self.layers):
+            why, other = "the format computes in float32 alone", format
         else:
-            return Engine(plan, next(iter(rules)), self._chunk, self._kernel)
-        warnings.warn(f"{self.name} is computed layer by layer, which takes more time and memory: {why}.", stacklevel=2)
-        return None
+            return
+        raise UserError(f"format={format!r} would not compute what {self.name!r} does: {why}. python -m tfspike.export "
+                        f"--workdir=RUN --format={other} (in Python: tfspike.export.save) writes a file that does, and "
+                        "runs it first.")
+
+    def _read(self) -> plans.Plan | str:
+        if "plan" not in self._lazy():
+            self._lazy()["plan"] = plans.read(self)
+        return self._lazy()["plan"]
+
+    def _say(self, what: str) -> None:
+        """Warns of this, once for a model."""
+        said = self._lazy().setdefault("said", set())
+        if what not in said:
+            said.add(what)
+            warnings.warn(what, stacklevel=3)
 
     def _required_plan(self) -> plans.Plan:
-        if self.plan is None:
-            raise UserError("This model is not one window between one encoder and one Readout (with spiking layers, "
-                            "OverTime, merges and WindowDropout between them), so it has no time steps to look at.")
-        return self.plan
-
-    def _required_engine(self) -> Engine:
-        if self.engine is None:
-            self._required_plan()
-            raise UserError("Spike counts come from the engine, which needs the same `gradient` in all spiking layers "
-                            "and normalisations, no trainable layer in front of the encoder and, for \"rate\", "
-                            "linear synapses.")
-        return self.engine
+        found = self._read()
+        if isinstance(found, str):
+            raise UserError(f"{self.name} is not one window between one encoder and one Readout, so it has no time "
+                            f"steps to look at: {found}.")
+        return found
 
     def _lazy(self) -> dict[str, Any]:
         # Keras tracks attributes of a model; a plan refers to layers that are tracked already

@@ -1,7 +1,7 @@
 """Runs an exported file in a process without tfspike: `python run.py FORMAT FILE INPUTS.npz OUTPUTS.npz`.
 
 A file that needs the library it came from is no export. This script imports what a user of the file would import
-(TensorFlow, a LiteRT runtime, or NumPy and `nir`), feeds the recorded inputs and writes what came out.
+(TensorFlow, a LiteRT runtime, onnxruntime, or NumPy and `nir`), feeds the recorded inputs and writes what came out.
 """
 
 from __future__ import annotations
@@ -90,11 +90,27 @@ def run_nir(path: str, given: Arrays) -> Arrays:
     return {f"from_spikes/{key}": value for key, value in simulate_nir.run(path, given["spikes"]).items()}
 
 
+def run_onnx(path: str, given: Arrays) -> Arrays:
+    """The one graph, on whatever it takes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    endpoint = "serving_default" if name == "images" else "from_spikes"
+    outputs = session.run(None, {name: given[name]})
+    return {f"{endpoint}/{output.name}": value for output, value in zip(session.get_outputs(), outputs)}
+
+
+_RUNNERS = {"saved_model": run_saved_model, "litert": run_litert, "nir": run_nir, "onnx": run_onnx}
+
+
 def main() -> None:
     form, path, inputs, outputs = sys.argv[1:]
     with np.load(inputs) as archive:
         given = dict(archive)
-    found = {"saved_model": run_saved_model, "litert": run_litert, "nir": run_nir}[form](path, given)
+    found = _RUNNERS[form](path, given)
     if any(name == "tfspike" or name.startswith("tfspike.") for name in sys.modules):
         raise SystemExit("tfspike was imported: this proves nothing")
     np.savez(outputs, **cast(Any, found))

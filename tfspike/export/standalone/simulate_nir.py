@@ -139,7 +139,7 @@ def pool(node: Any, train: Array, dt: float) -> Array:
 def flatten(node: Any, train: Array, dt: float) -> Array:
     """Axes start_dim..end_dim of one sample (NIR's shapes have no batch axis) become one."""
     shape = train.shape[2:]
-    start, end = int(node.start_dim), int(node.end_dim) % len(shape)
+    start, end = (int(axis) % len(shape) for axis in (node.start_dim, node.end_dim))
     return train.reshape(*train.shape[:2], *shape[:start], -1, *shape[end + 1:])
 
 

@@ -1,0 +1,189 @@
+"""What `fit` says of networks that do not learn, with `tfspike.Diagnosis` and without."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import tfspike
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel
+from tfspike.callbacks import FitWatch
+from tfspike.errors import UserError
+from tfspike.models import create
+
+STRONG = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", seed=1)
+DATA = np.random.default_rng(0).uniform(0, 1, (16, 6)).astype("f"), np.eye(3, dtype="f")[np.arange(16) % 3]
+
+
+def net(gradient: str = "rate", scale: float = 8.0, weak: tuple[str, ...] = (), surrogate: str = "leak_aware",
+        optimizer: Any = None, eagerly: bool = True, **lif: Any) -> SpikingModel:
+    """Three dense layers of spiking neurons; those of the names in `weak` get weights too small to fire."""
+    x = image = keras.Input((6,))
+    x = DirectEncoder(4)(x)
+    for name in ("a", "b", "c"):
+        start = keras.initializers.VarianceScaling(1e-3 if name in weak else scale, "fan_in", seed=ord(name))
+        x = OverTime(keras.layers.Dense(8, use_bias=False, kernel_initializer=start), name=f"dense_{name}")(x)
+        x = LIF(0.9, gradient=gradient, surrogate=surrogate, name=name, **lif)(x)
+    x = OverTime(keras.layers.Dense(3, use_bias=False, kernel_initializer=STRONG), name="out")(x)
+    model = SpikingModel(image, Readout(0.9)(x))
+    model.compile(optimizer or keras.optimizers.SGD(0.01), "mse", run_eagerly=eagerly)  # compiling takes seconds
+    return model
+
+
+def fitted(model: Any, epochs: int = 1, **kwargs: Any) -> list[str]:
+    """What a `Diagnosis` says while a model is fitted in batches of 8, 2 per epoch."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing is said twice
+        model.fit(*DATA, batch_size=8, epochs=epochs, verbose=0, callbacks=[tfspike.Diagnosis(say=said.append)], **kwargs)
+    return said
+
+
+@pytest.mark.parametrize("gradient", ["rate", "event"])
+def test_a_network_that_fires_is_left_in_peace(gradient: str) -> None:
+    model = net(gradient, eagerly=gradient == "event")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(*DATA, batch_size=8, epochs=2, verbose=0)
+    assert fitted(model) == []
+    rates = [value for name, value in model.activity_statistics().items() if name.startswith("rate/")]
+    assert len(rates) == 3 and all(0.02 < rate < 0.98 for rate in rates)
+
+
+@pytest.mark.parametrize("gradient", ["rate", "event"])
+def test_a_silent_layer_is_named_with_those_behind_it_and_the_remedy(gradient: str) -> None:
+    text, *more = fitted(net(gradient, weak=("b",), threshold=1.5), epochs=6)
+    assert text.startswith("b: 100 % of neurons silent at step 1, and with them the 1 layer behind it (c).")
+    assert "kernel_initializer=keras.initializers.VarianceScaling(2.0" in text and "initialise_rates(model" in text
+    assert "lower its threshold (now 1.5)" in text and "--" not in text
+    assert len(more) == 1 and more[0].startswith("The network has collapsed: every gradient is exactly zero for ")
+    assert "--" not in more[0]
+
+
+def test_the_remedy_helps() -> None:
+    model = net(weak=("b",))
+    tfspike.initialisation.initialise_rates(model, DATA[0])
+    assert fitted(model) == []
+
+
+def test_layer_by_layer_it_sees_the_same() -> None:
+    model = net()
+    with pytest.warns(UserWarning, match="computed layer by layer"):
+        x = image = keras.Input((6,))
+        for gradient in ("event", "rate"):
+            x = DirectEncoder(4)(x) if x is image else x
+            x = OverTime(keras.layers.Dense(8, use_bias=False, kernel_initializer="zeros"))(x)
+            x = LIF(0.9, gradient=gradient, name=gradient)(x)
+        model = SpikingModel(image, Readout(0.9)(x))
+        assert model.engine is None
+    model.compile("sgd", "mse", run_eagerly=True)
+    (text,) = [said for said in fitted_on(model, 8) if "silent" in said]
+    assert text.startswith("event: 100 % of neurons silent at step 1")
+
+
+def fitted_on(model: Any, outputs: int) -> list[str]:
+    said: list[str] = []
+    model.fit(DATA[0], np.zeros((16, outputs), "f"), batch_size=8, verbose=0,
+              callbacks=[tfspike.Diagnosis(say=said.append)])
+    return said
+
+
+def test_without_a_callback_fit_warns_once() -> None:
+    model = net(weak=("b",))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        for _ in range(3):
+            model.fit(*DATA, batch_size=8, verbose=0)
+    texts = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    assert len(texts) == 1 and texts[0].startswith("b: 100 % of neurons silent") and "tfspike.Diagnosis()" in texts[0]
+
+
+@pytest.mark.parametrize("given", [None, [], keras.callbacks.LambdaCallback(), [[keras.callbacks.LambdaCallback()]]])
+def test_fit_takes_callbacks_in_every_form(given: Any) -> None:
+    with pytest.warns(UserWarning, match="b: 100 % of neurons silent"):
+        history = net(weak=("b",)).fit(*DATA, 8, 1, 0, given)
+    assert len(history.history["loss"]) == 1
+
+
+def test_gradients_that_are_all_zero_are_said_where_every_layer_fires() -> None:
+    model = net()
+    model.layers[-2].layer.kernel.assign(np.zeros((8, 3)))  # no gradient goes back through it
+    model.layers[-2].trainable = False
+    model.compile(keras.optimizers.SGD(0.01), "mse", run_eagerly=True)
+    with pytest.warns(UserWarning, match="collapsed: every gradient is exactly zero for 1"):
+        model.fit(*DATA, batch_size=8, epochs=6, verbose=0)
+    model.optimizer.learning_rate = 0.0  # weights stand still whatever the gradient
+    assert fitted(model, epochs=6) == []
+
+
+def test_a_saturated_layer_is_named() -> None:
+    model = net()
+    watch, said = FitWatch(model), list[str]()
+    stats = {f"weight_norm/dense_{name}": watch._start_norm[f"dense_{name}"] for name in "abc"}
+    for name in "abc":
+        stats |= {f"rate/{name}": 0.5, f"silent/{name}": 0.1, f"saturated/{name}": 0.8 * (name == "a")}
+    for step in (1, 50, 100):
+        said += watch.update(step, stats)
+    (text,) = said
+    assert text.startswith("a: 80 % of neurons saturated") and "a higher threshold (now 1)" in text and "--" not in text
+
+
+def test_numbers_that_are_not_finite_are_said_once() -> None:
+    (text,) = [said for said in fitted(net(optimizer=keras.optimizers.SGD(1e38)), epochs=3) if "finite" in said]
+    assert "are no longer finite numbers (step 1)" in text or "is no longer finite" in text
+    assert "a smaller learning rate (now 1e+38) or clipnorm=1.0 in the optimizer" in text and "--" not in text
+
+
+def test_an_ann_has_weights_and_loss_watched_and_nothing_else() -> None:
+    twin = create("lenet", (12, 12, 1), 3, 1, hidden=0, neuron="relu")
+    images = np.random.default_rng(0).uniform(0, 1, (16, 12, 12, 1)).astype("f")
+
+    def said(optimizer: Any) -> list[str]:
+        texts: list[str] = []
+        twin.compile(optimizer, "mse", run_eagerly=True)
+        twin.fit(images, DATA[1], batch_size=8, verbose=0, callbacks=[tfspike.Diagnosis(say=texts.append)])
+        return texts
+
+    assert said(keras.optimizers.SGD(0.01)) == []
+    assert "finite" in said(keras.optimizers.SGD(1e38))[-1]
+
+
+def test_it_looks_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(FitWatch, "update", lambda self, step, stats: steps.append(step) or [])
+    model = net()
+    model.fit(*DATA, batch_size=1, epochs=2, verbose=0, callbacks=[tfspike.Diagnosis(every=4)])
+    assert steps == [1, 2, 3, 5, 9, 10, 14, 18, 20, 24, 28, 32]
+    with pytest.raises(UserError, match="every"):
+        tfspike.Diagnosis(every=0)
+
+
+def test_the_counts_are_those_of_the_training_step_and_change_nothing() -> None:
+    one, other = net("event", optimizer=keras.optimizers.SGD(0.1)), net("event", optimizer=keras.optimizers.SGD(0.1))
+    fitted(one, shuffle=False)
+    weights = [v.numpy() for v in other.trainable_variables]
+    keras.Model.fit(other, *DATA, batch_size=8, shuffle=False, verbose=0)
+    for a, b, start in zip(one.trainable_variables, other.trainable_variables, weights):
+        np.testing.assert_array_equal(a, b)
+        assert (a.numpy() != start).any()
+    assert one.activity_statistics() == other.activity_statistics()
+    before = net("event", optimizer=keras.optimizers.SGD(0.1))
+    before.fit(DATA[0][:8], DATA[1][:8], batch_size=8, verbose=0)
+    counts = net("event").observe(DATA[0][:8], training=True)[1]
+    assert before.activity_statistics()["rate/a"] == pytest.approx(float(np.mean(counts["a"])) / 4)
+
+
+def test_a_fitted_model_is_saved_and_loaded(tmp_path: Any) -> None:
+    model = net()
+    model.fit(*DATA, verbose=0)
+    model.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    assert not loaded.activity_statistics()
+    np.testing.assert_array_equal(loaded.predict(DATA[0], verbose=0), model.predict(DATA[0], verbose=0))
+    loaded.run_eagerly = True
+    loaded.fit(*DATA, verbose=0)
+    assert loaded.activity_statistics().keys() == model.activity_statistics().keys()

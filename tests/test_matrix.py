@@ -1,0 +1,56 @@
+"""The bare command learns on any image data set with every network: every network on data of every kind.
+
+A cell trains with what `config.resolve` gives a pair that nobody measured, for 160 steps of 32 records, or four for every
+class (the recipe's twenty epochs are longer), and must neither collapse nor stay near what the most frequent class alone would give: of the
+distance from there to 100 % it has to cover `COVERED` on validation records. That is 1.5 times chance for two classes
+in balance, 5 times for ten, and more than 10 times for a hundred.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import kinds
+from tfspike import config, datasets, training
+from tfspike.variants import VARIANTS
+
+COVERED = 0.5
+QUICK = [("lenet", kind) for kind in ("tiny", "few", "dark", "bright", "imbalanced", "events")]
+QUICK += [("vgg5", "tiny"), ("resnet20", "tiny")]
+FITTING = [(network, kind) for network in VARIANTS for kind in kinds.KINDS
+           if {"tiny": 8, "small_grey": 16, "dark": 28, "bright": 28}.get(kind, 32) >= VARIANTS[network].min_size]
+
+
+def learn(network, kind, folder, monkeypatch):
+    """Exit code, share of the distance covered, and what was said."""
+    data = kinds.load(kind)
+    steps = max(160, 4 * len(data.class_names))
+    monkeypatch.setattr(datasets, "load", lambda *args, **how: data)
+    monkeypatch.setattr("tfspike.recipes.RECIPES", {})  # as if nothing had been measured
+    made = config.resolve({"model": network, "dataset": data.name, "steps_per_epoch": steps // 4, "epochs": 4,
+                           "tensorboard": False, "export": (), "workdir": str(folder), "checkpoint_every": 0})
+    said: list[str] = []
+    code = training.run(made, say=said.append)
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    accuracy = [line["epoch/val_accuracy"] for line in lines if "epoch/val_accuracy" in line][-1]
+    usual = np.bincount(data.labels).max() / len(data)
+    return code, (accuracy - usual) / (1 - usual), said
+
+
+@pytest.mark.parametrize("network, kind", QUICK)
+def test_it_learns(network, kind, tmp_path, monkeypatch):
+    code, covered, said = learn(network, kind, tmp_path, monkeypatch)
+    assert code == 0 and covered >= COVERED, said[-8:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network, kind", [cell for cell in FITTING if cell not in QUICK])
+def test_it_learns_everywhere(network, kind, tmp_path, monkeypatch):
+    code, covered, said = learn(network, kind, tmp_path, monkeypatch)
+    assert code == 0 and covered >= COVERED, said[-8:]
+
+
+def test_every_network_is_tried_on_eight_kinds_at_least():
+    for network in VARIANTS:
+        assert sum(cell[0] == network for cell in FITTING) >= 7, network
