@@ -51,6 +51,20 @@ def test_a_model_that_is_dropped_takes_its_graphs_with_it(gradient: str, kernel:
     assert graph() is None
 
 
+def test_a_model_that_is_fitted_and_dropped_takes_its_graphs_with_it() -> None:
+    """Those that Keras makes: an optimiser's sum over replicas would hold the graph of a step for good."""
+    def graphs_after_fit() -> int:
+        model = nets.from_blocks(nets.SPECS["five"], T, "rate")
+        model.compile("sgd", "mse")
+        model.fit(nets.spike_inputs(T, B, nets.SPECS["five"].image), np.zeros((B, nets.CLASSES)), verbose=0)
+        del model
+        gc.collect()
+        return sum(isinstance(found, tf.Graph) for found in gc.get_objects())
+
+    graphs_after_fit()
+    assert graphs_after_fit() == graphs_after_fit()
+
+
 def test_layer_by_layer_leaves_no_graph_either() -> None:
     def build_and_drop() -> weakref.ref[Any]:
         model = nets.from_blocks(nets.SPECS["five"], T, "event")
@@ -163,12 +177,12 @@ def test_spikes_counts_and_membranes_are_the_same_bits_in_every_kernel(surrogate
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["models", "sizes"])
 def test_a_process_that_builds_many_models_or_sees_many_sizes_stays_small(work: str) -> None:
-    """Of "models", Keras itself leaves the graph of `fit` in a table of TensorFlow's; a CNN leaves 4 MiB each."""
+    """A CNN of the same shape leaves 2 to 4 MiB for each model and half a MiB for each size."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--work", work, "--nets", "lenet-rate", "--json"],
                           cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads(done.stdout.splitlines()[-1])["lenet-rate"]
-    assert record["mb"] / record["count"] < {"models": 20, "sizes": 2}[work], record
+    assert record["mb"] / record["count"] < {"models": 10, "sizes": 2}[work], record
 
 
 def test_kernels_are_plain_where_tensorflow_watches_every_operation() -> None:

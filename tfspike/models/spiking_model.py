@@ -103,7 +103,11 @@ class SpikingModel(keras.Model):
         """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy."""
         heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
         try:
-            logs = super().train_step(data)
+            replica = None if tf.distribute.has_strategy() else tf.distribute.get_replica_context()
+            if replica is None:
+                logs = super().train_step(data)
+            else:  # out of the only replica: there optimisers sum gradients, in a way that holds this graph for good
+                logs = replica.merge_call(lambda _: super(SpikingModel, self).train_step(data))
         finally:
             del self._lazy()["heard"]
         if heard and not tf.distribute.has_strategy():
