@@ -1,9 +1,9 @@
 """The bare command learns on any image data set with every network: every network on data of every kind.
 
-A cell trains with what `config.resolve` gives a pair that nobody measured, for 160 steps of 32 records, or four for every
-class, or 64 of the large images (the recipe's twenty epochs are longer), and must neither collapse nor stay near what the most frequent class alone would give: of the
-distance from there to 100 % it has to cover `COVERED` on validation records. That is 1.5 times chance for two classes
-in balance, 5 times for ten, and more than 10 times for a hundred.
+A cell trains with what `config.resolve` gives a pair that nobody measured, for 160 steps of 32 records (four for every
+class where that is more, 64 of the large images; the recipe's twenty epochs are longer). It must not collapse, and of
+the distance from what the most frequent class alone would give to 100 % it has to cover `COVERED` on validation records.
+That is 1.5 times chance for two classes in balance, 5 times for ten, and more than 10 times for a hundred.
 """
 
 import json
