@@ -83,7 +83,7 @@ class PoissonEncoder(Encoder):
       timesteps, seed: see `Encoder`.
       straight_through: pass a gradient on to the input, that of the expected spike train: d E[s_t] / dx = 1 within
         [-1, 1], and 0 outside, where |x| is cut off. For adversarial examples and for layers in front that learn.
-        Without it a gradient asked for is refused, as random spikes have none.
+        Without it a gradient asked for is refused (in a graph: NaN), as random spikes have none.
 
     Examples:
       >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
@@ -186,11 +186,11 @@ class SpikeInput(Encoder):
 def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.Tensor:
     """`outputs`, which were computed from `inputs`; who asks for a gradient between the two is told what to do.
 
-    TensorFlow would answer None or 0.
+    TensorFlow would answer None or 0. In a graph the gradient is NaN: there TensorFlow computes it whether it is asked
+    for or not, when the graph is called under a tape, and traces it when a model is saved.
 
     Raises:
-      UserError: when the gradient is computed, if a tape watches `inputs`; in a graph InvalidArgumentError, when it
-        runs, because TensorFlow traces every gradient of a model that it saves.
+      UserError: in eager execution, when the gradient is computed, if a tape watches `inputs`.
     """
     message = (f"No gradient with respect to the input comes through here: {instead}; or let the tape not watch the "
                "input, where gradients of the weights alone are wanted.")
@@ -200,8 +200,7 @@ def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.T
         def grad(upstream: tf.Tensor) -> tf.Tensor:
             if tf.executing_eagerly():
                 raise UserError(message)
-            with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
-                return tf.zeros_like(upstream)
+            return tf.fill(tf.shape(upstream), tf.constant(float("nan"), upstream.dtype))
         return tf.identity(inputs), grad
 
     @custom_gradient

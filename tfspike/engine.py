@@ -28,7 +28,6 @@ import tensorflow as tf
 from tfspike import convolution, gradients, kernels
 from tfspike import plan as plans
 from tfspike.custom_gradient import custom_gradient
-from tfspike.encoders import refuse_gradient
 from tfspike.errors import UserError
 from tfspike.gradients import NeuronState
 from tfspike.layers import OverTime, SpikingLayer, WindowDropout
@@ -136,7 +135,7 @@ class Engine:
         Raises:
           UserError: a layer of the window adds a loss of its own.
         """
-        given, inputs = inputs, tf.stop_gradient(inputs)
+        inputs = tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
         final: list[Any] = []
@@ -178,8 +177,6 @@ class Engine:
             return (record.output, record.input_rate, *fired, *flat), grad
 
         output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
-        output = refuse_gradient(output, given, "use model.call_layers(x), with encoder=\"direct\" or "
-                                                "PoissonEncoder(..., straight_through=True)")
         fired, final = final[:len(penalised)], final[len(penalised):]
         penalties = [_penalty(call.layer.activity_regularizer, spikes) for call, spikes in zip(penalised, fired)]
         count = 3 * len(self.plan.spiking)

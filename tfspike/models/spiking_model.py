@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfspike import callbacks, diagnosis, kernels
 from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
-from tfspike.encoders import Encoder, SpikeInput, warn_of_values
+from tfspike.encoders import Encoder, SpikeInput, refuse_gradient, warn_of_values
 from tfspike.engine import Engine
 from tfspike.errors import UserError
 from tfspike.layers import SpikingLayer
@@ -154,12 +154,16 @@ class SpikingModel(keras.Model):
             self._hear(activity)
             return output, activity if counted else {name: tf.stop_gradient(x) for name, x in activity.items()}
         plan, around = engine.plan, plans.in_phase(training)
-        values = plans.run(plan.before, {id(plan.inputs[0]): self._one_input(inputs)}, around)
+        inputs = self._one_input(inputs)
+        values = plans.run(plan.before, {id(plan.inputs[0]): inputs}, around)
         source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
         record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables, counted)
         for call, penalty in zip(engine.penalised, record.penalties):
             call.layer.add_loss(penalty)
-        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): record.output}, around)
+        # Of the model's input, not the encoder's: a tape may watch frozen weights in between
+        output = refuse_gradient(record.output, inputs, "use model.call_layers(x), with encoder=\"direct\" or "
+                                                        "PoissonEncoder(..., straight_through=True)")
+        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): output}, around)
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
         self._hear(activity)
         return self._as_declared([values[id(output)] for output in plan.outputs]), activity
