@@ -663,7 +663,7 @@ def first_of(answer: Any) -> np.ndarray:
 @pytest.mark.parametrize("nested", [False, True])
 def test_augmentation_in_front_of_the_encoder_stays_off_in_inference(nested: bool) -> None:
     inputs = keras.Input((12, 12, 1))
-    shift = keras.layers.RandomTranslation(0.3, 0.3)
+    shift = keras.layers.RandomTranslation(0.3, 0.3, seed=1)
     x = DirectEncoder(T)((keras.Sequential([shift]) if nested else shift)(inputs))
     x = LIF(0.9)(OverTime(keras.layers.Dense(8))(OverTime(keras.layers.Flatten())(x)))
     model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3))(x)))
