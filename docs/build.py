@@ -32,16 +32,18 @@ SOURCES = {"benchmarks.md": "benchmarks/README.md", "records.md": "results/READM
 
 # The modules by subject, in the direction of the imports. Patterns of names below `tfspike.`; every module matches one.
 SUBJECTS = {
-    "Neurons and layers": ["gradients", "surrogates", "cells", "layers", "encoders", "normalisation", "noise"],
-    "Engine": ["engine", "plan", "kernels", "convolution", "precision"],
+    "Neurons and layers": ["gradients", "surrogates", "cells", "layers", "encoders", "normalisation", "noise",
+                           "custom_gradient"],
+    "Engine": ["engine", "plan", "kernels", "convolution", "precision", "shared_function"],
     "Networks": ["models", "models.*", "variants", "initialisation", "folding", "pretrained", "weight_files",
                  "model_cards", "initial_weights"],
     "Data": ["datasets", "streams", "events", "tfds_source", "archives", "image_files"],
     "Looking at a network": ["simulation", "analysis", "energy", "summary", "plots", "report", "comparison", "pages"],
     "Training and evaluation": ["training", "train_step", "losses", "optimisation", "evaluation", "prediction",
-                                "diagnosis", "distribution", "dry_run", "profiling", "run_log", "results"],
+                                "diagnosis", "callbacks", "pace", "distribution", "dry_run", "profiling", "run_log",
+                                "results"],
     "Settings and runs": ["config", "recipes", "flags", "settings", "config_files", "checks", "errors", "workdir",
-                          "checkpoints", "signals"],
+                          "checkpoints", "signals", "output", "backend"],
     "Presets": ["configs", "configs.*"],
     "Conversion": ["conversion", "conversion.*"],
     "Exports": ["export", "export.*"],

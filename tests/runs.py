@@ -38,7 +38,8 @@ def untrained(workdir: Any, info: Any, **settings: Any) -> str:
       settings: of `config.resolve`; the network is alive with the first weights that kappa gives it.
     """
     config = config_lib.resolve({"dataset": "nmnist" if info.event_based else "mnist", "export": (),
-                                 "workdir": str(workdir), **settings})
+                                 "workdir": str(workdir), **settings},
+                                method=None if settings.get("norm") == "tdbn" else "lee")
     os.makedirs(workdir)
     runs.write_config(config, {"info": info.to_dict()}, None)
     model = runs.build_model(config, info)

@@ -52,7 +52,7 @@ def second(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def start(*arguments: str) -> tuple[Config, workdir.Start]:
     """How train.py would begin with these flags."""
-    config, options, _ = flags.parse(list(arguments))
+    config, options, *_ = flags.parse(list(arguments))
     return config, workdir.decide(config, options, quiet)
 
 
@@ -63,7 +63,7 @@ def test_a_moved_run_ends_where_it_is_as_one_that_was_left_in_place(begun: Path,
                                                                     tmp_path: Path) -> None:
     shutil.copytree(begun, tmp_path / "first")  # as copying does where there are no links
     assert os.path.isdir("first/checkpoints/best") and not os.path.islink("first/checkpoints/best")
-    config, options, _ = flags.parse(["--config=second/config.json"])
+    config, options, *_ = flags.parse(["--config=second/config.json"])
     lines: list[str] = []
     assert training.run(config, options, lines.append) == 0
     assert lines[0] == "Resuming from step 4 of the run in second."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -22,6 +23,7 @@ def shared(function: Callable[..., Any], compiled: bool = False, any_batch: bool
     traced: dict[Any, Any] = {}
 
     def call(*args: Any) -> Any:
+        args = tuple(tf.convert_to_tensor(arg) if isinstance(arg, np.ndarray) else arg for arg in args)
         key = tuple(tf.TensorSpec(_shape(arg, any_batch and i == 0), arg.dtype) if tf.is_tensor(arg) else arg
                     for i, arg in enumerate(args))
         if key not in traced:

@@ -474,7 +474,7 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
     if trainer.best is not None:
         usual = trainer.most_frequent()
         if trainer.best["val_accuracy"] <= usual:
-            say(f"Warning: the network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
+            say(f"The network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
                 "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
                 "settings.")
         say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "

@@ -387,8 +387,9 @@ def to_copy(program: str, **flags: str) -> str:
       program: "train.py", "eval.py", or "-m" and a module.
       flags: name and value of each.
 
-    >>> to_copy("-m tfspike.conversion", run="my runs/ann")
-    "python -m tfspike.conversion '--run=my runs/ann'"
+    Examples:
+      >>> to_copy("-m tfspike.conversion", run="my runs/ann")
+      "python -m tfspike.conversion '--run=my runs/ann'"
     """
     script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), program)
     elsewhere = os.path.isfile(script) and os.path.abspath(program) != script
