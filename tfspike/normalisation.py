@@ -104,8 +104,11 @@ class ThresholdNorm(keras.layers.Layer):
     @property
     def _alone(self) -> bool:
         """Whether the fused operation can be taken, which knows of one replica and of these types only."""
-        replica = tf.distribute.get_replica_context()
-        return self.compute_dtype in _FUSED and replica is not None and replica.num_replicas_in_sync == 1
+        if tf.distribute.has_strategy():
+            replica = tf.distribute.get_replica_context()
+            if replica is None or replica.num_replicas_in_sync > 1:
+                return False
+        return self.compute_dtype in _FUSED
 
     def moments(self, currents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance per channel `[C]`, float32, over everything else and over all replicas."""
