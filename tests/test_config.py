@@ -24,7 +24,7 @@ JSON = st.recursive(
 LEGAL = st.fixed_dictionaries({}, optional={
     "model": st.sampled_from(sorted(VARIANTS)),
     "dataset": st.sampled_from(["mnist", "svhn", "cifar10", "kmnist:3.0.1"]),
-    "workdir": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    "workdir": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip),
     "timesteps": st.integers(1, 500),
     "leak": st.floats(0, 1, exclude_min=True), "learning_rate": st.floats(1e-9, 1e9), "seed": st.integers(0, 2**31 - 1),
     "dropout": st.none() | st.floats(0, 0.99),
