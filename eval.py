@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from tfspike import flags
+from tfspike import eval_options, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def main() -> int:
     with flags.user_errors():
-        options = flags.parse_eval()
+        options = eval_options.parse_eval()
         say = (lambda line: None) if options.json else print
         from tfspike import evaluation, pretrained  # loads TensorFlow: only after the flags are known to be right
 

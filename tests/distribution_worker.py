@@ -19,10 +19,11 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import runs  # noqa: E402
-from tfspike import SpikingModel, ThresholdNorm, distribution, encoders, training  # noqa: E402
+from tfspike import SpikingModel, ThresholdNorm, distribution, encoders  # noqa: E402
 from tfspike.distribution import Place  # noqa: E402
 from tfspike.layers import LIF, OverTime, Readout  # noqa: E402
 from tfspike.train_step import TrainStep  # noqa: E402
+from tfspike.trainer import Trainer  # noqa: E402
 
 LEAK, STEPS, T, B, UNITS, CLASSES, INPUTS = 0.9, 20, 6, 4, 5, 3, 7
 
@@ -39,7 +40,7 @@ def one_step(gradient: str) -> dict:
         config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16, timesteps=16,
                            learning_rate=1000.0,  # updates far above the rounding of the weights
                            weight_decay=0.0, clip_norm=0.5)
-        trainer = training.Trainer(config, strategy, Place(), lambda line: None)
+        trainer = Trainer(config, strategy, Place(), lambda line: None)
         before = [v.value.numpy() for v in trainer.model.trainable_variables]
         images, labels = next(iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where)))
         numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
@@ -135,7 +136,7 @@ def learning() -> dict:
     """The loss of a normalised LeNet through its real training step, on two devices."""
     config = runs.tiny("unused", encoder="direct", norm="tdbn", surrogate="triangular", batch_size=16, timesteps=4,
                        optimizer="adam", learning_rate=0.003, lr_milestones=())
-    trainer = training.Trainer(config, strategies()["mirrored"], Place(), lambda line: None)
+    trainer = Trainer(config, strategies()["mirrored"], Place(), lambda line: None)
     batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
     return {"losses": [trainer.train_step.numbers(trainer.train_step(*next(batches)))["loss"] for _ in range(40)]}
 
@@ -145,7 +146,7 @@ def validation() -> dict:
     found = {}
     for name, strategy in strategies().items():
         config = runs.tiny("unused", val_fraction=45 / 6000)
-        trainer = training.Trainer(config, strategy, Place(), lambda line: None)
+        trainer = Trainer(config, strategy, Place(), lambda line: None)
         result = trainer.evaluator.run()
         found[name] = {"loss": result.loss, "accuracy": result.accuracy, "rates": result.rates,
                        "outputs": result.outputs.tolist()}
@@ -177,7 +178,7 @@ def long(steps: int = 200) -> dict:
     def loss(strategy, seed: int) -> float:
         config = runs.tiny("unused", hidden=200, timesteps=10, batch_size=16, steps_per_epoch=steps, epochs=1, seed=seed,
                            lr_milestones=())
-        trainer = training.Trainer(config, strategy, Place(), lambda line: None)
+        trainer = Trainer(config, strategy, Place(), lambda line: None)
         batches = iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where))
         losses = [trainer.train_step.numbers(trainer.train_step(*next(batches)))["loss"] for _ in range(steps)]
         return float(np.mean(losses[-20:]))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfspike import checkpoints
+from tfspike import checkpoints, run_loading, variables
 from tfspike import config as config_lib
 from tfspike import workdir as runs
 from tfspike.errors import UserError
@@ -42,9 +42,9 @@ def untrained(workdir: Any, info: Any, **settings: Any) -> str:
                                 method=None if settings.get("norm") == "tdbn" else "lee")
     os.makedirs(workdir)
     runs.write_config(config, {"info": info.to_dict()}, None)
-    model = runs.build_model(config, info)
+    model = run_loading.build_model(config, info)
     checkpoints.save(os.path.join(workdir, "checkpoints"), 0,
-                     {"model": checkpoints.collect(model.variables), "optimizer": {}},
+                     {"model": variables.collect(model.variables), "optimizer": {}},
                      {"config": dataclasses.asdict(config)}, best=True)
     return str(workdir)
 

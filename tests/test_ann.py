@@ -15,10 +15,21 @@ import nets
 import oracle
 import runs
 import tfspike
-from tfspike import checkpoints, config, evaluation, export, initial_weights, models, report, training, workdir
+from tfspike import (
+    checkpoints,
+    config,
+    evaluation,
+    export,
+    initial_weights,
+    models,
+    report,
+    run_loading,
+    training,
+    variables,
+)
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
-from tfspike.flags import EvalOptions
+from tfspike.eval_options import EvalOptions
 from tfspike.models import ann
 from tfspike.normalisation import ThresholdNorm
 from tfspike.variants import VARIANTS
@@ -106,10 +117,10 @@ def test_a_spiking_network_begins_with_the_weights_of_its_normalised_twin(tmp_pa
     twin(images_for(twin, 8), training=True)
     for variable in twin.trainable_variables:
         variable.assign(variable.value + 0.25)
-    parts = {"model": checkpoints.collect(twin.variables), "optimizer": {}}
+    parts = {"model": variables.collect(twin.variables), "optimizer": {}}
     checkpoints.save(str(tmp_path / "checkpoints"), 1, parts, {}, keep=1, best=True)
     initial_weights.load(spiking, str(tmp_path / "checkpoints" / "best"), lambda line: None)
-    for ours, theirs in zip(checkpoints.learnt(spiking), checkpoints.learnt(twin), strict=True):
+    for ours, theirs in zip(variables.learnt(spiking), variables.learnt(twin), strict=True):
         np.testing.assert_array_equal(ours, theirs, ours.path)
 
 
@@ -279,7 +290,7 @@ def test_evaluation_takes_the_folder(run: Path) -> None:
 
 
 def test_the_exported_file_is_the_best_checkpoint(run: Path) -> None:
-    model, _, info, checkpoint = workdir.load_run(str(run))
+    model, _, info, checkpoint = run_loading.load_run(str(run))
     loaded = keras.saving.load_model(run / "model.keras")
     for ours, theirs in zip(loaded.trainable_variables, model.trainable_variables, strict=True):
         np.testing.assert_array_equal(ours, theirs)

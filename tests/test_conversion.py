@@ -30,13 +30,13 @@ from tfspike import (
     evaluation,
     models,
     noise,
+    run_loading,
     training,
-    workdir,
 )
 from tfspike import plan as plans
 from tfspike.conversion import balance, command, options
 from tfspike.errors import UserError
-from tfspike.flags import EvalOptions
+from tfspike.eval_options import EvalOptions
 from tfspike.models import ann
 
 NETS = ("plain", "residual")
@@ -419,8 +419,8 @@ def test_the_folder_is_a_run_to_eval_and_to_every_window(converted: tuple[Path, 
     assert (record["timesteps"], record["neuron"]) == (40, "lif")
     assert record["test_accuracy"] == pytest.approx(made["accuracy"]["40"], abs=0.06)
     assert all(rate > 0 for rate in record["rates"].values())
-    model, settings, _, _ = workdir.load_run(str(out), timesteps=5)
-    again = workdir.load_run(str(out))[0]
+    model, settings, _, _ = run_loading.load_run(str(out), timesteps=5)
+    again = run_loading.load_run(str(out))[0]
     assert (model.timesteps, again.timesteps, settings.leak) == (5, 40, 1.0)
     for a, b in zip(model.trainable_variables, again.trainable_variables, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -457,7 +457,7 @@ def test_a_damaged_file_is_explained(converted: tuple[Path, dict[str, Any]], tmp
     shutil.copytree(converted[0], out)
     (out / "model.keras").write_bytes(b"not a model")
     with pytest.raises(UserError, match="cannot be read.*convert the ANN again"):
-        workdir.load_run(str(out))
+        run_loading.load_run(str(out))
 
 
 def test_flags_are_checked_before_tensorflow_is_loaded() -> None:

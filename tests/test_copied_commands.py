@@ -15,7 +15,7 @@ import pytest
 
 import runs
 from tfspike import config as config_lib
-from tfspike import datasets, report, results, training, workdir
+from tfspike import datasets, provenance, report, results, run_loading, training
 from tfspike.errors import UserError
 
 FOLDER = "mein Ordner/größe $HOME'x"
@@ -54,7 +54,7 @@ def test_a_run_says_how_to_test_it_and_to_go_on(tmp_path, monkeypatch, typed):
     assert training.run(settings, say=lines.append) == 0
     assert typed(lines[-1]) == ["eval.py", f"--workdir={folder}"]
     config = os.path.join(folder, "config.json")
-    assert typed(workdir.continuing_command(settings)) == ["train.py", f"--config={config}"]
+    assert typed(provenance.continuing_command(settings)) == ["train.py", f"--config={config}"]
     (Path(folder) / "finished.json").unlink()
     assert typed(refused(results.read_finished, folder, settings)) == ["train.py", f"--config={config}"]
 
@@ -63,19 +63,19 @@ def test_advice_to_convert_a_twin_names_its_folder(tmp_path, typed):
     folder = runs.untrained(tmp_path / FOLDER, INFO, model="lenet", hidden=0, neuron="relu")
     wanted = ["-m", "tfspike.conversion", f"--run={folder}"]
     assert typed(refused(report.require_spikes, [folder])) == wanted
-    assert typed(refused(workdir.load_run, folder, "best", 5)) == wanted
+    assert typed(refused(run_loading.load_run, folder, "best", 5)) == wanted
     assert config_lib.read_run(folder).workdir == folder
 
 
 def test_scripts_are_named_from_wherever_the_reader_is(tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
-    assert typed(workdir.to_copy("eval.py", workdir="a b")) == [str(runs.ROOT / "eval.py"), "--workdir=a b"]
-    assert typed(workdir.to_copy("-m tfspike.export", workdir="-x", out="ü")) == [
+    assert typed(provenance.to_copy("eval.py", workdir="a b")) == [str(runs.ROOT / "eval.py"), "--workdir=a b"]
+    assert typed(provenance.to_copy("-m tfspike.export", workdir="-x", out="ü")) == [
         "-m", "tfspike.export", "--workdir=-x", "--out=ü"]
 
 
 def test_no_other_line_puts_a_path_into_a_command():
-    """`workdir.to_copy` is the one place that does."""
+    """`provenance.to_copy` is the one place that does."""
     pattern = re.compile(r"(python|tensorboard) .*--(workdir|run|config|out|logdir|data_dir|compare|resume|init_from)=\{")
     sources = list((runs.ROOT / "tfspike").rglob("*.py"))
     assert pattern.search('f"python eval.py --workdir={folder}"') and len(sources) > 50

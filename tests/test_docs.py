@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfspike import flags
+from tfspike import eval_options, flags
 from tfspike.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +135,7 @@ PLACEHOLDERS = {"N": "1", "T": "1", "TIMESTEPS": "1", "NAME": "lenet_mnist"}
 WITH_COMMANDS = [path for path in ALL_PROSE if path.name != "CHANGELOG.md"]  # which names flags, and begins no run
 # Of these the values are read, too, as the command itself reads them.
 READERS: dict[str, Callable[[list[str]], Any]] = {
-    "train.py": flags.parse, "eval.py": flags.parse_eval,
+    "train.py": flags.parse, "eval.py": eval_options.parse_eval,
     "tfspike.conversion": lambda words: importlib.import_module("tfspike.conversion.options").parse(words),
     "tfspike.pretrained": lambda words: flags.parse_as(importlib.import_module("tfspike.pretrained").PackOptions, words, ""),
     "tfspike.results": lambda words: flags.parse_as(importlib.import_module("tfspike.results").ResultOptions, words, "")}
@@ -214,7 +214,7 @@ def test_a_wrong_command_is_noticed(text: str) -> None:
 
 def test_the_flags_that_the_pages_name_exist() -> None:
     """`--name` in prose: a flag of one of our programs, or of a tool that is named with it."""
-    known = {f"--{name}" for cls in (flags.Config, flags.RunOptions, flags.EvalOptions)
+    known = {f"--{name}" for cls in (flags.Config, flags.RunOptions, eval_options.EvalOptions)
              for name in cls.__dataclass_fields__}
     known |= {f"--no{name[2:]}" for name in known} | {"--help", "--logdir"}  # the last is TensorBoard's
     for source in [*(ROOT / "tfspike").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py"),

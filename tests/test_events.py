@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import datasets, events, streams
+from tfspike import datasets, events, run_loading, streams
 from tfspike.config import resolve
 from tfspike.errors import UserError
 
@@ -378,11 +378,10 @@ def test_batches_are_spike_trains(tmp_path: Path) -> None:
 
 
 def test_lenet_on_two_polarities_of_34_by_34_pixels_has_the_papers_weights() -> None:
-    from tfspike import workdir
 
     info = datasets.DatasetInfo("nmnist", (34, 34, 2), 10, tuple("0123456789"), (1.0, 1.0), (0.0, 0.0), False, 60_000,
                                 10_000, True)
-    model = workdir.build_model(resolve({"timesteps": 2}, preset="paper_lenet_nmnist"), info)
+    model = run_loading.build_model(resolve({"timesteps": 2}, preset="paper_lenet_nmnist"), info)
     # conv 5x5x2x20, conv 5x5x20x50, 34 -> 17 -> 8: 8x8x50 to 200, 200 to 10
     assert model.count_params() - sum(int(np.prod(v.shape)) for v in model.non_trainable_variables) == 668_000
 
@@ -390,7 +389,7 @@ def test_lenet_on_two_polarities_of_34_by_34_pixels_has_the_papers_weights() -> 
 def test_a_run_on_the_original_files_trains_and_tests(tmp_path: Path) -> None:
     """The whole road, from .bin files to an accuracy."""
     from tfspike import evaluation, training
-    from tfspike.flags import EvalOptions
+    from tfspike.eval_options import EvalOptions
 
     random = np.random.default_rng(0)
     for part in ("Train", "Test"):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import runs
 import tfspike
-from tfspike import datasets, export, workdir
+from tfspike import datasets, export, run_loading
 from tfspike.errors import UserError
 from tfspike.export import verify
 
@@ -59,7 +59,7 @@ def saved(tmp_path_factory):
     done = subprocess.run([sys.executable, "-m", "tfspike.export", f"--workdir={run}", f"--format={','.join(FORMATS)}"],
                           capture_output=True, text=True, cwd=runs.ROOT, env={**os.environ, "PYTHONPATH": str(runs.ROOT)})
     assert done.returncode == 0, done.stderr[-2000:]
-    return workdir.load_run(run)[0], runs.reports(done.stdout)
+    return run_loading.load_run(run)[0], runs.reports(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_onnx_takes_what_the_network_takes(encoder, endpoint, tmp_path):
     run = run_of(tmp_path / "run", (13, 10, 2), model="lenet", encoder=encoder)
     report = runs.exported(run, ["onnx"])["onnx"]
     assert report["endpoints"] == [endpoint] and report["spikes_differing"] == 0 and report["spikes"] > 500
-    model, info = workdir.load_run(run)[0], workdir.data_info(run)
+    model, info = run_loading.load_run(run)[0], run_loading.data_info(run)
     session = onnxruntime.InferenceSession(report["path"], providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     for count in (1, 4):  # any batch

@@ -13,7 +13,7 @@ import pytest
 
 import runs
 import tfspike
-from tfspike import datasets, workdir
+from tfspike import datasets, run_loading
 from tfspike.errors import UserError
 from tfspike.export import verify
 from tfspike.export.standalone import simulate_nir
@@ -42,7 +42,7 @@ def exported(folder, name, leak, target="nir", **settings):
     run = runs.untrained(folder / "run", info, model=name, leak=leak, **settings)
     report = runs.exported(run, ["nir"], f"--target={target}")["nir"]
     assert report["spikes_differing"] == 0 and report["silent_layers"] == []
-    return workdir.load_run(run)[0], report["path"]
+    return run_loading.load_run(run)[0], report["path"]
 
 
 def signed_spikes(model, count=2):

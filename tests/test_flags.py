@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import config, flags
+from tfspike import config, eval_options, flags
 from tfspike.config import FIELDS, RunOptions
 from tfspike.errors import UserError
 
@@ -132,22 +132,22 @@ def test_flags_are_read_without_importing_tensorflow_keras_or_numpy():
 
 
 def test_eval_needs_the_workdir_and_nothing_else():
-    options = flags.parse_eval(["--workdir=runs/a"])
-    assert options == flags.EvalOptions(workdir="runs/a")
+    options = eval_options.parse_eval(["--workdir=runs/a"])
+    assert options == eval_options.EvalOptions(workdir="runs/a")
     assert (options.seeds, options.checkpoint, options.timesteps) == (3, "best", None)
     assert not (options.report or options.json)
-    assert "--workdir is missing" in refused(parse=flags.parse_eval)
+    assert "--workdir is missing" in refused(parse=eval_options.parse_eval)
 
 
 def test_eval_flags_of_every_kind_reach_the_options():
-    options = flags.parse_eval(["--workdir=a", "--seeds=5", "--checkpoint=last", "--timesteps=9", "--report", "--json",
+    options = eval_options.parse_eval(["--workdir=a", "--seeds=5", "--checkpoint=last", "--timesteps=9", "--report", "--json",
                                 "--compare=b,c", "--batch_size=none", "--data_dir=d", "--images=7"])
-    assert options == flags.EvalOptions("a", "last", "d", 5, None, 9, True, ("b", "c"), (), True, images=7)
-    options = flags.parse_eval(["--workdir=a", "--predict=x.png,y.png", "--resize"])
-    assert options == flags.EvalOptions("a", predict=("x.png", "y.png"), resize=True)
-    energy = flags.parse_eval(["--workdir=a", "--report", "--energy_mac=3.7", "--energy_ac=.1", "--energy_memory=5"])
+    assert options == eval_options.EvalOptions("a", "last", "d", 5, None, 9, True, ("b", "c"), (), True, images=7)
+    options = eval_options.parse_eval(["--workdir=a", "--predict=x.png,y.png", "--resize"])
+    assert options == eval_options.EvalOptions("a", predict=("x.png", "y.png"), resize=True)
+    energy = eval_options.parse_eval(["--workdir=a", "--report", "--energy_mac=3.7", "--energy_ac=.1", "--energy_memory=5"])
     assert (energy.energy_mac, energy.energy_ac, energy.energy_update, energy.energy_memory) == (3.7, 0.1, 0.0, 5.0)
-    assert flags.parse_eval(["--compare=a,b,c"]) == flags.EvalOptions(workdir="a", compare=("b", "c"))
+    assert eval_options.parse_eval(["--compare=a,b,c"]) == eval_options.EvalOptions(workdir="a", compare=("b", "c"))
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -157,11 +157,11 @@ def test_eval_flags_of_every_kind_reach_the_options():
     (["--resize"], "--resize is for --predict; give one"),
     (["--energy_ac=.1"], "--energy_ac is for --report and --compare; give one")])
 def test_eval_options_that_would_have_no_effect_are_refused(arguments, sentence):
-    assert sentence in refused("--workdir=a", *arguments, parse=flags.parse_eval)
+    assert sentence in refused("--workdir=a", *arguments, parse=eval_options.parse_eval)
 
 
 def test_eval_options_may_come_as_lists():
-    assert flags.EvalOptions(workdir="r", predict=["a.png"], compare=[]).predict == ("a.png",)
+    assert eval_options.EvalOptions(workdir="r", predict=["a.png"], compare=[]).predict == ("a.png",)
 
 
 @pytest.mark.parametrize("argument, name", [
@@ -171,4 +171,4 @@ def test_eval_options_may_come_as_lists():
     ("--energy_ac=nan", "energy_ac"), ("--energy_memory=-1", "energy_memory"), ("--energy_update=inf", "energy_update"),
     ("--workdir=", "workdir")])
 def test_illegal_eval_options_are_refused(argument, name):
-    assert f"--{name} " in refused("--workdir=a", argument, parse=flags.parse_eval)
+    assert f"--{name} " in refused("--workdir=a", argument, parse=eval_options.parse_eval)

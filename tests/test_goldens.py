@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfspike import datasets, training, workdir
+from tfspike import datasets, run_loading, training
 from tfspike.config import read_run
 from tfspike.export.nir_import import from_nir
 
@@ -57,7 +57,7 @@ def test_a_nir_file_of_before_is_the_network_it_was(answers):
 def test_a_run_of_before_is_evaluated_and_continued(answers, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(GOLDENS / "run", folder, symlinks=True)
-    model, _, info, _ = workdir.load_run(str(folder), say=lambda line: None)
+    model, _, info, _ = run_loading.load_run(str(folder), say=lambda line: None)
     data = datasets.load("mnist_subset", "test").first(8)
     output, counts = model.observe(info.normalise(data.images), seed=5)
     assert all(float(np.sum(count)) > 0.0 for count in counts.values())

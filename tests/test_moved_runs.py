@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 import runs
-from tfspike import checkpoints, evaluation, flags, report, results, training, workdir
+from tfspike import (
+    checkpoints,
+    eval_options,
+    evaluation,
+    flags,
+    report,
+    results,
+    run_loading,
+    trainer,
+    training,
+    workdir,
+)
 from tfspike import config as config_lib
 from tfspike.config import Config
 from tfspike.errors import UserError
@@ -29,7 +40,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        report_line = training.Trainer._report
+        report_line = trainer.Trainer._report
 
         def stopping(self: Any) -> None:
             report_line(self)
@@ -37,7 +48,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 self.save()
                 raise Stopped(15)
 
-        patch.setattr(training.Trainer, "_report", stopping)
+        patch.setattr(trainer.Trainer, "_report", stopping)
         assert training.run(runs.tiny("first", export=("keras",)), say=quiet) == 143
     return place / "first"
 
@@ -143,7 +154,7 @@ def test_moved_while_it_trains_nothing_trained_is_lost(tmp_path: Path) -> None:
 
     assert training.run(runs.tiny(tmp_path / "run"), say=say) == 0
     assert sum("moved or deleted while its run was training" in line for line in lines) == 1
-    _, config, _, checkpoint = workdir.load_run(str(tmp_path / "run"), "best", say=quiet)
+    _, config, _, checkpoint = run_loading.load_run(str(tmp_path / "run"), "best", say=quiet)
     assert config.workdir == str(tmp_path / "run") and checkpoint.step == 3
     assert checkpoints.steps(str(tmp_path / "moved" / "checkpoints")) == [0]
     assert checkpoints.steps(str(tmp_path / "run" / "checkpoints"))[-1] == 6
@@ -154,7 +165,7 @@ def test_a_copy_without_links_has_the_same_best_weights(begun: Path, tmp_path: P
     shutil.copytree(begun, tmp_path / "copy", ignore=shutil.ignore_patterns(*["best", "last"] * (copied == "without")))
     folder = str(tmp_path / "copy" / "checkpoints")
     assert checkpoints.target_of(folder, "best") == (3 if copied == "whole" else None)
-    assert workdir.load_run(str(tmp_path / "copy"), "best", say=quiet)[3].step == 3
+    assert run_loading.load_run(str(tmp_path / "copy"), "best", say=quiet)[3].step == 3
     checkpoints.point(folder, "last", 3)
     assert checkpoints.target_of(folder, "last") == 3 and checkpoints.steps(folder) == [2, 3, 4]
 
@@ -167,8 +178,8 @@ def test_a_config_that_was_edited_is_not_taken_for_what_was_trained(second: Path
     content["config"] |= {"leak": 0.5, "threshold": 2.0}
     (second / "config.json").write_text(json.dumps(content))
     sentence = r"config.json of second was changed .*leak \(trained with 0.99, now 0.5\), threshold"
-    uses = [lambda: start("--config=second/config.json"), lambda: workdir.load_run("second", say=quiet),
-                 lambda: evaluation.evaluate_run(flags.EvalOptions(workdir="second"), quiet)]
+    uses = [lambda: start("--config=second/config.json"), lambda: run_loading.load_run("second", say=quiet),
+                 lambda: evaluation.evaluate_run(eval_options.EvalOptions(workdir="second"), quiet)]
     for use in uses:
         with pytest.raises(UserError, match=sentence):
             use()
@@ -204,7 +215,7 @@ def test_more_epochs_may_be_written_into_the_config(second: Path) -> None:
 
 def test_an_evaluation_says_that_the_run_is_unfinished(second: Path) -> None:
     lines: list[str] = []
-    record = evaluation.evaluate_run(flags.EvalOptions(workdir="second", seeds=1, images=16), lines.append)
+    record = evaluation.evaluate_run(eval_options.EvalOptions(workdir="second", seeds=1, images=16), lines.append)
     assert (record["checkpoint"], record["step"]) == ("best", 3)
     assert (record["finished"], record["run_step"], record["run_steps"]) == (False, 4, 6)
     assert "best checkpoint so far (step 3; the run is unfinished, at step 4 of 6)" in evaluation.describe(record)
@@ -216,13 +227,13 @@ def test_weights_that_nothing_has_chosen_yet_are_not_called_the_best(second: Pat
     for name in ("best", checkpoints.name_of(3), checkpoints.name_of(4)):
         path = Path("second/checkpoints", name)
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
-    record = evaluation.evaluate_run(flags.EvalOptions(workdir="second", seeds=1, images=16), quiet)
+    record = evaluation.evaluate_run(eval_options.EvalOptions(workdir="second", seeds=1, images=16), quiet)
     assert (record["checkpoint"], record["step"]) == ("last", 2)
     assert "last checkpoint (step 2; the run is unfinished" in evaluation.describe(record)
 
 
 def test_reports_and_results_say_so_too(second: Path) -> None:
-    found = report.collect("second", flags.EvalOptions(workdir="second", images=16, timesteps=2), say=quiet)
+    found = report.collect("second", eval_options.EvalOptions(workdir="second", images=16, timesteps=2), say=quiet)
     assert found.title == "lenet on mnist_subset (unfinished, at step 4 of 6)"
     assert dict(found.facts)["checkpoint"] == "best, step 3; the run is unfinished, at step 4 of 6"
     with pytest.raises(UserError, match="The run in second is unfinished, at step 4 of 6.*--config=second/config.json"):

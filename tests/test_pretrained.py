@@ -14,8 +14,18 @@ import numpy as np
 import pytest
 
 import runs
-from tfspike import checkpoints, flags, model_cards, models, pretrained, results, weight_files, workdir
+from tfspike import (
+    eval_options,
+    model_cards,
+    models,
+    pretrained,
+    results,
+    run_loading,
+    variables,
+    weight_files,
+)
 from tfspike.errors import UserError
+from tfspike.pack import pack
 from tfspike.weight_files import FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,12 +78,12 @@ def test_answers_are_those_recorded_and_training_can_go_on_from_them(name):
     model, config, info, checkpoint = pretrained.load(name)
     recorded = np.array(entry.fingerprint["scores"])
     assert np.ptp(recorded) > 1e-2
-    assert np.abs(pretrained.noise_scores(model, config, info) - recorded).max() < 1e-3
+    assert np.abs(pack.noise_scores(model, config, info) - recorded).max() < 1e-3
     assert checkpoint.meta == entry.card and checkpoint.step == entry.card["step"]
     whole = create(name)
-    assert np.abs(pretrained.noise_scores(whole, config, info) - recorded).max() < 1e-3
+    assert np.abs(pack.noise_scores(whole, config, info) - recorded).max() < 1e-3
     arrays = entry.arrays()
-    learnt = dict(checkpoints.named(checkpoints.learnt(whole)))
+    learnt = dict(variables.named(variables.learnt(whole)))
     assert learnt.keys() == arrays.keys() and all(np.array_equal(learnt[n].value, arrays[n]) for n in learnt)
     assert entry.card["parameters"] == whole.count_params() - sum(int(np.prod(v.shape)) for v in whole.non_trainable_variables)
     if config.norm != "none":
@@ -85,7 +95,7 @@ def test_answers_are_those_recorded_and_training_can_go_on_from_them(name):
 def test_the_call_on_the_page_builds_the_network(name):
     entry = weight_files.read(name)
     model = eval(model_cards.create_call(entry), {"tfspike": __import__("tfspike")})
-    built = dict(checkpoints.named(checkpoints.learnt(model)))
+    built = dict(variables.named(variables.learnt(model)))
     assert all(np.array_equal(built[n].value, array) for n, array in entry.arrays().items())
 
 
@@ -120,7 +130,7 @@ def test_weights_go_by_their_name_and_by_its_end(name):
         kernels = [layer.get_weights()[0] for layer in model.layers if layer.get_weights() and layer.get_weights()[0].ndim]
         assert [kernel.shape for kernel in kernels] == [array.shape for array in want.values()]
         assert all(np.array_equal(kernel, array) for kernel, array in zip(kernels, want.values()))
-    assert flags.parse_eval([f"--weights={name}"]).weights == "lenet_mnist"
+    assert eval_options.parse_eval([f"--weights={name}"]).weights == "lenet_mnist"
 
 
 @pytest.mark.parametrize("network, name, words", [
@@ -169,11 +179,11 @@ def test_damaged_files_are_refused(end, damage, words, tmp_path):
     (["--compare=a,b"], "--compare needs"), (["--checkpoint=last"], "--checkpoint needs")])
 def test_flags_that_contradict_weights(argv, words):
     with pytest.raises(UserError, match=words):
-        flags.parse_eval(["--weights=lenet_mnist", *argv])
+        eval_options.parse_eval(["--weights=lenet_mnist", *argv])
 
 
 def test_a_wrong_name_is_refused_before_tensorflow_is_loaded():
-    code = "import sys; from tfspike import flags\ntry: flags.parse_eval(['--weights=x'])\n" \
+    code = "import sys; from tfspike import flags\ntry: eval_options.parse_eval(['--weights=x'])\n" \
            "except flags.UserError as e: print(e, 'tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "lenet_mnist" in done.stdout and done.stdout.strip().endswith("False")
@@ -208,23 +218,23 @@ def run(tmp_path_factory):
 
 
 def test_a_run_becomes_an_entry_that_answers_as_the_run(run, tmp_path):
-    options = pretrained.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="few")
-    entry = pretrained.pack(options, lambda line: None)
+    options = pack.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="few")
+    entry = pack.pack(options, lambda line: None)
     assert pretrained.available(str(tmp_path)) == ["lenet_few"] == [entry.name]
     assert entry.card.keys() == model_cards.CARD.keys()
     assert entry.card["draws"] == 1 and entry.card["test_sd"] is None and entry.card["energy"]["images"] == 20
     assert "lenet_few" in (tmp_path / "models.md").read_text()
-    was, _, info, _ = workdir.load_run(str(run.workdir))
+    was, _, info, _ = run_loading.load_run(str(run.workdir))
     now, config, _, _ = pretrained.load("lenet_few", folder=str(tmp_path))
     assert dataclasses.replace(config, workdir=run.workdir, data_dir=run.data_dir) == run
-    assert np.array_equal(pretrained.noise_scores(was, run, info), pretrained.noise_scores(now, config, info))
-    assert np.allclose(entry.fingerprint["scores"], pretrained.noise_scores(now, config, info), atol=1e-6)
+    assert np.array_equal(pack.noise_scores(was, run, info), pack.noise_scores(now, config, info))
+    assert np.allclose(entry.fingerprint["scores"], pack.noise_scores(now, config, info), atol=1e-6)
 
 
 def test_kernels_in_half_precision_are_tested_as_they_are_stored(run, tmp_path):
-    whole = pretrained.pack(pretrained.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="whole"),
+    whole = pack.pack(pack.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="whole"),
                             lambda line: None)
-    half = pretrained.pack(pretrained.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="half",
+    half = pack.pack(pack.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="half",
                                                   half=True), lambda line: None)
     assert os.path.getsize(half.path) < 0.6 * os.path.getsize(whole.path)
     assert half.card["kernels"] == "float16" and "rounded to float16" in (tmp_path / "models.md").read_text()
@@ -236,7 +246,7 @@ def test_kernels_in_half_precision_are_tested_as_they_are_stored(run, tmp_path):
         else:
             assert np.array_equal(after[name], array)
     model, config, info, _ = pretrained.load("lenet_half", folder=str(tmp_path))
-    assert np.allclose(half.fingerprint["scores"], pretrained.noise_scores(model, config, info), atol=1e-6)
+    assert np.allclose(half.fingerprint["scores"], pack.noise_scores(model, config, info), atol=1e-6)
 
 
 def test_what_cannot_be_packed(run, tmp_path):
@@ -244,22 +254,22 @@ def test_what_cannot_be_packed(run, tmp_path):
     shutil.copytree(run.workdir, copy, symlinks=True)
     os.unlink(copy / "finished.json")
     with pytest.raises(UserError, match="is not finished"):
-        pretrained.pack(pretrained.PackOptions(workdir=str(copy), out=str(tmp_path)))
+        pack.pack(pack.PackOptions(workdir=str(copy), out=str(tmp_path)))
     with pytest.raises(UserError, match="--workdir is missing"):
-        pretrained.PackOptions()
+        pack.PackOptions()
     with pytest.raises(UserError, match="at most 5 MB"):
         noise = {"w": np.random.default_rng(0).random(2_000_000).astype("f4")}
         weight_files.write(str(tmp_path / "out"), "lenet_large", noise, run, weight_files.read("lenet_mnist").info, {}, {})
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(UserError, match="give --title, --source and --licence"):
-        pretrained._source(pretrained.PackOptions(workdir="x"), "kmnist")
+        pack._source(pack.PackOptions(workdir="x"), "kmnist")
 
 
 def test_hours_of_early_runs_follow_from_images_per_second():
     events = [{"step": 10, "event": "train", "time": 1.0, "time/images_per_second": 16.0}]
-    assert results.hours(pretrained._with_seconds(events, 32)) == pytest.approx(10 * 2 / 3600)
+    assert results.hours(pack._with_seconds(events, 32)) == pytest.approx(10 * 2 / 3600)
     noted = [{**events[0], "time/seconds_per_step": 5.0}]
-    assert pretrained._with_seconds(noted, 32) == noted
+    assert pack._with_seconds(noted, 32) == noted
 
 
 def test_the_columns_that_a_card_reads_are_there():

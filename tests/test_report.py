@@ -14,7 +14,7 @@ import pytest
 from tfspike import analysis, comparison, config, datasets, models, plots, report, simulation
 from tfspike.energy import EnergyModel
 from tfspike.errors import UserError
-from tfspike.flags import EvalOptions
+from tfspike.eval_options import EvalOptions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 import runs
 from tfspike import config as config_lib
-from tfspike import evaluation, results, run_log, training, workdir
+from tfspike import evaluation, provenance, results, run_loading, run_log, training, workdir
 from tfspike.errors import UserError
-from tfspike.flags import EvalOptions
+from tfspike.eval_options import EvalOptions
 from tfspike.results import COLUMNS, KEY, ResultOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ def test_a_run_and_its_evaluation_become_one_row(copy: Path) -> None:
     assert (row["timesteps"], row["epochs"], row["seed"], row["draws"]) == ("4", "2", "0", "2")
     assert config_lib.default_workdir(config).endswith(row["config_hash"]) and len(row["config_hash"]) == 8
     assert row["commit"] == (about["commit"] or "") and row["keras"] == about["versions"]["keras"]
-    assert row["machine"] == workdir.machine() and re.search(r", \d+ threads", row["machine"])
+    assert row["machine"] == provenance.machine() and re.search(r", \d+ threads", row["machine"])
     assert float(row["test_accuracy"]) == pytest.approx(100 * record["test_accuracy"], abs=1e-3)
     assert float(row["test_sd"]) == pytest.approx(100 * np.std(record["test_accuracies"], ddof=1), abs=1e-3)
     assert float(row["val_accuracy"]) == pytest.approx(100 * max(e["epoch/val_accuracy"] for e in epochs), abs=1e-3)
@@ -99,7 +99,7 @@ def test_a_run_and_its_evaluation_become_one_row(copy: Path) -> None:
 
 def test_spikes_per_image_are_those_that_the_network_counts(trained: Path) -> None:
     record = json.loads((trained / "evaluation.txt").read_text().splitlines()[-1])
-    model, _, info, _ = workdir.load_run(str(trained / "run"))
+    model, _, info, _ = run_loading.load_run(str(trained / "run"))
     assert set(record["rates"]) == set(model.spiking_layers)
     from tfspike import datasets
 
@@ -178,7 +178,7 @@ def test_text_of_any_kind_survives_the_file(copy: Path) -> None:
     ("python train.py --config=mine/x.json", "python train.py --config=mine/x.json"),
     ("python train.py --workdir 'a b'", "python train.py"), ("python 'unfinished", ""), ("", "")])
 def test_a_command_is_kept_without_paths(command: str, wanted: str) -> None:
-    assert results.without_paths(command) == wanted
+    assert provenance.without_paths(command) == wanted
 
 
 # ---- what is no result ---------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runs
-from tfspike import checkpoints, training, workdir
+from tfspike import checkpoints, training, variables, workdir
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.train_step import TrainStep
+from tfspike.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -232,7 +233,7 @@ def test_a_kill_between_the_pointers_is_mended_without_validation(tmp_path: Path
         training.run(config, say=lambda line: None)
     folder = str(tmp_path / "checkpoints")
     assert checkpoints.target_of(folder, "last") == last > checkpoints.target_of(folder, "best")
-    monkeypatch.setattr(training.Trainer, "train", lambda *_: None)  # as when no step is left
+    monkeypatch.setattr(Trainer, "train", lambda *_: None)  # as when no step is left
     training.run(config, say=lambda line: None)
     assert checkpoints.target_of(folder, "best") == last
 
@@ -437,7 +438,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
                              ({}, "has kernel, which this network has not"),
                              ({"kernel": ((2, 3), "float32"), "bias": ((3,), "float32")}, "has no bias")]:
         with pytest.raises(UserError, match=sentence):
-            checkpoints.check_shapes(wanted, arrays, "the checkpoint")
+            variables.check_shapes(wanted, arrays, "the checkpoint")
 
 
 # ---- random moments ----------------------------------------------------------------------------------------------

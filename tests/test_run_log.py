@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfspike import models
 from tfspike.errors import UserError
-from tfspike.run_log import RunLog, final_states, first_filters, spike_trains
+from tfspike.run_log import RunLog
+from tfspike.simulation import final_states, first_filters, spike_trains
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

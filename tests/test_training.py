@@ -14,10 +14,24 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import checkpoints, config, datasets, diagnosis, distribution, evaluation, optimisation, training, workdir
+from tfspike import (
+    checkpoints,
+    config,
+    datasets,
+    diagnosis,
+    distribution,
+    evaluation,
+    evaluator,
+    optimisation,
+    run_loading,
+    trainer,
+    training,
+    workdir,
+)
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
-from tfspike.flags import EvalOptions
+from tfspike.trainer import Trainer
+from tfspike.eval_options import EvalOptions
 from tfspike.run_log import RunLog
 from tfspike.signals import Signals
 from tfspike.train_step import Sums
@@ -25,8 +39,8 @@ from tfspike.train_step import Sums
 quiet = {"say": lambda line: None}
 
 
-def make(folder: Any = "unused", **settings: Any) -> training.Trainer:
-    return training.Trainer(runs.tiny(folder, **settings), distribution.make_strategy("one"), distribution.Place(),
+def make(folder: Any = "unused", **settings: Any) -> Trainer:
+    return Trainer(runs.tiny(folder, **settings), distribution.make_strategy("one"), distribution.Place(),
                             lambda line: None)
 
 
@@ -118,7 +132,7 @@ def test_the_energy_that_is_logged_is_that_of_a_report_within_noise(run: Path) -
     from tfspike import analysis
     from tfspike.energy import EnergyModel
 
-    model, config_, info, _ = workdir.load_run(str(run), "last", **quiet)
+    model, config_, info, _ = run_loading.load_run(str(run), "last", **quiet)
     images = info.normalise(datasets.load(config_.dataset, "test").images[:300])
     report = EnergyModel().picojoules(analysis.operations(model, images)[0])
     last = [event for event in runs.metrics(run) if event["event"] == "epoch"][-1]
@@ -238,7 +252,7 @@ def test_running_sums_go_through_json_bit_for_bit() -> None:
 
 def test_accuracy_loss_and_classes_of_answers_worked_by_hand() -> None:
     outputs = np.array([[.9, .1, 0], [.2, .7, 0], [.6, .4, 0], [0, 1, 0]], np.float32)
-    result = evaluation.Result(outputs, np.array([0, 1, 1, 1]), {})
+    result = evaluator.Result(outputs, np.array([0, 1, 1, 1]), {})
     assert result.accuracy == 0.75
     assert result.loss == pytest.approx(((.01 + .01) + (.04 + .09) + (.36 + .36) + 0) / 4, rel=1e-6)
     np.testing.assert_allclose(result.per_class, [1.0, 2 / 3, np.nan])
@@ -256,7 +270,7 @@ def test_an_evaluation_repeats_and_another_draw_differs() -> None:
 
 def test_a_remainder_changes_no_answer() -> None:
     trainer = make(encoder="direct", timesteps=6, val_fraction=45 / 6000)
-    answers = [evaluation.Evaluator(trainer.model, trainer.data.images, trainer.data.labels, trainer.info, part,
+    answers = [evaluator.Evaluator(trainer.model, trainer.data.images, trainer.data.labels, trainer.info, part,
                                     trainer.val_index).run() for part in (45, 7)]
     np.testing.assert_allclose(answers[0].outputs, answers[1].outputs, atol=1e-6)
     assert answers[0].rates == pytest.approx(answers[1].rates, rel=1e-5)
@@ -279,16 +293,16 @@ def test_a_part_of_the_test_records_is_the_first_of_them(run: Path) -> None:
     lines: list[str] = []
     options = EvalOptions(workdir=str(run), seeds=1)
     record = evaluation.evaluate_run(dataclasses.replace(options, images=150), lines.append)
-    model, settings, info, _ = workdir.load_run(str(run))
+    model, settings, info, _ = run_loading.load_run(str(run))
     test = datasets.load("mnist_subset", "test")
-    answers = evaluation.Evaluator(model, test.images[:150], test.labels[:150], info, settings.batch_size).run()
+    answers = evaluator.Evaluator(model, test.images[:150], test.labels[:150], info, settings.batch_size).run()
     assert record["records"] == 150 and record["test_accuracy"] == answers.accuracy < 1
     assert "the first 150 of 1,000 test records" in lines
     assert evaluation.evaluate_run(dataclasses.replace(options, images=5000), lines.append)["records"] == 1000
 
 
 def test_a_run_is_loaded_with_the_weights_of_its_checkpoint(run: Path) -> None:
-    model, settings, info, checkpoint = workdir.load_run(str(run), "last", timesteps=5)
+    model, settings, info, checkpoint = run_loading.load_run(str(run), "last", timesteps=5)
     arrays = checkpoint.arrays("model")
     assert checkpoint.step == 120 and model.timesteps == 5 and settings.timesteps == 10 and info.num_classes == 10
     assert all(np.array_equal(arrays[v.path], v.value.numpy()) for v in model.trainable_variables)
@@ -307,10 +321,10 @@ def test_a_damaged_workdir_is_explained(run: Path, tmp_path: Path, damage: Any, 
     shutil.copytree(run, copy, symlinks=True)
     damage(copy)
     if sentence is None:
-        assert workdir.load_run(str(copy), **quiet)[3].step == 120  # the newest stands in
+        assert run_loading.load_run(str(copy), **quiet)[3].step == 120  # the newest stands in
         return
     with pytest.raises(UserError, match=sentence):
-        workdir.load_run(str(copy), **quiet)
+        run_loading.load_run(str(copy), **quiet)
 
 
 # ---- weights from elsewhere --------------------------------------------------------------------------------------
@@ -318,7 +332,7 @@ def test_a_damaged_workdir_is_explained(run: Path, tmp_path: Path, damage: Any, 
 
 @pytest.mark.parametrize("kind", ["workdir", "checkpoint", "keras", "saved_model"])
 def test_a_new_run_can_begin_with_weights_from(kind: str, run: Path, tmp_path: Path) -> None:
-    model, settings, info, checkpoint = workdir.load_run(str(run), "best", **quiet)
+    model, settings, info, checkpoint = run_loading.load_run(str(run), "best", **quiet)
     path = {"workdir": run, "checkpoint": checkpoint.path, "keras": tmp_path / "model.keras",
             "saved_model": tmp_path / "saved_model"}[kind]
     if kind == "keras":
@@ -341,7 +355,7 @@ def test_running_statistics_come_with_the_weights(tmp_path: Path) -> None:
                 "lr_milestones": ()}
     assert training.run(runs.tiny(tmp_path / "first", **settings), say=lambda line: None) == 0
     strategy = distribution.make_strategy("one")
-    trainer = training.Trainer(runs.tiny(tmp_path / "second", seed=1, **settings), strategy, distribution.Place(),
+    trainer = Trainer(runs.tiny(tmp_path / "second", seed=1, **settings), strategy, distribution.Place(),
                                lambda line: None)
     trainer.initialise(str(tmp_path / "first"))
     saved = workdir.open_checkpoint(str(tmp_path / "first"), lambda line: None, "best").arrays("model")

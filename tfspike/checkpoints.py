@@ -13,32 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import hashlib
 import json
 import os
 import re
 import shutil
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tfspike.errors import UserError
+from tfspike.files import Arrays, _sync_folder, checksum, disk_is_full, read_arrays, write_arrays, write_bytes
 
 VERSION = 1
 PARTS = ("model", "optimizer")
 _NAME = re.compile(r"step_(\d{9,})")
 
-Arrays = dict[str, np.ndarray]
 
-# What reading an archive of arbitrary bytes can raise: a checksum proves that a file is as it was written, not by whom.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, OverflowError, SyntaxError,
-               RuntimeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,31 +155,10 @@ def set_aside_after(folder: str, step: int) -> None:
             os.rename(os.path.join(folder, name_of(later)), aside)
 
 
-def checksum(path: str) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else \
-            hashlib.sha256(file.read()).hexdigest()
 
 
-def write_file(path: str, text: str) -> None:
-    """Writes a small text file whole or not at all, and synced."""
-    aside = f"{path}.writing"
-    try:
-        write_bytes(aside, lambda file: file.write(text.encode()))
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(aside)
-        raise
-    os.replace(aside, path)
-    _sync_folder(os.path.dirname(path) or ".")
 
 
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error of the operating system (or of TensorFlow's writers) says that there is no room."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "No space left" in str(error) or "Disk quota" in str(error)
 
 
 def _unwritable(folder: str, error: OSError) -> UserError:
@@ -198,32 +169,10 @@ def _unwritable(folder: str, error: OSError) -> UserError:
                      "are intact; give a --workdir that can be written.")
 
 
-def write_arrays(arrays: Mapping[str, np.ndarray], file: Any, compressed: bool = False) -> None:
-    """Writes `{variable path: array}` into an open file; `read_arrays` gives them back."""
-    # Paths hold "/", so members have plain names and the paths are an array of bytes of their own.
-    members: dict[str, Any] = {f"a{i}": np.asarray(array) for i, array in enumerate(arrays.values())}
-    save_into = np.savez_compressed if compressed else np.savez
-    save_into(file, names=np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8), **members)
 
 
-def write_bytes(path: str, write: Callable[[Any], Any]) -> None:
-    """Opens a file, lets `write` fill it, and syncs it."""
-    with open(path, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
-def _sync_folder(path: str) -> None:
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot sync folders
-                raise
-        finally:
-            os.close(handle)
 
 
 def _remove(path: str) -> None:
@@ -308,20 +257,6 @@ def newest(folder: str, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def read_arrays(path: str, advice: str) -> Arrays:
-    """`{variable path: array}` of a file that `write_arrays` wrote.
-
-    Raises:
-      UserError: it cannot be read; ends in `advice`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = json.loads(archive["names"].tobytes().decode())
-            if not isinstance(names, list):
-                raise ValueError("the names are no list")
-            return {name: archive[f"a{i}"] for i, name in enumerate(names)}
-    except _UNREADABLE as error:
-        raise UserError(f"The weights in {path} cannot be read ({type(error).__name__}); {advice}.") from error
 
 
 def _followed(path: str) -> str:
@@ -335,53 +270,11 @@ def _followed(path: str) -> str:
 # ---- variables ---------------------------------------------------------------------------------------------------
 
 
-def collect(variables: Iterable[Any]) -> Arrays:
-    """Values of Keras variables by their name."""
-    return {name: np.array(variable.value.numpy()) for name, variable in named(variables)}
 
 
-def learnt(model: Any) -> list[Any]:
-    """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
-    return [*model.trainable_variables,
-            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance"))]
 
 
-def restore(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """Assigns values to Keras variables; all are checked before the first one is changed.
-
-    Raises:
-      UserError: a variable is missing, left over, or has another shape or type.
-    """
-    pairs = named(variables)
-    check_shapes({name: (tuple(v.shape), str(np.dtype(v.dtype))) for name, v in pairs}, arrays, source)
-    for name, variable in pairs:
-        variable.assign(arrays[name])
 
 
-def check_shapes(wanted: Mapping[str, tuple[tuple[int, ...], str]], arrays: Mapping[str, np.ndarray],
-                 source: str) -> None:
-    """Compares `{name: (shape, type)}` with arrays.
-
-    Raises:
-      UserError: naming the first difference.
-    """
-    for name in wanted:
-        if name not in arrays:
-            raise UserError(f"{source} has no {name}, which this network has: it is of another network.")
-    for name, array in arrays.items():
-        if name not in wanted:
-            raise UserError(f"{source} has {name}, which this network has not: it is of another network.")
-        if (array.shape, array.dtype.name) != wanted[name]:
-            shape, kind = wanted[name]
-            raise UserError(f"In {source}, {name} is {array.dtype.name} of shape {array.shape}, and this network needs "
-                            f"{kind} of shape {shape}: it is of another network.")
 
 
-def named(variables: Iterable[Any]) -> list[tuple[str, Any]]:
-    """Keras variables with the names they have in a checkpoint: their paths, equal ones told apart by a number."""
-    seen: dict[str, int] = {}
-    pairs = []
-    for variable in variables:
-        count = seen[variable.path] = seen.get(variable.path, -1) + 1
-        pairs.append((f"{variable.path}#{count}" if count else variable.path, variable))
-    return pairs

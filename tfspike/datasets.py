@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from tfspike import events, tfds_source
-from tfspike.archives import read_npz
 from tfspike.checks import check_count, is_count
 from tfspike.errors import UserError, first_line
 from tfspike.events import EventFrames
+from tfspike.files import read_npz
 
 __all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EventFrames", "canonical_name", "check_indices",
            "check_labels", "check_pixels", "describe", "from_arrays", "load"]

@@ -10,11 +10,12 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, diagnosis, distribution, summary, training, workdir
+from tfspike import checkpoints, diagnosis, distribution, summary, variables, workdir
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
-from tfspike.evaluation import Evaluator
+from tfspike.evaluator import Evaluator
 from tfspike.optimisation import learning_rate
+from tfspike.trainer import Trainer
 
 _BATCH, _RECORDS = 4, 8  # images per device and step; records of the evaluation
 
@@ -46,7 +47,7 @@ def run(config: Config, options: RunOptions, say: workdir.Say) -> int:
     with tempfile.TemporaryDirectory(prefix="tfspike-dry-run-") as folder:
         small = dataclasses.replace(config, batch_size=replicas * min(_BATCH, real_batch), workdir=folder,
                                     steps_per_epoch=1, lr_milestones=())
-        trainer = training.Trainer(small, strategy, distribution.Place(), say)
+        trainer = Trainer(small, strategy, distribution.Place(), say)
         if config.batch_size > len(trainer.train_index):
             raise UserError(f"a batch of {config.batch_size} is larger than the {len(trainer.train_index)} training "
                             f"records; choose a batch size of at most {len(trainer.train_index)}.")
@@ -70,7 +71,7 @@ def _require_writable(path: str) -> None:
                         "another --workdir.")
 
 
-def _two_steps(trainer: training.Trainer, say: workdir.Say) -> dict[str, float]:
+def _two_steps(trainer: Trainer, say: workdir.Say) -> dict[str, float]:
     """Returns the mean firing rate of every layer."""
     watch = diagnosis.Watch(trainer.model, trainer.config)
     batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
@@ -87,7 +88,7 @@ def _two_steps(trainer: training.Trainer, say: workdir.Say) -> dict[str, float]:
     return {name.removeprefix("rate/"): value for name, value in numbers.items() if name.startswith("rate/")}
 
 
-def _evaluate(trainer: training.Trainer, say: workdir.Say) -> None:
+def _evaluate(trainer: Trainer, say: workdir.Say) -> None:
     held_out = trainer.val_index if len(trainer.val_index) else trainer.train_index
     evaluator = Evaluator(trainer.model, trainer.data.images, trainer.data.labels, trainer.info,
                           trainer.config.batch_size, held_out[:_RECORDS], trainer.strategy,
@@ -95,14 +96,14 @@ def _evaluate(trainer: training.Trainer, say: workdir.Say) -> None:
     say(f"evaluation of {len(held_out[:_RECORDS])} records: loss {evaluator.run().loss:.4f}")
 
 
-def _round_trip(trainer: training.Trainer, say: workdir.Say) -> None:
+def _round_trip(trainer: Trainer, say: workdir.Say) -> None:
     """Saves, spoils the weights, restores, and compares."""
     trainer.save()
-    before = checkpoints.collect([*trainer.model.variables, *trainer.optimizer.variables])
+    before = variables.collect([*trainer.model.variables, *trainer.optimizer.variables])
     for variable in trainer.model.variables:
         variable.assign(tf.zeros(variable.shape, variable.dtype))
     trainer.restore(checkpoints.read(os.path.join(trainer.folder, "last")))
-    after = checkpoints.collect([*trainer.model.variables, *trainer.optimizer.variables])
+    after = variables.collect([*trainer.model.variables, *trainer.optimizer.variables])
     if any(not np.array_equal(before[name], after[name]) for name in before):
         raise RuntimeError("a checkpoint did not restore what was saved; please report this")
     size = sum(os.path.getsize(os.path.join(str(trainer.last_saved), name))
@@ -110,7 +111,7 @@ def _round_trip(trainer: training.Trainer, say: workdir.Say) -> None:
     say(f"checkpoint: {size / 1e6:.1f} MB, restored as it was saved")
 
 
-def _export(trainer: training.Trainer, folder: str, say: workdir.Say) -> None:
+def _export(trainer: Trainer, folder: str, say: workdir.Say) -> None:
     if trainer.config.export:
         from tfspike import export
 

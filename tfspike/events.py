@@ -35,9 +35,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfspike.archives import read_npz
 from tfspike.checks import check_count, check_positive, is_count
 from tfspike.errors import UserError
+from tfspike.files import read_npz
 
 __all__ = ["EventFrames", "Events", "Recordings", "check_events", "decode", "find", "load", "read_archive", "read_bin",
            "read_folder"]

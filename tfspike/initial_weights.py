@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import checkpoints, workdir
+from tfspike import variables, workdir
 from tfspike.errors import UserError
 
 
@@ -25,17 +25,17 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
     """
     source = f"--init_from={path}"
     kind, found = _read(path, say)
-    wanted = checkpoints.learnt(model)
-    named = checkpoints.named(wanted)
+    wanted = variables.learnt(model)
+    named = variables.named(wanted)
     if kind == "by path":
         lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
         if lost:
             raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
         homes = {name: name if name in found else _in_twin(name) for name, _ in named}
         found = {name: found[home] for name, home in homes.items() if home in found}
-        checkpoints.restore(wanted, found, source)
+        variables.restore(wanted, found, source)
     else:
-        checkpoints.restore(wanted, _matched(named, found, source), source)
+        variables.restore(wanted, _matched(named, found, source), source)
     say(f"First weights from the {kind_of(path)} {path}.")
 
 
@@ -62,10 +62,10 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(checkpoints.learnt(loaded))}
+            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(variables.learnt(loaded))}
         loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
-        variables: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
-        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(variables)}
+        held: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
+        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(held)}
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise

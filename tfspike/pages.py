@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tfspike import checkpoints, plots
+from tfspike import files, plots
 from tfspike.errors import UserError
 
 
@@ -63,7 +63,7 @@ def write_file(path: str, content: str | bytes) -> str:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if isinstance(content, str):
-            checkpoints.write_file(path, content)
+            files.write_file(path, content)
         else:
             with open(path, "wb") as file:
                 file.write(content)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, comparison, datasets, pages, plots, simulation, workdir
+from tfspike import analysis, comparison, datasets, pages, plots, provenance, run_loading, simulation, workdir
 from tfspike import config as config_lib
 from tfspike.energy import EnergyModel, Operations
 from tfspike.errors import UserError
@@ -83,7 +83,7 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
             say: Callable[[str], None] = print) -> RunResults:
     """What `write` puts on paper; arguments and errors as there."""
     require_spikes([run])
-    model, config, info, checkpoint = workdir.load_run(run, _option(options, "checkpoint") or "best",
+    model, config, info, checkpoint = run_loading.load_run(run, _option(options, "checkpoint") or "best",
                                                        _option(options, "timesteps"), say)
     every = datasets.load(config.dataset, "test", _option(options, "data_dir") or config.data_dir, model.timesteps)
     test = every.first(_option(options, "images"))
@@ -111,7 +111,7 @@ def require_spikes(runs: Sequence[str]) -> None:
     for run in runs:
         if config_lib.read_run(run).neuron == "relu":
             raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
-                            f"first: {workdir.to_copy('-m tfspike.conversion', run=run)}")
+                            f"first: {provenance.to_copy('-m tfspike.conversion', run=run)}")
 
 
 def require_several(runs: Sequence[str]) -> list[str]:

@@ -17,15 +17,15 @@ import io
 import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfspike import checkpoints, flags, workdir
 from tfspike import config as config_lib
+from tfspike import files, flags, provenance, workdir
 from tfspike.config import FIELDS, Config
 from tfspike.errors import UserError
+from tfspike.provenance import without_paths
 from tfspike.settings import normalise_all, setting, shown
 
 COLUMNS: dict[str, str] = {
@@ -62,7 +62,6 @@ with (--init_from), which is no setting."""
 METRICS = "metrics.jsonl"  # written by tfspike.run_log, which would load TensorFlow
 LARGEST_CURVE = 200  # lines of training progress that are kept of a run, evenly spaced; every epoch is kept
 _CURVE = ("step", "event", "time", "train/loss", "train/accuracy", "learning_rate", "time/seconds_per_step")
-_LEFT_OUT = ("data_dir", "workdir")  # flags that name a place on the machine and nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +117,8 @@ def record(options: ResultOptions) -> tuple[dict[str, str], bool]:
                             f"{', '.join(changed)}; delete that row to record it anew.")
     try:
         os.makedirs(os.path.join(options.results, "logs"), exist_ok=True)
-        checkpoints.write_file(os.path.join(options.results, "logs", row["log"]), log_text(config, about, events))
-        checkpoints.write_file(table, _csv_text([*rows, row]))  # last: a row in it has its log
+        files.write_file(os.path.join(options.results, "logs", row["log"]), log_text(config, about, events))
+        files.write_file(table, _csv_text([*rows, row]))  # last: a row in it has its log
     except OSError as error:
         raise UserError(f"Cannot write into {options.results}: {error.strerror or error}; give a --results folder that "
                         "can be written.") from None
@@ -151,7 +150,7 @@ def read_finished(folder: str, config: Config) -> dict[str, Any]:
     except UserError:
         where = ""
     raise UserError(f"The run in {folder} is {where or 'not finished'}: {path} does not say that all {config.epochs} "
-                    f"epochs are done. Continue it: {workdir.continuing_command(config)}")
+                    f"epochs are done. Continue it: {provenance.continuing_command(config)}")
 
 
 def read_events(path: str) -> list[dict[str, Any]]:
@@ -282,34 +281,8 @@ def hours(events: Sequence[Mapping[str, Any]]) -> float:
     return seconds / 3600
 
 
-def without_paths(command: str) -> str:
-    """A command line without the places of the machine that it ran on.
-
-    Examples:
-      >>> without_paths("python /home/me/train.py --preset=quick --data_dir=/data --config=/home/me/a.json --seed 1")
-      'python train.py --preset=quick --config=a.json --seed 1'
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError:  # not a command line: nothing that could be run again
-        return ""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        name, equals, value = word.partition("=")
-        flag = name.lstrip("-") if name.startswith("-") else ""
-        if skip or flag in _LEFT_OUT:
-            skip = not skip and not equals  # --workdir DIR: the next word goes as well
-        elif equals and flag:
-            kept.append(f"{name}={_last_part(value)}")
-        else:
-            kept.append(_last_part(word))
-    return shlex.join(kept)
 
 
-def _last_part(text: str) -> str:
-    outside = text.startswith(("/", "~", "..")) or os.path.isabs(text)
-    return os.path.basename(text.rstrip("/")) if outside else text
 
 
 def _machine(about: Mapping[str, Any], given: str | None) -> str:

@@ -21,15 +21,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import plan as plans
-from tfspike.engine import Engine
 from tfspike.errors import UserError
-from tfspike.gradients import NeuronState
-from tfspike.layers import SpikingLayer
+from tfspike.plots import filter_sheet, raster_picture
+from tfspike.simulation import final_states, first_filters, spike_trains
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tb"
-_RASTER_NEURONS = 48  # rows per layer: more would be thinner than a pixel
 _HISTOGRAM_VALUES = 100_000  # per histogram, evenly spaced: the picture is the same and costs milliseconds
 
 
@@ -90,41 +87,28 @@ class RunLog:
             for name, value in numbers.items():
                 tf.summary.scalar(name, value, step=step, description=(notes or {}).get(name))
 
-    def histograms(self, step: int, model: keras.Model, activity: Mapping[str, Any] | None = None,
-                   example: Any = None) -> None:
-        """Histograms of every weight and, where given, of activity and membranes.
+    @property
+    def pictured(self) -> bool:
+        """Whether `histograms` and `images` write anything: what they are made of need not be computed otherwise."""
+        return self._writer is not None
+
+    def histograms(self, step: int, values: Mapping[str, Any]) -> None:
+        """A histogram of every array, by name, such as "membrane/conv1_lif".
 
         Args:
           step: training steps so far.
-          model: whose weights.
-          activity: spikes per window of every neuron, `{layer: [B, ...]}` (`SpikingModel.observe`); None takes those
-            of `example`.
-          example: a few inputs `[B, ...]`, to be run for the membrane potentials at the end of the window.
+          values: arrays of any shape; large ones are thinned evenly.
         """
         if self._writer is None:
             return
-        ends = {} if example is None else final_states(model, example)
-        potentials = {layer: state.membrane for layer, state in ends.items()}
-        if activity is None:
-            activity = {layer: state.count for layer, state in ends.items()}
         with self._tensorboard():
-            for variable in model.trainable_variables:
-                tf.summary.histogram(f"weights/{variable.path}", _sampled(variable.value), step=step)
-            for layer, count in activity.items():
-                tf.summary.histogram(f"spikes_per_window/{layer}", _sampled(count), step=step)
-            for layer, membrane in potentials.items():
-                tf.summary.histogram(f"membrane/{layer}", _sampled(membrane), step=step)
+            for name, array in values.items():
+                tf.summary.histogram(name, _sampled(array), step=step)
 
-    def images(self, step: int, model: keras.Model, example: Any = None) -> None:
-        """The filters of the first convolution, and a spike raster of every layer for the first input of `example`."""
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures `[height, width, 3]` uint8, by name."""
         if self._writer is None:
             return
-        pictures = {}
-        filters = first_filters(model)
-        if filters is not None:
-            pictures["first_layer_filters"] = _filter_sheet(filters)
-        if example is not None and getattr(model, "plan", None) is not None:
-            pictures["spike_raster"] = _raster_picture(spike_trains(model, tf.convert_to_tensor(example)[:1]))
         with self._tensorboard():
             for name, picture in pictures.items():
                 tf.summary.image(name, picture[np.newaxis], step=step)
@@ -326,118 +310,14 @@ def _sampled(values: Any) -> tf.Tensor:
     return flat[::max(1, int(flat.shape[0]) // _HISTOGRAM_VALUES)]
 
 
-def final_states(model: keras.Model, example: Any) -> dict[str, NeuronState]:
-    """Membranes, spike counts and traces at the end of the window, `{layer: state}`, from one inference pass.
-
-    {} for a model without engine, and for one with layers in front of its encoder.
-    """
-    engine = getattr(model, "engine", None)
-    if engine is None or engine.plan.before:
-        return {}
-    # for a few inputs, once: compiling kernels for their shape would take longer than running them
-    plain = Engine(engine.plan, engine.gradient, engine.chunk, "plain")
-    record = plain.run(tf.convert_to_tensor(example), training=False)
-    return {call.name: state for call, state in zip(engine.plan.spiking, record.states)}
 
 
-def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURONS) -> dict[str, np.ndarray]:
-    """Spikes of some neurons of every layer, the encoder first, from one inference pass.
-
-    Args:
-      model: a spiking model with a plan.
-      example: one input `[1, ...]`.
-      neurons: at most so many per layer, evenly spread over the map.
-
-    Returns:
-      `{layer: [T, neurons]}`, float32. The window is run in short stretches where its layers allow that: memory does
-      not grow with T then.
-    """
-    plan = model.plan
-    start = plans.run(plan.before, {id(plan.inputs[0]): example})
-    source = start[id(keras.tree.flatten(plan.encoder.args)[0])]
-    encoder, states, whole = plan.encoder.layer, dict[str, Any](), plan.whole() is not None
-    pieces: dict[str, list[np.ndarray]] = {}
-
-    def keep(layer: str, train: tf.Tensor) -> None:
-        flat = np.asarray(tf.cast(train, tf.float32)).reshape(train.shape[0], -1)
-        chosen = np.unique(np.linspace(0, flat.shape[1] - 1, min(neurons, flat.shape[1])).astype(int))
-        pieces.setdefault(layer, []).append(flat[:, chosen])
-
-    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not isinstance(call.layer, SpikingLayer):
-            return plans.plain(call, args, kwargs)
-        if whole:
-            train = call.layer(*args)
-        else:
-            train, states[call.name] = call.layer(*args, initial_state=states.get(call.name), return_state=True)
-        keep(call.name, train)
-        return train
-
-    length = encoder.timesteps if whole else 8
-    for t in range(0, encoder.timesteps, length):
-        train = encoder.encode(source, encoder.key(False, 0), t, min(length, encoder.timesteps - t))
-        keep(encoder.name, train)
-        plans.run(plan.window, {id(plan.encoder.outputs[0]): train}, handler)
-    return {layer: np.concatenate(parts) for layer, parts in pieces.items()}
 
 
-def first_filters(model: keras.Model) -> np.ndarray | None:
-    """The first convolution's kernel, `[height, width, channels, filters]`; None where the net has none."""
-    for variable in model.trainable_variables:
-        if len(variable.shape) == 4:
-            return np.asarray(tf.cast(tf.convert_to_tensor(variable.value), tf.float32))
-    return None
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
 
-def _filter_sheet(filters: np.ndarray) -> np.ndarray:
-    """Every filter as a tile, `[height, width, 3]` uint8: RGB for three channels, else blue (> 0) to red (< 0), as in
-    reports.
-    """
-    from matplotlib import colormaps
-
-    scale = max(float(np.abs(filters).max()), 1e-12)
-    tiles = np.moveaxis(filters, -1, 0) / (2 * scale) + 0.5
-    if tiles.shape[-1] != 3:
-        tiles = colormaps["RdBu"](tiles.mean(axis=-1))[..., :3]
-    columns = math.ceil(math.sqrt(len(tiles)))
-    rows = math.ceil(len(tiles) / columns)
-    tiles = np.pad(tiles, ((0, rows * columns - len(tiles)), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
-    height, width = tiles.shape[1:3]
-    sheet = tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-    zoom = max(1, 480 // max(sheet.shape[:2]))
-    return (255 * sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)).astype(np.uint8)
 
 
-def _raster_picture(trains: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Time to the right, a band of neurons per layer, the input on top; `[height, width, 3]` uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-
-    gap = 4
-    bands, middles, top = [], [], 0
-    for train in trains.values():
-        middles.append(top + train.shape[1] / 2)
-        bands += [np.sign(train).T, np.full((gap, train.shape[0]), 2.0)]
-        top += train.shape[1] + gap
-    # TensorBoard shows pictures 350 pixels wide: half of this, so that letters are still some 9 pixels high there
-    figure = Figure(figsize=(5, 0.9 + 0.5 * len(trains)), dpi=140, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    # colours told apart by the colour-blind: negative spikes orange, none white, spikes dark blue, gaps grey
-    colours = ListedColormap(["#d55e00", "#ffffff", "#003f5c", "#dddddd"])
-    steps = next(iter(trains.values())).shape[0]
-    axes.imshow(np.concatenate(bands[:-1]), colours, vmin=-1, vmax=2, aspect="auto", interpolation="nearest",
-                extent=(0.5, steps + 0.5, top - gap, 0))
-    axes.set_yticks(middles, list(trains), fontsize=9)
-    rates = axes.secondary_yaxis("right")
-    rates.set_yticks(middles, [f"{abs(train).mean():.3f}" for train in trains.values()], fontsize=9)
-    for side in (axes, rates):
-        side.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=9)
-    axes.set_xlabel("time step", fontsize=9)
-    axes.set_title("spikes of one image; right: mean rate", fontsize=9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

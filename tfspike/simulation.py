@@ -18,7 +18,9 @@ from tfspike import gradients
 from tfspike import plan as plans
 from tfspike.checks import check_count
 from tfspike.encoders import SpikeInput
+from tfspike.engine import Engine
 from tfspike.errors import UserError
+from tfspike.gradients import NeuronState
 from tfspike.layers import SpikingLayer
 
 CHUNK_ELEMENTS = 8_000_000  # values of the largest layer that exist at once
@@ -221,3 +223,78 @@ def _middling(total: np.ndarray) -> int:
 def _spread(places: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of these, evenly spread."""
     return places if len(places) <= most else places[np.linspace(0, len(places) - 1, most).astype(int)]
+
+_RASTER_NEURONS = 48  # rows per layer: more would be thinner than a pixel
+
+
+def final_states(model: keras.Model, example: Any) -> dict[str, NeuronState]:
+    """Membranes, spike counts and traces at the end of the window, `{layer: state}`, from one inference pass.
+
+    {} for a model without engine, and for one with layers in front of its encoder.
+    """
+    engine = getattr(model, "engine", None)
+    if engine is None or engine.plan.before:
+        return {}
+    # for a few inputs, once: compiling kernels for their shape would take longer than running them
+    plain = Engine(engine.plan, engine.gradient, engine.chunk, "plain")
+    record = plain.run(tf.convert_to_tensor(example), training=False)
+    return {call.name: state for call, state in zip(engine.plan.spiking, record.states)}
+
+
+def distributions(model: keras.Model, example: Any) -> dict[str, Any]:
+    """What is worth a histogram, `{name: array}`: every weight, and of a few inputs `[B, ...]` the spikes per window of
+    every neuron and the membrane potentials at the window's end."""
+    found = {f"weights/{variable.path}": variable.value for variable in model.trainable_variables}
+    for layer, state in final_states(model, example).items():
+        found[f"spikes_per_window/{layer}"] = state.count
+        found[f"membrane/{layer}"] = state.membrane
+    return found
+
+
+def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURONS) -> dict[str, np.ndarray]:
+    """Spikes of some neurons of every layer, the encoder first, from one inference pass.
+
+    Args:
+      model: a spiking model with a plan.
+      example: one input `[1, ...]`.
+      neurons: at most so many per layer, evenly spread over the map.
+
+    Returns:
+      `{layer: [T, neurons]}`, float32. The window is run in short stretches where its layers allow that: memory does
+      not grow with T then.
+    """
+    plan = model.plan
+    start = plans.run(plan.before, {id(plan.inputs[0]): example})
+    source = start[id(keras.tree.flatten(plan.encoder.args)[0])]
+    encoder, states, whole = plan.encoder.layer, dict[str, Any](), plan.whole() is not None
+    pieces: dict[str, list[np.ndarray]] = {}
+
+    def keep(layer: str, train: tf.Tensor) -> None:
+        flat = np.asarray(tf.cast(train, tf.float32)).reshape(train.shape[0], -1)
+        chosen = np.unique(np.linspace(0, flat.shape[1] - 1, min(neurons, flat.shape[1])).astype(int))
+        pieces.setdefault(layer, []).append(flat[:, chosen])
+
+    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not isinstance(call.layer, SpikingLayer):
+            return plans.plain(call, args, kwargs)
+        if whole:
+            train = call.layer(*args)
+        else:
+            train, states[call.name] = call.layer(*args, initial_state=states.get(call.name), return_state=True)
+        keep(call.name, train)
+        return train
+
+    length = encoder.timesteps if whole else 8
+    for t in range(0, encoder.timesteps, length):
+        train = encoder.encode(source, encoder.key(False, 0), t, min(length, encoder.timesteps - t))
+        keep(encoder.name, train)
+        plans.run(plan.window, {id(plan.encoder.outputs[0]): train}, handler)
+    return {layer: np.concatenate(parts) for layer, parts in pieces.items()}
+
+
+def first_filters(model: keras.Model) -> np.ndarray | None:
+    """The first convolution's kernel, `[height, width, channels, filters]`; None where the net has none."""
+    for variable in model.trainable_variables:
+        if len(variable.shape) == 4:
+            return np.asarray(tf.cast(tf.convert_to_tensor(variable.value), tf.float32))
+    return None

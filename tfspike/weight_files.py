@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import checkpoints, config_files
 from tfspike import config as config_lib
+from tfspike import config_files, files
 from tfspike.config import FIELDS, Config
 from tfspike.datasets import DatasetInfo
 from tfspike.errors import UserError
@@ -54,9 +54,9 @@ class Entry:
     card: dict[str, Any]
     fingerprint: dict[str, Any]
 
-    def arrays(self) -> checkpoints.Arrays:
+    def arrays(self) -> files.Arrays:
         """`{variable name: array}`, float32. Raises UserError where the file cannot be read."""
-        stored = checkpoints.read_arrays(self.path, _ADVICE)
+        stored = files.read_arrays(self.path, _ADVICE)
         return {name: array.astype(np.float32) if array.dtype == np.float16 else array
                 for name, array in stored.items()}
 
@@ -122,7 +122,7 @@ def read(name: str, folder: str = FOLDER, network: str | None = None) -> Entry:
             record = json.loads(file.read(1_000_001))
         version = record["format"]
         sound = all(isinstance(record[part], kind) for part, kind in _PARTS.items())
-        whole = checkpoints.checksum(f"{stem}.npz") == record["sha256"]
+        whole = files.checksum(f"{stem}.npz") == record["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"The trained weights {name} in {folder} are incomplete or damaged ({type(error).__name__}); "
                         f"{_ADVICE}.") from error
@@ -176,7 +176,7 @@ def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Conf
     try:
         os.makedirs(folder, exist_ok=True)
         try:
-            checkpoints.write_bytes(aside, functools.partial(checkpoints.write_arrays, stored, compressed=True))
+            files.write_bytes(aside, functools.partial(files.write_arrays, stored, compressed=True))
             size = os.path.getsize(aside)
             if size > LARGEST:
                 raise UserError(f"The weights of {name} take {size / 1e6:.1f} MB compressed, and at most "
@@ -187,8 +187,8 @@ def write(folder: str, name: str, arrays: Mapping[str, np.ndarray], config: Conf
             if os.path.exists(aside):
                 os.unlink(aside)
         record = {"format": FORMAT, "card": dict(card), "config": settings, "info": info.to_dict(),
-                  "fingerprint": dict(fingerprint), "sha256": checkpoints.checksum(f"{stem}.npz")}
-        checkpoints.write_file(f"{stem}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+                  "fingerprint": dict(fingerprint), "sha256": files.checksum(f"{stem}.npz")}
+        files.write_file(f"{stem}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"Cannot write weights into {folder}: {error.strerror or error}; give an --out folder that can "
                         "be written.") from None

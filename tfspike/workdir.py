@@ -14,19 +14,17 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shlex
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfspike import __version__, checkpoints, config_files
+from tfspike import checkpoints, config_files, files
 from tfspike import config as config_lib
 from tfspike.checkpoints import Checkpoint
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
+from tfspike.provenance import command, commit, machine, versions
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished.json"
 CONVERTED = "model.keras"  # of a folder that `tfspike.conversion` wrote
@@ -159,7 +157,7 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
     _check_init(workdir, options)
     if _is_finished(workdir, config):
         if checkpoints.steps(os.path.join(workdir, CHECKPOINTS)):
-            _check_unedited(saved, open_checkpoint(workdir, say, "last"))
+            check_unedited(saved, open_checkpoint(workdir, say, "last"))
         more = "" if config.lr_schedule == "cosine" else " Raise --epochs to continue."
         return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}.{more}")
     checkpoint = checkpoints.newest(os.path.join(workdir, CHECKPOINTS), say)
@@ -168,7 +166,7 @@ def decide(config: Config, options: RunOptions, say: Say) -> Start:
             raise UserError(f"--resume=must, but the run in {workdir} has no checkpoint yet; leave it out to "
                             "start anew.")
         return Start("new", f"New run in {workdir}: the one begun there had no checkpoint yet.")
-    _check_unedited(saved, checkpoint)
+    check_unedited(saved, checkpoint)
     return Start("resume", f"Resuming from step {checkpoint.step} of the run in {workdir}.", checkpoint)
 
 
@@ -195,7 +193,7 @@ def _settings_of(checkpoint: Checkpoint) -> Config | None:
     return config_lib.from_json(json.dumps({"format": config_files.FORMAT, "config": saved}), checkpoint.path)
 
 
-def _check_unedited(config: Config, checkpoint: Checkpoint) -> None:
+def check_unedited(config: Config, checkpoint: Checkpoint) -> None:
     """Refuses a config.json that says another experiment than the one which left the checkpoint."""
     saved = _settings_of(checkpoint)
     changes = {} if saved is None else config_lib.diff(saved, config)
@@ -277,7 +275,7 @@ def standing(config: Config, which: str, checkpoint: Checkpoint) -> Standing:
 def mark_finished(workdir: str, config: Config, step: int) -> None:
     """Writes finished.json: every epoch trained, every export written."""
     text = json.dumps({"epochs": config.epochs, "step": step, "export": list(config.export)})
-    checkpoints.write_file(os.path.join(workdir, FINISHED), text + "\n")
+    files.write_file(os.path.join(workdir, FINISHED), text + "\n")
 
 
 # ---- config.json -------------------------------------------------------------------------------------------------
@@ -297,7 +295,7 @@ def write_config(config: Config, data: dict[str, Any], init_from: str | None) ->
     machines = list(dict.fromkeys([*before.get("machines", []), machine()]))
     record = {"versions": versions(), "commit": commit(), "machines": machines, "commands": commands, "data": data,
               "init_from": os.path.abspath(init_from) if init_from else before.get("init_from")}
-    checkpoints.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
+    files.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
 
 
 def settle_again(config: Config, data: dict[str, Any], say: Say) -> Any:
@@ -330,175 +328,24 @@ def about(workdir: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    import importlib.metadata
-
-    found = {"tfspike": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("tensorflow", "tensorflow-cpu", "keras", "numpy", "tensorflow-datasets"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # TensorFlow is published under several names; what is not there computes nothing
-    return found
 
 
-def machine() -> str:
-    """What computes, in words: the processor, the threads that this process may use, and GPUs."""
-    import tensorflow as tf
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except (OSError, ValueError):  # not Linux
-        models = []
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processor = models[0] if models else platform.processor() or platform.machine()
-    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-            for gpu in tf.config.list_physical_devices("GPU")]
-    cards = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
-    return ", ".join([processor, f"{threads} threads", *cards])
 
 
-def commit() -> str | None:
-    """The commit of the source that runs, with "+" where files were changed since; None outside a repository."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    try:
-        def git(*args: str) -> str:
-            return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, timeout=10,
-                                  check=True).stdout.strip()
-
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
-def command() -> str:
-    """The command line of this process, with -m where it is a module's."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
-    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def to_copy(program: str, **flags: str) -> str:
-    """A command for the reader to copy from the screen, quoted for a shell.
-
-    Args:
-      program: "train.py", "eval.py", or "-m" and a module.
-      flags: name and value of each.
-
-    Examples:
-      >>> to_copy("-m tfspike.conversion", run="my runs/ann")
-      "python -m tfspike.conversion '--run=my runs/ann'"
-    """
-    script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), program)
-    elsewhere = os.path.isfile(script) and os.path.abspath(program) != script
-    words = [script] if elsewhere else program.split()
-    return shlex.join(["python", *words, *(f"--{name}={value}" for name, value in flags.items())])
 
 
-def continuing_command(config: Config) -> str:
-    """The command that goes on with a run."""
-    return to_copy("train.py", config=os.path.join(str(config.workdir), "config.json"))
 
 
 # ---- the network -------------------------------------------------------------------------------------------------
 
 
-def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
-    """The network of a resolved configuration for a data set's images, with its first weights.
-
-    Args:
-      config: resolved settings.
-      info: a `datasets.DatasetInfo`.
-      timesteps: another window than the configuration's.
-    """
-    from tfspike import models
-
-    if config.neuron == "relu":
-        if timesteps is not None:
-            raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
-                            "an ANN (--neuron=relu); leave it out, or convert the ANN: "
-                            f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
-        return models.create(config.model, tuple(info.image_shape), info.num_classes, config.timesteps,
-                             dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
-                             dtype=config.precision, neuron="relu")
-    encoder = None if config.encoder == "none" else config.encoder
-    return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
-                         gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
-                         dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
-                         dtype=config.precision, surrogate=config.surrogate, surrogate_width=config.surrogate_width,
-                         norm=None if config.norm == "none" else config.norm, pooling=config.pooling)
 
 
-def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
-             say: Say = print) -> tuple[Any, Config, Any, Checkpoint]:
-    """A trained network from its workdir alone.
-
-    Args:
-      workdir: folder of a run.
-      which: "best" by validation, or "last".
-      timesteps: another window than the run's.
-      say: takes warnings.
-
-    Returns:
-      The model, with normalisation folded into its weights, its configuration, its `datasets.DatasetInfo`, and the
-      checkpoint its weights are from.
-
-    Raises:
-      UserError: there is no run, or what is needed of it is damaged.
-    """
-    from tfspike.folding import fold
-
-    config = config_lib.read_run(workdir)
-    info = data_info(workdir)
-    checkpoint = open_checkpoint(workdir, say, which)
-    _check_unedited(config, checkpoint)
-    stands = standing(config, which, checkpoint)
-    if not stands.finished:
-        say(f"Warning: the run in {workdir} is {stands.unfinished}. These are the weights of its {stands.which} "
-            f"checkpoint, step {checkpoint.step}. To go on training: {continuing_command(config)}")
-    converted = _converted(workdir, timesteps)
-    if converted is not None:
-        return converted, config, info, checkpoint
-    model = build_model(config, info, timesteps)
-    checkpoints.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
-    return (model if config.neuron == "relu" else fold(model)), config, info, checkpoint
 
 
-def data_info(workdir: str) -> Any:
-    """The `datasets.DatasetInfo` of a run; raises UserError where there is none."""
-    from tfspike import datasets
-
-    data = about(workdir).get("data")
-    return datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
 
 
-def _converted(workdir: str, timesteps: int | None) -> Any:
-    """The network that `tfspike.conversion` left in `workdir`, with a window of `timesteps`; None in other runs.
-
-    Its shortcuts may carry factors, which no configuration describes: layers and weights come from the .keras file.
-    """
-    if "converted" not in about(workdir):
-        return None
-    import keras
-
-    import tfspike.models  # noqa: F401 (registers the layers that the file names)
-    from tfspike.encoders import Encoder
-
-    path = os.path.join(workdir, CONVERTED)
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or "no details").splitlines()[0][:200]
-        raise UserError(f"The converted network {path} cannot be read ({first}); convert the ANN again.") from None
-    if timesteps is None:
-        return model
-
-    def longer(layer: Any) -> Any:
-        changed = {"timesteps": timesteps} if isinstance(layer, Encoder) else {}
-        return type(layer).from_config({**layer.get_config(), **changed})
-
-    other = keras.models.clone_model(model, clone_function=longer)
-    other.set_weights(model.get_weights())
-    return other

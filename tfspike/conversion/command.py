@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, checkpoints, datasets, results, streams, workdir
+from tfspike import (
+    analysis,
+    checkpoints,
+    datasets,
+    files,
+    provenance,
+    run_loading,
+    streams,
+    variables,
+    workdir,
+)
 from tfspike import config as config_lib
 from tfspike.config import Config
 from tfspike.conversion.balance import PERCENTILES, Conversion, convert
@@ -37,7 +47,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     Raises:
       UserError: the run, its data or the folder to write to cannot be used, or the network cannot be converted.
     """
-    ann, config, info, checkpoint = workdir.load_run(options.run, options.checkpoint, say=say)
+    ann, config, info, checkpoint = run_loading.load_run(options.run, options.checkpoint, say=say)
     if config.neuron != "relu":
         raise UserError(f"--run takes a run of train.py --neuron=relu, and {options.run} holds a spiking network "
                         "already; test it with eval.py.")
@@ -54,7 +64,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
              "percentile": percentile, "calibration": len(chosen), "scales": converted.scales}
     _write(out, converted, config, options, about, checkpoint.step)
-    say(f"Written to {out}. To look at it: {workdir.to_copy('eval.py', workdir=out)}")
+    say(f"Written to {out}. To look at it: {provenance.to_copy('eval.py', workdir=out)}")
     test = datasets.load(config.dataset, "test", data_dir).first(options.images)
     images = info.normalise(test.images)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
@@ -82,15 +92,15 @@ def _write(out: str, converted: Conversion, config: Config, options: ConversionO
     """A folder that eval.py, reports and exports take for a run."""
     settings = dataclasses.replace(config, neuron="lif", timesteps=options.timesteps, encoder=options.encoder, leak=1.0,
                                    threshold=1.0, export=(), workdir=out)
-    record = {"versions": workdir.versions(), "commit": workdir.commit(), "commands": [workdir.command()],
+    record = {"versions": provenance.versions(), "commit": provenance.commit(), "commands": [provenance.command()],
               "data": workdir.about(options.run).get("data"), "init_from": None, "converted": about}
     try:
         os.makedirs(out, exist_ok=True)
         converted.model.save(os.path.join(out, workdir.CONVERTED))
-        parts: dict[str, Any] = {"model": checkpoints.collect(converted.model.variables), "optimizer": {}}
+        parts: dict[str, Any] = {"model": variables.collect(converted.model.variables), "optimizer": {}}
         checkpoints.save(os.path.join(out, workdir.CHECKPOINTS), step, parts,
                          {"config": dataclasses.asdict(settings)}, keep=1, best=True)
-        checkpoints.write_file(os.path.join(out, "config.json"), config_lib.to_json(settings, record))
+        files.write_file(os.path.join(out, "config.json"), config_lib.to_json(settings, record))
     except OSError as error:
         raise UserError(f"Cannot write into {out} ({error.strerror or error}); give a folder that can be written as "
                         "--out.") from None
@@ -101,8 +111,8 @@ def _add_to(path: str, record: dict[str, Any], config: Config) -> None:
     ANN's row in results.csv."""
     line = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "ann": config_lib.digest(config),
-            "command": results.without_paths(workdir.command()), "commit": workdir.commit(),
-            "machine": workdir.machine(),
+            "command": provenance.without_paths(provenance.command()), "commit": provenance.commit(),
+            "machine": provenance.machine(),
             **{name: value for name, value in record.items() if name not in ("out", "run")}}
     try:
         with open(path, "a", encoding="utf-8") as file:

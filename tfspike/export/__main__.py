@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfspike import output
+from tfspike import output, run_loading
 from tfspike.errors import UserError
 from tfspike.export import FORMATS, save
 
@@ -53,9 +53,8 @@ def _load_run(workdir: str) -> tuple[Any, Any]:
     from tfspike import config
 
     config.read_run(workdir)  # refuses a folder without a run before TensorFlow is imported
-    from tfspike import workdir as runs
 
-    model, _, info, _ = runs.load_run(workdir, say=lambda line: print(line, file=sys.stderr))
+    model, _, info, _ = run_loading.load_run(workdir, say=lambda line: print(line, file=sys.stderr))
     return model, info
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfspike import checkpoints, encoders, surrogates, weight_files
+from tfspike import encoders, surrogates, variables, weight_files
 from tfspike.backend import check_image_data_format
 from tfspike.checks import (
     check_choice,
@@ -129,7 +129,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     x = blocks.dense(x, builder, num_classes, "output")
     model = SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
     if entry is not None:
-        checkpoints.restore(checkpoints.learnt(model), entry.arrays(), f"The trained weights {entry.name}")
+        variables.restore(variables.learnt(model), entry.arrays(), f"The trained weights {entry.name}")
     return model if neuron == "lif" else ann.twin(model)
 
 

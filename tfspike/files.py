@@ -1,0 +1,120 @@
+"""Files that survive a kill, written aside, synced and renamed, and archives that others may have damaged.
+
+Nothing in a file is executed when it is read (no pickle, no objects). Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfspike.errors import UserError, first_line
+
+Arrays = dict[str, np.ndarray]
+# What reading an archive of arbitrary bytes can raise: a checksum proves that a file is as it was written, not by whom.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, OverflowError, SyntaxError,
+               RuntimeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def checksum(path: str) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else \
+            hashlib.sha256(file.read()).hexdigest()
+
+
+def write_file(path: str, text: str) -> None:
+    """Writes a small text file whole or not at all, and synced."""
+    aside = f"{path}.writing"
+    try:
+        write_bytes(aside, lambda file: file.write(text.encode()))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
+    os.replace(aside, path)
+    _sync_folder(os.path.dirname(path) or ".")
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error of the operating system (or of TensorFlow's writers) says that there is no room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "No space left" in str(error) or "Disk quota" in str(error)
+
+
+def write_arrays(arrays: Mapping[str, np.ndarray], file: Any, compressed: bool = False) -> None:
+    """Writes `{variable path: array}` into an open file; `read_arrays` gives them back."""
+    # Paths hold "/", so members have plain names and the paths are an array of bytes of their own.
+    members: dict[str, Any] = {f"a{i}": np.asarray(array) for i, array in enumerate(arrays.values())}
+    save_into = np.savez_compressed if compressed else np.savez
+    save_into(file, names=np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8), **members)
+
+
+def write_bytes(path: str, write: Callable[[Any], Any]) -> None:
+    """Opens a file, lets `write` fill it, and syncs it."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: str) -> None:
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot sync folders
+                raise
+        finally:
+            os.close(handle)
+
+
+def read_arrays(path: str, advice: str) -> Arrays:
+    """`{variable path: array}` of a file that `write_arrays` wrote.
+
+    Raises:
+      UserError: it cannot be read; ends in `advice`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = json.loads(archive["names"].tobytes().decode())
+            if not isinstance(names, list):
+                raise ValueError("the names are no list")
+            return {name: archive[f"a{i}"] for i, name in enumerate(names)}
+    except UNREADABLE as error:
+        raise UserError(f"The weights in {path} cannot be read ({type(error).__name__}); {advice}.") from error
+
+
+
+def read_npz(path: str | os.PathLike[str], fields: Sequence[str], advice: str) -> dict[str, np.ndarray]:
+    """Returns `{field: array}` of an .npz file; executes nothing that is in it.
+
+    Args:
+      path: the file.
+      fields: arrays that it must have.
+      advice: what to do if it cannot be read, as the end of a sentence.
+
+    Raises:
+      UserError: the file cannot be read, or lacks a field.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [field for field in fields if field not in archive]
+            if not missing:
+                return {field: archive[field] for field in fields}
+            has = ", ".join(archive.files) or "none"
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); {advice}.") from error
+    raise UserError(f"{path} lacks the fields {', '.join(missing)}, it has {has}; {advice}.")
