@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tfspike import flags
+from tfspike.config import flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on its own start
 

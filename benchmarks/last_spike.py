@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike import gradients
-from tfspike.layers import SpikingLayer
+from tfspike.neurons import gradients
+from tfspike.neurons.layers import SpikingLayer
 
 
 def with_last_spike(model: keras.Model) -> keras.Model:

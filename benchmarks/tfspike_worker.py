@@ -34,7 +34,7 @@ def _train_step(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tf.Tenso
 
 def _rates(model: keras.Model, x: tf.Tensor) -> list[float]:
     """Mean rate of every spiking layer, spikes per step and neuron, on two images (whole trains are large)."""
-    from tfspike.layers import SpikingLayer
+    from tfspike.neurons.layers import SpikingLayer
 
     outputs = [layer.output for layer in model.layers if isinstance(layer, SpikingLayer)]
     if not outputs:
@@ -65,7 +65,8 @@ def _network(given: dict[str, Any]) -> None:
 
 def _pipeline(given: dict[str, Any]) -> None:
     """The input pipeline alone: seconds for one batch, read from the data set as training reads it."""
-    from tfspike import __version__, datasets, streams
+    from tfspike import __version__, datasets
+    from tfspike.datasets import streams
 
     begin = time.perf_counter()
     data = datasets.load(given["dataset"], "train", given["data_dir"])

@@ -32,21 +32,19 @@ SOURCES = {"benchmarks.md": "benchmarks/README.md", "records.md": "results/READM
 
 # The modules by subject, in the direction of the imports. Patterns of names below `tfspike.`; every module matches one.
 SUBJECTS = {
-    "Neurons and layers": ["gradients", "surrogates", "cells", "layers", "encoders", "normalisation", "noise",
-                           "custom_gradient"],
-    "Engine": ["engine", "plan", "kernels", "convolution", "precision", "shared_function"],
-    "Networks": ["models", "models.*", "variants", "initialisation", "folding", "pretrained", "weight_files",
-                 "model_cards", "initial_weights"],
-    "Data": ["datasets", "streams", "events", "tfds_source", "archives", "image_files"],
-    "Looking at a network": ["simulation", "analysis", "energy", "summary", "plots", "report", "comparison", "pages"],
-    "Training and evaluation": ["training", "train_step", "losses", "optimisation", "evaluation", "prediction",
-                                "diagnosis", "callbacks", "pace", "distribution", "dry_run", "profiling", "run_log",
-                                "results"],
-    "Settings and runs": ["config", "recipes", "flags", "settings", "config_files", "checks", "errors", "workdir",
-                          "checkpoints", "signals", "output", "backend"],
-    "Presets": ["configs", "configs.*"],
+    "Neurons and layers": ["neurons", "neurons.*"],
+    "Engine": ["engine", "engine.*"],
+    "Networks": ["models", "models.*", "variants", "pretrained", "pretrained.*"],
+    "Data": ["datasets", "datasets.*"],
+    "Presets": ["config.presets", "config.presets.*"],
+    "Settings": ["config", "config.*"],
+    "Runs": ["runs", "runs.*"],
+    "Looking at a network": ["analysis", "analysis.*"],
+    "Training": ["training", "training.*"],
+    "Evaluation and reports": ["evaluation", "evaluation.*"],
     "Conversion": ["conversion", "conversion.*"],
     "Exports": ["export", "export.*"],
+    "What all rooms share": ["checks", "distribution", "errors", "faces", "files", "output"],
 }
 _NO_PAGE = ("standalone", "__main__", "data")  # scripts that run without the library, and data
 

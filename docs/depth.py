@@ -19,10 +19,14 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfspike import datasets, gradients, losses, models, plan, plots
-from tfspike.initialisation import initialise_rates
-from tfspike.layers import SpikingLayer
-from tfspike.normalisation import ThresholdNorm
+from tfspike import datasets, models
+from tfspike.engine import plan
+from tfspike.evaluation import plots
+from tfspike.models import losses
+from tfspike.models.initialisation import initialise_rates
+from tfspike.neurons import gradients
+from tfspike.neurons.layers import SpikingLayer
+from tfspike.neurons.normalisation import ThresholdNorm
 
 NETS = {"vgg9": "cifar10", "resnet11": "cifar10", "resnet20": "svhn_cropped"}
 # What is compared: how the network begins, what stands for the slope.

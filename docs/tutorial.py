@@ -15,7 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import LIF, OverTime, PoissonEncoder, PoolingIF, Readout, SpikingModel, datasets, export, plots, simulation
+from tfspike import LIF, OverTime, PoissonEncoder, PoolingIF, Readout, SpikingModel, datasets, export
+from tfspike.analysis import simulation
+from tfspike.evaluation import plots
 
 
 def build(timesteps: int) -> SpikingModel:

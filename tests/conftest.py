@@ -15,7 +15,7 @@ def _defaults_of_tests() -> Iterator[None]:
     """Kernels that need no compiler; and a test that changes Keras' global dtype policy cannot change the next one."""
     if "tensorflow" in sys.modules:
         # compiling costs a second for every new shape; the tests of the engine name each kernel, runs of train.py use it
-        from tfspike import kernels
+        from tfspike.engine import kernels
 
         kernels.ON_CPU = "plain"
     yield

@@ -19,11 +19,12 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import runs  # noqa: E402
-from tfspike import SpikingModel, ThresholdNorm, distribution, encoders  # noqa: E402
+from tfspike import SpikingModel, ThresholdNorm, distribution  # noqa: E402
 from tfspike.distribution import Place  # noqa: E402
-from tfspike.layers import LIF, OverTime, Readout  # noqa: E402
-from tfspike.train_step import TrainStep  # noqa: E402
-from tfspike.trainer import Trainer  # noqa: E402
+from tfspike.neurons import encoders  # noqa: E402
+from tfspike.neurons.layers import LIF, OverTime, Readout  # noqa: E402
+from tfspike.training.step import TrainStep  # noqa: E402
+from tfspike.training.trainer import Trainer  # noqa: E402
 
 LEAK, STEPS, T, B, UNITS, CLASSES, INPUTS = 0.9, 20, 6, 4, 5, 3, 7
 

@@ -54,7 +54,8 @@ def child(kind: str, occasion: int, delay: float, flags: list[str]) -> None:
     elif kind == "time":
         die(delay * 60)
     else:
-        from tfspike import export, train_step
+        from tfspike import export
+        from tfspike.training import step as train_step
 
         if kind == "step":
             train_step.TrainStep.__call__ = dying(train_step.TrainStep.__call__, delay)  # type: ignore[method-assign]

@@ -16,10 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 import oracle
-from tfspike import SpikingModel, encoders, kernels
-from tfspike import plan as plans
-from tfspike.layers import LIF, OverTime, PoolingIF, Readout, SpikingLayer, WindowDropout
+from tfspike import SpikingModel
+from tfspike.engine import kernels
+from tfspike.engine import plan as plans
 from tfspike.models import blocks
+from tfspike.neurons import encoders
+from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout, SpikingLayer, WindowDropout
 
 CLASSES = 3
 

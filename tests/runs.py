@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfspike import checkpoints, run_loading, variables
 from tfspike import config as config_lib
-from tfspike import workdir as runs
 from tfspike.errors import UserError
+from tfspike.models import variables
+from tfspike.runs import checkpoints
+from tfspike.runs import loading as run_loading
+from tfspike.runs import workdir as runs
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import analysis, gradients, models, simulation
-from tfspike import plan as plans
+from tfspike import analysis, models
+from tfspike.analysis import simulation
+from tfspike.engine import plan as plans
 from tfspike.errors import UserError
-from tfspike.layers import SpikingLayer
+from tfspike.neurons import gradients
+from tfspike.neurons.layers import SpikingLayer
 
 TIMESTEPS, IMAGES, BATCH = 6, 6, 4
 

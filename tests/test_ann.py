@@ -15,23 +15,15 @@ import nets
 import oracle
 import runs
 import tfspike
-from tfspike import (
-    checkpoints,
-    config,
-    evaluation,
-    export,
-    initial_weights,
-    models,
-    report,
-    run_loading,
-    training,
-    variables,
-)
+from tfspike import config, evaluation, export, models, training
 from tfspike.config import Config, RunOptions
 from tfspike.errors import UserError
-from tfspike.eval_options import EvalOptions
-from tfspike.models import ann
-from tfspike.normalisation import ThresholdNorm
+from tfspike.evaluation import report
+from tfspike.evaluation.options import EvalOptions
+from tfspike.models import ann, variables
+from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.runs import checkpoints, initial_weights
+from tfspike.runs import loading as run_loading
 from tfspike.variants import VARIANTS
 
 

@@ -70,7 +70,7 @@ def test_the_last_spike_factor_scales_the_slope_of_rate() -> None:
 
     # a single layer, by hand
     from benchmarks.last_spike import _LastSpike
-    from tfspike.gradients import Neuron
+    from tfspike.neurons.gradients import Neuron
 
     neuron = Neuron.lif(LEAK, THRESHOLD)
     currents = rng.uniform(0, 0.7, (T, 2, 5)).astype("f")

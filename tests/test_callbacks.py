@@ -11,9 +11,9 @@ import pytest
 
 import tfspike
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel
-from tfspike.callbacks import FitWatch
 from tfspike.errors import UserError
 from tfspike.models import create
+from tfspike.models.callbacks import FitWatch
 
 STRONG = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", seed=1)
 DATA = np.random.default_rng(0).uniform(0, 1, (16, 6)).astype("f"), np.eye(3, dtype="f")[np.arange(16) % 3]

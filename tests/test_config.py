@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import config, configs, recipes
-from tfspike.config import FIELDS, Config, RunOptions, resolve
+from tfspike import config
+from tfspike.config import FIELDS, Config, RunOptions, recipes, resolve
+from tfspike.config import presets as configs
+from tfspike.config.config import _ADDED
+from tfspike.config.settings import normalise, shown
 from tfspike.errors import UserError
-from tfspike.settings import normalise, shown
 from tfspike.variants import VARIANTS
 
 QUICKLY = hypothesis_settings(max_examples=100, deadline=None,
@@ -306,7 +308,7 @@ def test_the_config_of_an_earlier_deep_run_starts_that_run_and_not_todays_recipe
     first = resolve({"model": "resnet20", "dataset": "svhn", "norm": "none", "surrogate": "leak_aware", "init": "rate",
                      "pooling": "neuron", "loss": "squared", "lr_schedule": "milestones", "warmup_epochs": 0})
     content = json.loads(config.to_json(first))
-    for name in config._ADDED:
+    for name in _ADDED:
         del content["config"][name]
     again = resolve(config_file=write(tmp_path, content))
     assert again == first

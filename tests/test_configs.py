@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tfspike import configs, flags
-from tfspike.config import FIELDS, resolve
-from tfspike.configs import EXPERIMENTS, Experiment, Measured
+from tfspike.config import FIELDS, flags, resolve
+from tfspike.config import presets as configs
+from tfspike.config.presets import EXPERIMENTS, Experiment, Measured
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 

@@ -51,7 +51,7 @@ def test_the_list_is_complete() -> None:
 
 def test_every_public_layer_of_the_library_is_exported() -> None:
     """A layer that is defined but not exported would escape the list above."""
-    from tfspike import cells, encoders, layers, normalisation
+    from tfspike.neurons import cells, encoders, layers, normalisation
 
     bases = {"TimeMajor", "SpikingLayer", "Encoder", "NoisyLayer"}
     defined = {name for module in (cells, encoders, layers, normalisation) for name, value in vars(module).items()

@@ -29,15 +29,15 @@ from tfspike import (
     conversion,
     evaluation,
     models,
-    noise,
-    run_loading,
     training,
 )
-from tfspike import plan as plans
 from tfspike.conversion import balance, command, options
+from tfspike.engine import plan as plans
 from tfspike.errors import UserError
-from tfspike.eval_options import EvalOptions
+from tfspike.evaluation.options import EvalOptions
 from tfspike.models import ann
+from tfspike.neurons import noise
+from tfspike.runs import loading as run_loading
 
 NETS = ("plain", "residual")
 
@@ -461,7 +461,7 @@ def test_a_damaged_file_is_explained(converted: tuple[Path, dict[str, Any]], tmp
 
 
 def test_flags_are_checked_before_tensorflow_is_loaded() -> None:
-    code = ("import sys\nfrom tfspike import flags\nfrom tfspike.conversion import options\n"
+    code = ("import sys\nfrom tfspike.config import flags\nfrom tfspike.conversion import options\n"
             "with flags.user_errors():\n    options.parse()\nassert not {'tensorflow', 'keras'} & set(sys.modules)")
 
     def flags(*given: str) -> subprocess.CompletedProcess[str]:

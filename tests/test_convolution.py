@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import convolution
+from tfspike.engine import convolution
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [

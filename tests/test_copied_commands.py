@@ -15,8 +15,11 @@ import pytest
 
 import runs
 from tfspike import config as config_lib
-from tfspike import datasets, provenance, report, results, run_loading, training
+from tfspike import datasets, training
 from tfspike.errors import UserError
+from tfspike.evaluation import report
+from tfspike.runs import loading as run_loading
+from tfspike.runs import provenance, results
 
 FOLDER = "mein Ordner/größe $HOME'x"
 INFO = datasets.DatasetInfo("tiny", (12, 12, 1), 2, ("a", "b"), (1 / 128,), (-1.0,), False, 10, 10)

@@ -12,7 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from tfspike import config, datasets, image_files, streams, tfds_source
+import tfspike
+from tfspike import config, datasets
+from tfspike.datasets import arrays, image_files, streams, tfds_source
 from tfspike.errors import UserError
 
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -88,7 +90,7 @@ class TestEmbeddedSet:
         assert subset.images.dtype == np.uint8 and subset.labels.dtype == np.int32
         assert np.bincount(subset.labels).tolist() == [600] * 10
         assert np.bincount(test.labels).tolist() == [100] * 10
-        folder = pathlib.Path(datasets.__file__).parent / "data"
+        folder = pathlib.Path(tfspike.__file__).parent / "data"
         assert sum(f.stat().st_size for f in folder.iterdir()) < 2e6
         assert "CC BY-SA 3.0" in (folder / "LICENSE").read_text()
 
@@ -605,7 +607,7 @@ class TestExtra:
         assert len(test) == test.num_test == 2 and test.num_train == 15
 
     def test_the_configuration_knows_the_same_sets(self):
-        assert config.DATASETS == datasets.KNOWN and config.EXTRA_DATASETS == datasets._WITH_EXTRA
+        assert config.DATASETS == datasets.KNOWN and config.EXTRA_DATASETS == arrays._WITH_EXTRA
 
     def test_a_copy_without_it_and_a_set_that_never_has_it_are_refused(self, tmp_path):
         write_tfds(tmp_path, noise(4), [0, 1, 0, 1])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import datasets, diagnosis, models
+from tfspike import datasets, models
 from tfspike.config import Config
-from tfspike.diagnosis import Collapsed, Diverged, Watch, layer_statistics
+from tfspike.models import diagnosis
+from tfspike.models.diagnosis import Collapsed, Diverged, Watch, layer_statistics
 
 T, BATCH = 8, 8
 
@@ -79,7 +80,7 @@ def test_zero_gradient_is_the_share_of_slopes_that_are_zero():
 
 
 def diagnosis_slope(call, state):
-    from tfspike import gradients
+    from tfspike.neurons import gradients
     return gradients.slope(state.count, state.trace, call.layer.neuron)
 
 

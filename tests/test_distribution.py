@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import runs
-from tfspike import checkpoints, distribution
+from tfspike import distribution
 from tfspike.distribution import Place
 from tfspike.errors import UserError
+from tfspike.runs import checkpoints
 
 CLUSTER = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 1}}
 

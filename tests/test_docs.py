@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfspike import eval_options, flags
+from tfspike.config import flags
 from tfspike.errors import UserError
+from tfspike.evaluation import options as eval_options
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)

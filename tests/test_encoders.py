@@ -12,19 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import (
-    LIF,
-    DirectEncoder,
-    LatencyEncoder,
-    PoissonEncoder,
-    Readout,
-    SpikeInput,
-    SpikingModel,
-    UserError,
-    encoders,
-    noise,
-)
-from tfspike.layers import OverTime, WindowDropout
+from tfspike import LIF, DirectEncoder, LatencyEncoder, PoissonEncoder, Readout, SpikeInput, SpikingModel, UserError
+from tfspike.neurons import encoders, noise
+from tfspike.neurons.layers import OverTime, WindowDropout
 
 T, B = 12, 4
 

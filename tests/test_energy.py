@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import analysis, energy, layers, models
-from tfspike import plan as plans
-from tfspike.energy import EnergyModel, Operations
+from tfspike import analysis, models
+from tfspike.analysis import energy
+from tfspike.analysis.energy import EnergyModel, Operations
+from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models import blocks
+from tfspike.neurons import layers
 
 TIMESTEPS, BATCH = 3, 3
 

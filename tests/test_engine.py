@@ -14,22 +14,11 @@ import tensorflow as tf
 import nets
 import oracle
 from nets import SPECS
-from tfspike import (
-    LIF,
-    DirectEncoder,
-    OverTime,
-    Readout,
-    SpikeInput,
-    SpikingModel,
-    UserError,
-    WindowDropout,
-    convolution,
-    gradients,
-    kernels,
-    models,
-)
-from tfspike.export.window import Window
-from tfspike.simulation import Simulation
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikeInput, SpikingModel, UserError, WindowDropout, models
+from tfspike.analysis.simulation import Simulation
+from tfspike.engine import convolution, kernels
+from tfspike.engine.stepper import Window
+from tfspike.neurons import gradients
 
 T, B, STEP = 11, 3, 5
 LEAKS = (0.5, 0.9, 0.99)

@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import datasets, events, run_loading, streams
+from tfspike import datasets
 from tfspike.config import resolve
+from tfspike.datasets import events, streams
 from tfspike.errors import UserError
+from tfspike.runs import loading as run_loading
 
 QUICKLY = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -389,7 +391,7 @@ def test_lenet_on_two_polarities_of_34_by_34_pixels_has_the_papers_weights() -> 
 def test_a_run_on_the_original_files_trains_and_tests(tmp_path: Path) -> None:
     """The whole road, from .bin files to an accuracy."""
     from tfspike import evaluation, training
-    from tfspike.eval_options import EvalOptions
+    from tfspike.evaluation.options import EvalOptions
 
     random = np.random.default_rng(0)
     for part in ("Train", "Test"):

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 import runs
 import tfspike
-from tfspike import datasets, export, run_loading
+from tfspike import datasets, export
 from tfspike.errors import UserError
-from tfspike.export import verify
+from tfspike.export import formats, verify
+from tfspike.runs import loading as run_loading
 
 SHAPE, T = (12, 12, 2), 6
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
@@ -277,7 +278,7 @@ def test_what_a_killed_export_left_is_cleared_away_and_a_folder_replaced(tmp_pat
         return writer
 
     for text in ("one", "three"):
-        report = export._place(str(tmp_path / "model"), write(text), lambda path: {"checked": True})
+        report = formats._place(str(tmp_path / "model"), write(text), lambda path: {"checked": True})
         assert report == {"path": str(tmp_path / "model"), "bytes": len(text), "checked": True}
     assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "weights").read_text() == "three"
 
@@ -290,7 +291,7 @@ def test_a_folder_moved_aside_by_a_killed_export_comes_back(tmp_path):
         raise UserError("no")
 
     with pytest.raises(UserError):
-        export._place(str(tmp_path / "model.txt"), fails, lambda path: {})
+        formats._place(str(tmp_path / "model.txt"), fails, lambda path: {})
     assert (tmp_path / "model.txt" / "weights").read_text() == "precious"
 
 

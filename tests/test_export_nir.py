@@ -13,10 +13,11 @@ import pytest
 
 import runs
 import tfspike
-from tfspike import datasets, run_loading
+from tfspike import datasets
 from tfspike.errors import UserError
 from tfspike.export import verify
 from tfspike.export.standalone import simulate_nir
+from tfspike.runs import loading as run_loading
 
 nir = pytest.importorskip("nir")
 from tfspike.export import nir_graph, nir_import  # noqa: E402

@@ -9,18 +9,20 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tfspike import config, eval_options, flags
-from tfspike.config import FIELDS, RunOptions
+from tfspike import config
+from tfspike.config import FIELDS, RunOptions, flags
 from tfspike.errors import UserError
+from tfspike.evaluation import options as eval_options
 
 QUICKLY = hypothesis_settings(max_examples=100, deadline=None,
                               suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = sorted(FIELDS) + sorted(RunOptions.__dataclass_fields__)
 PROGRAM = """
 import sys
-from tfspike import flags
-with flags.user_errors():
-    flags.{function}()
+from tfspike.config.flags import parse, user_errors
+from tfspike.evaluation.options import parse_eval
+with user_errors():
+    {function}()
 heavy = {{"tensorflow", "keras", "numpy"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 import pytest
 
-from tfspike import datasets, run_loading, training
+from tfspike import datasets, training
 from tfspike.config import read_run
 from tfspike.export.nir_import import from_nir
+from tfspike.runs import loading as run_loading
 
 GOLDENS = Path(__file__).parent / "goldens"
 

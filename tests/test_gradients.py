@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import oracle
-from tfspike import gradients
-from tfspike.gradients import Neuron, NeuronState
+from tfspike.neurons import gradients
+from tfspike.neurons.gradients import Neuron, NeuronState
 
 LEAKS = (0.5, 0.9, 0.99, 1.0)
 T, B, N = 12, 4, 30

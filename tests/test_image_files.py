@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfspike import datasets
+from tfspike.datasets.image_files import load_images
 from tfspike.errors import UserError
-from tfspike.image_files import load_images
 
 SHAPE = (12, 12, 1)
 QUICKLY = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

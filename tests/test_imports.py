@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tfspike"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# From the bottom up: a module may import what stands on an earlier line, or leaves; never its own line or a later one.
-# Every other part of the package (training, analysis, export, reports, ...) stands above them all.
-CORE = (("surrogates",), ("gradients",), ("cells", "layers", "kernels", "normalisation", "convolution"), ("plan",),
-        ("engine",), ("diagnosis",), ("callbacks",), ("models",))
-LEAVES = {"variants", "config", "configs", "datasets", "events", "archives", "encoders", "errors", "flags", "checks",
-          "noise", "recipes", "data", "checkpoints", "weight_files", "streams", "tfds_source", "image_files", "settings",
-          "config_files", "output", "shared_function", "backend", "custom_gradient"}
-READERS = {"analysis", "export", "report"}  # they look at models; a model is trained without them
-WITHOUT_TENSORFLOW = ("variants", "config", "configs", "events", "flags", "errors", "recipes", "checks",
-                      "checkpoints", "weight_files", "pretrained", "model_cards", "settings", "config_files", "datasets",
-                      "tfds_source", "streams", "image_files", "signals", "output")
+# From the top down: a room imports only rooms on later lines, and itself.
+ROOMS = (("training", "pretrained"), ("export", "conversion", "evaluation"), ("analysis", "runs"), ("models",),
+         ("engine",), ("neurons", "config"), ("datasets",), ("checks", "files", "distribution", "output"),
+         ("errors", "variants", "faces"))
+WITHOUT_TENSORFLOW = ("checks", "config", "config.flags", "config.recipes", "conversion.options", "datasets",
+                      "datasets.events", "datasets.image_files", "datasets.streams", "datasets.tfds_source", "errors",
+                      "evaluation.options", "export.formats", "files", "models", "neurons", "output", "pretrained",
+                      "pretrained.cards", "pretrained.files", "runs", "runs.checkpoints", "runs.loading",
+                      "runs.results", "runs.workdir", "training", "training.signals", "variants")
+LARGEST_FACE = 40  # lines of a package's __init__
 
 
 def name_of(path: Path) -> str:
@@ -60,19 +58,19 @@ def parts(path: Path) -> set[str]:
 def refused(path: Path) -> set[str]:
     """What a file imports against the rule."""
     name = name_of(path)
-    core = {other for row in CORE for other in row}
     if name == "__init__":
-        return parts(path)
-    if name in LEAVES:
-        return parts(path) - LEAVES
-    if name in core:
-        row = next(i for i, names in enumerate(CORE) if name in names)
-        return parts(path) - LEAVES - {other for names in CORE[:row] for other in names}
-    return parts(path) & {"training", "train_step"} if name in READERS else set()
+        return parts(path) - {"faces"}  # whatever else it hands on is loaded when it is used
+    row = next(i for i, rooms in enumerate(ROOMS) if name in rooms)
+    return parts(path) - {other for rooms in ROOMS[row + 1:] for other in rooms}
 
 
-def test_the_rule_knows_the_parts_it_names() -> None:
-    assert {name for row in CORE for name in row} | (LEAVES - {"data"}) <= {name_of(path) for path in SOURCES}
+def test_every_part_has_its_line() -> None:
+    named = [name for rooms in ROOMS for name in rooms]
+    assert sorted(named) == sorted({name_of(path) for path in SOURCES} - {"__init__"})
+
+
+def test_few_modules_lie_outside_of_rooms() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -80,26 +78,26 @@ def test_imports_go_one_way(path: Path) -> None:
     assert not refused(path)
 
 
-def test_no_parts_import_each_other() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in SOURCES:
-        graph.setdefault(name_of(path), set()).update(parts(path))
-    graph["training"].discard("dry_run")  # one way to run a command, loaded when --dry_run asks for it
-    list(TopologicalSorter(graph).static_order())  # raises CycleError
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_the_face_of_a_room_only_hands_names_on(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= LARGEST_FACE
+    assert not [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
-@pytest.mark.parametrize(("name", "line"), [
-    ("gradients", "from tfspike import layers"), ("layers", "def f():\n    from tfspike.models import blocks"),
-    ("variants", "import tfspike.gradients"), ("models", "from tfspike.training import Trainer"),
-    ("engine", "from tfspike import analysis"), ("report", "from tfspike import training")])
-def test_the_rule_notices_a_wrong_import(name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("room", "line"), [
+    ("neurons", "from tfspike import models"), ("neurons", "def f():\n    from tfspike.models import blocks"),
+    ("files", "import tfspike.neurons.gradients"), ("models", "from tfspike.training import Trainer"),
+    ("engine", "from tfspike import analysis"), ("evaluation", "from tfspike import training"),
+    ("datasets", "from tfspike.config.config import Config"), ("config", "from tfspike.neurons import surrogates")])
+def test_the_rule_notices_a_wrong_import(room: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = sys.modules[__name__]
-    for other in ("gradients", "layers", "models", "training", "analysis", "report", "variants", "engine"):
+    for other in (name for rooms in ROOMS for name in rooms):
         (tmp_path / f"{other}.py").write_text("")
-    (tmp_path / f"{name}.py").write_text(line)
+    (tmp_path / f"{room}.py").write_text(line)
     monkeypatch.setattr(here, "PACKAGE", tmp_path)
     monkeypatch.setattr(here, "SOURCES", sorted(tmp_path.glob("*.py")))
-    assert len(refused(tmp_path / f"{name}.py")) == 1
+    assert len(refused(tmp_path / f"{room}.py")) == 1
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *sorted(ROOT.glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT)))
@@ -114,7 +112,7 @@ def test_only_public_names_of_keras_and_tensorflow(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_branches_on_the_name_of_a_network(path: Path) -> None:
-    if name_of(path) in ("variants", "recipes", "config", "flags"):
+    if name_of(path) in ("variants", "config"):
         pytest.skip("tables of networks, their recipes and defaults")
     sys.path.insert(0, str(ROOT))
     from tfspike.variants import VARIANTS
@@ -129,6 +127,24 @@ def test_importing_it_imports_no_tensorflow(module: str) -> None:
     code = f"import sys, tfspike{module}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_what_has_moved_is_found_under_its_former_name() -> None:
+    code = "import pickle, tfspike.layers, tfspike.neurons.layers as layers\n" \
+           "from tfspike.gradients import Neuron\nfrom tfspike.neurons import gradients\n" \
+           "assert tfspike.layers is layers and Neuron is gradients.Neuron\n" \
+           "assert layers.__spec__.name == layers.__name__ == 'tfspike.neurons.layers'\n" \
+           "assert pickle.loads(b'ctfspike.layers\\nLIF\\n.') is layers.LIF\n" \
+           "assert all(getattr(tfspike, name) for name in dir(tfspike) if name[0] != '_')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["conversion", "export", "pretrained", "results", "runs.results"])
+def test_commands_are_found_by_their_module(command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"tfspike.{command}", "--help"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0 and "sage: " in done.stdout and not done.stderr, done.stderr
 
 
 def test_an_export_loads_tensorflow_when_it_is_used() -> None:
@@ -173,8 +189,8 @@ def test_a_backend_other_than_tensorflow_is_refused_in_one_sentence() -> None:
 def test_a_backend_of_kerasjson_is_refused_when_the_layers_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
-    from tfspike import backend
     from tfspike.errors import UserError
+    from tfspike.neurons import backend
 
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(UserError, match="KERAS_BACKEND=tensorflow"):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfspike import LIF, OverTime, PoissonEncoder, Readout, SpikingModel, models
 from tfspike.errors import UserError
-from tfspike.initialisation import initialise_rates
+from tfspike.models.initialisation import initialise_rates
 
 TARGET = 0.15
 IMAGES = np.random.default_rng(0).uniform(-0.8, 0.8, (4, 28, 28, 1)).astype("float32")

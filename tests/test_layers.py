@@ -25,9 +25,9 @@ from tfspike import (
     ThresholdNorm,
     UserError,
     WindowDropout,
-    folding,
     models,
 )
+from tfspike.engine import folding
 
 T, B = 9, 3
 

@@ -27,7 +27,7 @@ def learn(network, kind, folder, monkeypatch):
     data = kinds.load(kind)
     steps = 64 if kind == "large" else max(160, 4 * len(data.class_names))
     monkeypatch.setattr(datasets, "load", lambda *args, **how: data)
-    monkeypatch.setattr("tfspike.recipes.RECIPES", {})  # as if nothing had been measured
+    monkeypatch.setattr("tfspike.config.recipes.RECIPES", {})  # as if nothing had been measured
     made = config.resolve({"model": network, "dataset": data.name, "steps_per_epoch": steps // 4, "epochs": 4,
                            "tensorboard": False, "export": (), "workdir": str(folder), "checkpoint_every": 0})
     said: list[str] = []

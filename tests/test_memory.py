@@ -15,9 +15,10 @@ import pytest
 import tensorflow as tf
 
 import nets
-from tfspike import kernels, noise
-from tfspike.custom_gradient import custom_gradient
-from tfspike.shared_function import shared
+from tfspike.engine import kernels
+from tfspike.neurons import noise
+from tfspike.neurons.custom_gradient import custom_gradient
+from tfspike.neurons.shared_function import shared
 
 ROOT = Path(__file__).resolve().parents[1]
 T, B = 6, 2

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import nets
 import oracle
-from tfspike import LIF, PoolingIF, UserError, WindowDropout, models, plan
+from tfspike import LIF, PoolingIF, UserError, WindowDropout, models
+from tfspike.engine import plan
 from tfspike.variants import VARIANTS
 
 # (image, classes): trainable weights. Those of the paper's networks are published; the others are added up by hand.

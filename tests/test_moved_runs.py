@@ -12,22 +12,16 @@ from typing import Any
 import pytest
 
 import runs
-from tfspike import (
-    checkpoints,
-    eval_options,
-    evaluation,
-    flags,
-    report,
-    results,
-    run_loading,
-    trainer,
-    training,
-    workdir,
-)
 from tfspike import config as config_lib
-from tfspike.config import Config
+from tfspike import evaluation, training
+from tfspike.config import Config, flags
 from tfspike.errors import UserError
-from tfspike.signals import Stopped
+from tfspike.evaluation import options as eval_options
+from tfspike.evaluation import report
+from tfspike.runs import checkpoints, results, workdir
+from tfspike.runs import loading as run_loading
+from tfspike.training import trainer
+from tfspike.training.signals import Stopped
 
 
 def quiet(line: str) -> None:

@@ -14,23 +14,11 @@ import pytest
 import tensorflow as tf
 
 import nets
-from tfspike import (
-    LIF,
-    DirectEncoder,
-    OverTime,
-    Readout,
-    SpikingModel,
-    ThresholdNorm,
-    UserError,
-    export,
-    folding,
-    kernels,
-    losses,
-    models,
-    surrogates,
-)
-from tfspike.models import blocks
-from tfspike.precision import in_float32
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, ThresholdNorm, UserError, export, models
+from tfspike.engine import folding, kernels
+from tfspike.engine.precision import in_float32
+from tfspike.models import blocks, losses
+from tfspike.neurons import surrogates
 
 T, B, C = 5, 4, 3
 IMAGE = (12, 12, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfspike.signals import Signals
+from tfspike.training.signals import Signals
 
 ROOT = Path(__file__).parent.parent
 PRINTING = "from tfspike import output\nwith output.guarded():\n    for i in range(3): {what}\n    {then}\n"

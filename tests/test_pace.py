@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfspike.pace import Pace, clock, spoken
+from tfspike.training.pace import Pace, clock, spoken
 
 
 def lines(seconds_per_step, last_step=1000, steps=50, first=0):

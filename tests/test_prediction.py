@@ -9,9 +9,11 @@ import pytest
 import tensorflow as tf
 
 import tfspike
-from tfspike import datasets, image_files, losses
+from tfspike import datasets
+from tfspike.datasets import image_files
 from tfspike.errors import UserError
-from tfspike.prediction import predict_files
+from tfspike.evaluation.prediction import predict_files
+from tfspike.models import losses
 
 INFO = datasets.DatasetInfo("tiny", (12, 12, 1), 3, ("left", "right", "up"), (1 / 128,), (-0.5,), False, 10, 10)
 

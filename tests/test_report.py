@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tfspike import analysis, comparison, config, datasets, models, plots, report, simulation
-from tfspike.energy import EnergyModel
+from tfspike import analysis, config, datasets, models
+from tfspike.analysis import simulation
+from tfspike.analysis.energy import EnergyModel
 from tfspike.errors import UserError
-from tfspike.eval_options import EvalOptions
+from tfspike.evaluation import comparison, plots, report
+from tfspike.evaluation.options import EvalOptions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 
 import runs
 from tfspike import config as config_lib
-from tfspike import evaluation, provenance, results, run_loading, run_log, training, workdir
+from tfspike import evaluation, training
 from tfspike.errors import UserError
-from tfspike.eval_options import EvalOptions
-from tfspike.results import COLUMNS, KEY, ResultOptions
+from tfspike.evaluation.options import EvalOptions
+from tfspike.runs import loading as run_loading
+from tfspike.runs import provenance, results, run_log, workdir
+from tfspike.runs.results import COLUMNS, KEY, ResultOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKLY = hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runs
-from tfspike import checkpoints, training, variables, workdir
+from tfspike import training
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
-from tfspike.train_step import TrainStep
-from tfspike.trainer import Trainer
+from tfspike.models import variables
+from tfspike.runs import checkpoints, workdir
+from tfspike.training.step import TrainStep
+from tfspike.training.trainer import Trainer
 
 
 class Killed(BaseException):

@@ -27,14 +27,13 @@ from tfspike import (
     UserError,
     WindowDropout,
     analysis,
-    folding,
-    gradients,
-    simulation,
-    surrogates,
 )
-from tfspike.export.window import Window
-from tfspike.layers import SpikingLayer
+from tfspike.analysis import simulation
+from tfspike.engine import folding
+from tfspike.engine.stepper import Window
 from tfspike.models import ann
+from tfspike.neurons import gradients, surrogates
+from tfspike.neurons.layers import SpikingLayer
 
 T, B, N, CLASSES = 6, 4, 12, 3
 GRADIENTS = ("event", "rate")

@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 
 from tfspike import models
+from tfspike.analysis.simulation import final_states, first_filters, spike_trains
 from tfspike.errors import UserError
-from tfspike.run_log import RunLog
-from tfspike.simulation import final_states, first_filters, spike_trains
+from tfspike.runs.run_log import RunLog
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

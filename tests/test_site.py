@@ -120,7 +120,7 @@ def test_every_module_has_a_page_and_a_subject(site: Path) -> None:
     build = build_module()
     for module in build.modules():
         assert (site / build.api_page(module)).with_suffix(".html").exists(), module
-    assert 'id="tfspike.encoders.PoissonEncoder"' in (site / "api" / "encoders.html").read_text(encoding="utf-8")
+    assert 'id="tfspike.neurons.encoders.PoissonEncoder"' in (site / "api" / "encoders.html").read_text(encoding="utf-8")
     assert 'href="layers.html#tfspike.layers.LIF"' in (site / "api" / "index.html").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfspike import models, summary
+from tfspike import models
+from tfspike.analysis import summary
 from tfspike.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import SpikingModel, UserError, config, encoders, gradients, kernels, layers, models, surrogates
-from tfspike.gradients import Neuron, NeuronState
+from tfspike import SpikingModel, UserError, config, models
+from tfspike.engine import kernels
+from tfspike.neurons import encoders, gradients, layers, surrogates
+from tfspike.neurons.gradients import Neuron, NeuronState
 
 T, B, N = 12, 4, 30
 H: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -14,27 +14,19 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import (
-    checkpoints,
-    config,
-    datasets,
-    diagnosis,
-    distribution,
-    evaluation,
-    evaluator,
-    optimisation,
-    run_loading,
-    trainer,
-    training,
-    workdir,
-)
+from tfspike import config, datasets, distribution, evaluation, training
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
-from tfspike.trainer import Trainer
-from tfspike.eval_options import EvalOptions
-from tfspike.run_log import RunLog
-from tfspike.signals import Signals
-from tfspike.train_step import Sums
+from tfspike.evaluation import evaluator
+from tfspike.evaluation.options import EvalOptions
+from tfspike.models import diagnosis
+from tfspike.runs import checkpoints, workdir
+from tfspike.runs import loading as run_loading
+from tfspike.runs.run_log import RunLog
+from tfspike.training import optimisation
+from tfspike.training.signals import Signals
+from tfspike.training.step import Sums
+from tfspike.training.trainer import Trainer
 
 quiet = {"say": lambda line: None}
 
@@ -130,7 +122,7 @@ def test_metrics_have_every_step_once_and_no_gap(run: Path) -> None:
 
 def test_the_energy_that_is_logged_is_that_of_a_report_within_noise(run: Path) -> None:
     from tfspike import analysis
-    from tfspike.energy import EnergyModel
+    from tfspike.analysis.energy import EnergyModel
 
     model, config_, info, _ = run_loading.load_run(str(run), "last", **quiet)
     images = info.normalise(datasets.load(config_.dataset, "test").images[:300])

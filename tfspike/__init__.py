@@ -14,20 +14,31 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from tfspike.faces import Moved
+
 __version__ = "0.1.0"
 
 _HOME = {
-    "LIFCell": "cells", "PoolingIFCell": "cells", "LeakyIntegratorCell": "cells",
-    "LIF": "layers", "PoolingIF": "layers", "Readout": "layers", "LeakAware": "layers", "OverTime": "layers",
-    "WindowDropout": "layers", "ThresholdNorm": "normalisation",
-    "PoissonEncoder": "encoders", "DirectEncoder": "encoders", "LatencyEncoder": "encoders", "SpikeInput": "encoders",
-    "SpikingModel": "models", "Diagnosis": "callbacks", "UserError": "errors",
+    "LIFCell": "neurons.cells", "PoolingIFCell": "neurons.cells", "LeakyIntegratorCell": "neurons.cells",
+    "LIF": "neurons.layers", "PoolingIF": "neurons.layers", "Readout": "neurons.layers", "LeakAware": "neurons.layers",
+    "OverTime": "neurons.layers", "WindowDropout": "neurons.layers", "ThresholdNorm": "neurons.normalisation",
+    "PoissonEncoder": "neurons.encoders", "DirectEncoder": "neurons.encoders", "LatencyEncoder": "neurons.encoders",
+    "SpikeInput": "neurons.encoders", "SpikingModel": "models.spiking_model", "Diagnosis": "models.callbacks",
+    "UserError": "errors",
 }
-_MODULES = ("analysis", "callbacks", "cells", "checkpoints", "comparison", "config", "conversion", "datasets",
-            "encoders", "energy", "engine", "errors", "evaluation", "export", "folding", "gradients",
-            "initialisation", "layers", "losses", "models", "normalisation", "plan", "plots", "precision",
-            "prediction", "pretrained", "recipes", "report", "results", "simulation", "streams", "summary",
-            "surrogates", "training", "variants")
+# Modules under the names of their first home: `tfspike.layers` is `tfspike.neurons.layers`, for good.
+_MODULES = {
+    **dict.fromkeys(("cells", "encoders", "gradients", "layers", "noise", "normalisation", "surrogates"), "neurons"),
+    **dict.fromkeys(("convolution", "folding", "kernels", "plan", "precision"), "engine"),
+    **dict.fromkeys(("callbacks", "diagnosis", "initialisation", "losses"), "models"),
+    **dict.fromkeys(("events", "image_files", "streams"), "datasets"),
+    **dict.fromkeys(("flags", "recipes", "settings"), "config"),
+    **dict.fromkeys(("energy", "simulation", "summary"), "analysis"),
+    **dict.fromkeys(("checkpoints", "initial_weights", "results", "run_log", "workdir"), "runs"),
+    **dict.fromkeys(("comparison", "plots", "prediction", "report"), "evaluation"),
+}
+_ROOMS = ("analysis", "config", "conversion", "datasets", "engine", "evaluation", "export", "models", "neurons",
+          "pretrained", "runs", "training")
 
 __all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
 
@@ -37,18 +48,18 @@ def __getattr__(name: str) -> Any:
         if _HOME[name] != "errors":
             _register()
         return getattr(importlib.import_module(f"tfspike.{_HOME[name]}"), name)
-    if name in _MODULES:
+    if name in _MODULES or name in _ROOMS or name in ("checks", "distribution", "errors", "variants"):
         return importlib.import_module(f"tfspike.{name}")
     raise AttributeError(f"module 'tfspike' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted({*globals(), *_HOME, *_MODULES, *_ROOMS})
 
 
 def _register() -> None:
     """Loads every class that a .keras file may name."""
-    for module in ("cells", "models"):
+    for module in ("neurons.cells", "models.networks"):
         importlib.import_module(f"tfspike.{module}")
 
 
@@ -83,6 +94,7 @@ class _AfterKeras:
         return spec
 
 
+sys.meta_path.insert(0, Moved({f"tfspike.{name}": f"tfspike.{room}.{name}" for name, room in _MODULES.items()}))
 if "keras" in sys.modules:
     if sys.modules["keras"].backend.backend() == "tensorflow":
         _register()

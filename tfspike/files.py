@@ -20,6 +20,8 @@ import numpy as np
 
 from tfspike.errors import UserError, first_line
 
+PACKAGE = os.path.dirname(os.path.abspath(__file__))  # where data/, weights/ and templates/ lie
+
 Arrays = dict[str, np.ndarray]
 # What reading an archive of arbitrary bytes can raise: a checksum proves that a file is as it was written, not by whom.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, OverflowError, SyntaxError,

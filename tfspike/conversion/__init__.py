@@ -10,6 +10,6 @@
 
 from tfspike.faces import on_use
 
-__all__ = ["Conversion", "build", "convert"]
+__all__ = ["METHODS", "Conversion", "build", "convert"]
 
-__getattr__ = on_use(__name__, {name: "balance" for name in __all__})
+__getattr__ = on_use(__name__, {"METHODS": "options", **dict.fromkeys(__all__[1:], "balance")})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tfspike import flags
+from tfspike.config import flags
 from tfspike.conversion import options
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

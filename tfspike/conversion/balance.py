@@ -52,14 +52,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import encoders, gradients, noise
-from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count, number
-from tfspike.conversion import METHODS
 from tfspike.conversion.network import INPUT, Network, Neurons
+from tfspike.conversion.options import METHODS
+from tfspike.engine import plan as plans
 from tfspike.errors import UserError
-from tfspike.gradients import Neuron
-from tfspike.models import SpikingModel
+from tfspike.models.spiking_model import SpikingModel
+from tfspike.neurons import encoders, gradients, noise
+from tfspike.neurons.gradients import Neuron
 
 PERCENTILES = {"data": 99.9, "spike_norm": 100.0}  # unless asked otherwise; 100 is the largest value
 ENCODERS = ("poisson", "direct")  # those whose spikes, counted, give back the pixel

@@ -15,22 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import (
-    analysis,
-    checkpoints,
-    datasets,
-    files,
-    provenance,
-    run_loading,
-    streams,
-    variables,
-    workdir,
-)
+from tfspike import analysis, datasets, files
 from tfspike import config as config_lib
-from tfspike.config import Config
+from tfspike.config.config import Config
 from tfspike.conversion.balance import PERCENTILES, Conversion, convert
 from tfspike.conversion.options import ConversionOptions
+from tfspike.datasets import streams
 from tfspike.errors import UserError
+from tfspike.models import variables
+from tfspike.runs import checkpoints, provenance, workdir
+from tfspike.runs import loading as run_loading
 
 
 def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:

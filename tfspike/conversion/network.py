@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 
-from tfspike import encoders
-from tfspike import plan as plans
+from tfspike.engine import plan as plans
 from tfspike.errors import UserError
-from tfspike.layers import LIF, OverTime, PoolingIF, Readout
-from tfspike.models import SpikingModel
-from tfspike.normalisation import ThresholdNorm
+from tfspike.models.spiking_model import SpikingModel
+from tfspike.neurons import encoders
+from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
+from tfspike.neurons.normalisation import ThresholdNorm
 
 INPUT = ""  # where a path begins that comes from the encoder
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tfspike import flags
+from tfspike.config import flags
+from tfspike.config.settings import normalise_all, setting
 from tfspike.errors import UserError
-from tfspike.settings import normalise_all, setting
 
 METHODS = ("data", "spike_norm")
 _COUNT: dict[str, Any] = {"legal": "a whole number above 0", "check": lambda v: 0 < v < 2**31}

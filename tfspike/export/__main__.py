@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfspike import output, run_loading
+from tfspike import output
 from tfspike.errors import UserError
-from tfspike.export import FORMATS, save
+from tfspike.export.formats import FORMATS, save
+from tfspike.runs import loading as run_loading
 
 Loader = Callable[[str], tuple[Any, Any]]
 

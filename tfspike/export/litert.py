@@ -11,9 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.export.saved_model import Served, step_of
-from tfspike.precision import in_float32
 
 NAME = "model.tflite"
 WEIGHTS = ("float32", "float16", "dynamic_range")

@@ -22,11 +22,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfspike import plan as plans
+from tfspike.engine import plan as plans
+from tfspike.engine.precision import in_float32
+from tfspike.engine.stepper import Window
 from tfspike.errors import UserError
-from tfspike.export.window import Window
-from tfspike.layers import OverTime, Readout, SpikingLayer, WindowDropout
-from tfspike.precision import in_float32
+from tfspike.neurons.layers import OverTime, Readout, SpikingLayer, WindowDropout
 
 NAME = "model.nir"
 _NEVER = 2.0**40  # time constant in steps at which 1 - 1/tau is 1 in float32: a LIF node that does not leak

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfspike import encoders
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import _nir
 from tfspike.export.standalone import simulate_nir
-from tfspike.layers import LIF, OverTime, PoolingIF, Readout
 from tfspike.models.spiking_model import SpikingModel
+from tfspike.neurons import encoders
+from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
 
 
 def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = None, gradient: str = "event",

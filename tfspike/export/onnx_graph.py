@@ -14,9 +14,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.export.saved_model import Served
-from tfspike.precision import in_float32
 
 NAME = "model.onnx"
 OPSET = 17  # what tf2onnx writes at most, and every onnxruntime since 1.12 reads

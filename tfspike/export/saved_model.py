@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspike.encoders import SpikeInput
-from tfspike.export.window import Window
+from tfspike.engine.stepper import Window
+from tfspike.neurons.encoders import SpikeInput
 
 NAME = "saved_model"
 

@@ -17,14 +17,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import gradients
-from tfspike import plan as plans
-from tfspike.encoders import SpikeInput
+from tfspike.engine import plan as plans
+from tfspike.engine.precision import in_float32
+from tfspike.engine.stepper import Window
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import TARGETS
-from tfspike.export.window import Window
-from tfspike.layers import SpikingLayer, WindowDropout
-from tfspike.precision import in_float32
+from tfspike.neurons import gradients
+from tfspike.neurons.encoders import SpikeInput
+from tfspike.neurons.layers import SpikingLayer, WindowDropout
 
 _RUN = os.path.join(os.path.dirname(__file__), "standalone", "run.py")
 _ROUNDING = 1e-5  # of scores, and of potentials near their threshold

@@ -18,11 +18,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike import plan as plans
+from tfspike.engine import plan as plans
 from tfspike.errors import UserError
-from tfspike.layers import LIF, OverTime, PoolingIF, WindowDropout
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.normalisation import ThresholdNorm
+from tfspike.neurons.layers import LIF, OverTime, PoolingIF, WindowDropout
+from tfspike.neurons.normalisation import ThresholdNorm
 
 # What a window may hold besides neurons, synapses and dropout; it treats every step alone, and so needs no change.
 _STEPWISE = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from tfspike.layers import LIF, OverTime, PoolingIF, WindowDropout
-from tfspike.normalisation import ThresholdNorm
+from tfspike.neurons.layers import LIF, OverTime, PoolingIF, WindowDropout
+from tfspike.neurons.normalisation import ThresholdNorm
 
 
 @dataclasses.dataclass

@@ -8,13 +8,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike import callbacks, diagnosis, kernels
-from tfspike import plan as plans
 from tfspike.checks import check_choice, check_count
-from tfspike.encoders import Encoder, SpikeInput, refuse_gradient, warn_of_values
-from tfspike.engine import Engine
+from tfspike.engine import kernels
+from tfspike.engine import plan as plans
+from tfspike.engine.engine import Engine
 from tfspike.errors import UserError
-from tfspike.layers import SpikingLayer
+from tfspike.models import callbacks, diagnosis
+from tfspike.neurons.encoders import Encoder, SpikeInput, refuse_gradient, warn_of_values
+from tfspike.neurons.layers import SpikingLayer
 
 
 @keras.saving.register_keras_serializable("tfspike")

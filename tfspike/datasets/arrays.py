@@ -1,0 +1,400 @@
+"""Image and event data as arrays in memory, and what a run must remember of them.
+
+The sets are small (CIFAR-10: 150 MB of bytes), so a split is decoded once into uint8 arrays, from which
+`tfspike.streams` gathers batches.
+
+    train = load("cifar10", "train", data_dir)
+    train_index, val_index = streams.split_indices(len(train), 0.1, seed=0, name=train.name)
+    info = describe(train, train_index)                      # normalisation from the training part only
+
+Normalisation and augmentation follow Lee et al. 2020, Front. Neurosci. 14:119; x is the signed value whose size is the
+Poisson spike probability.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from tfspike.checks import check_count, is_count
+from tfspike.datasets import events, tfds_source
+from tfspike.datasets.events import EventFrames
+from tfspike.errors import UserError, first_line
+from tfspike.files import PACKAGE, read_npz
+
+__all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EventFrames", "canonical_name", "check_indices",
+           "check_labels", "check_pixels", "describe", "from_arrays", "load"]
+
+KNOWN = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
+ALIASES = {"svhn": "svhn_cropped"}
+
+_CLASSES_UNASKED = 1000  # beyond it, the number of classes is taken from labels only where there are as many records
+_HALF_RANGE = ("mnist", "mnist_subset", "fashion_mnist")  # x = p / 510
+_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.557, 0.549, 0.5534)
+_WITH_EXTRA = ("svhn_cropped",)  # those of KNOWN with a split "extra": further, easier training digits
+_NATURAL = ("cifar10", "cifar100")  # sets that are augmented unless a run says otherwise
+_WRITTEN = ("mnist", "mnist_subset", "svhn_cropped")  # a mirror image of a digit is none
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a run must remember of its data: stored in config.json, passed back for evaluation and export.
+
+    Attributes:
+      name: canonical name of the set.
+      image_shape: (H, W, C); of one time step for event data.
+      num_classes, class_names: labels run from 0 to num_classes - 1.
+      scale, offset: one number per channel; the network sees x = p * scale + offset with pixels p from 0 to 255.
+      augment: random crops, and flips where a mirror image means the same, in training.
+      num_train, num_test: records in the files, validation records included in num_train; 0 without such a split.
+      event_based: samples are spike trains [T, H, W, 2] instead of images [H, W, C].
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    augment: bool
+    num_train: int
+    num_test: int
+    event_based: bool = False
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether augmentation mirrors images: never digits."""
+        return self.name not in _WRITTEN
+
+    @property
+    def dark_ground(self) -> bool:
+        """Whether x = 0, where no spike comes from, is black: images are bright ink on a dark ground, as in MNIST."""
+        return not self.event_based and not any(self.offset)
+
+    def normalise(self, images: np.ndarray) -> np.ndarray:
+        """Pixels [..., H, W, C] from 0 to 255 to float32 x in about [-1, 1]; spike trains only change their type.
+
+        Raises:
+          UserError: another shape; unless they are bytes: NaN, pixels outside of 0..255 or none above 1.
+        """
+        images = np.asarray(images)
+        self.check(images, dark=images.dtype == np.uint8)  # a few bytes may well be almost black
+        return self.scaled(images)
+
+    def check(self, images: Any, dark: bool = False) -> None:
+        """Raises UserError for images [..., H, W, C] of another shape, and for those that `check_pixels` refuses.
+
+        Args:
+          images: an array, or what has the shape of one.
+          dark: allow images without a pixel above 1.
+        """
+        if tuple(images.shape[-3:]) != tuple(self.image_shape):
+            raise UserError(f"{self.name} has images of shape {tuple(self.image_shape)}, received "
+                            f"{tuple(images.shape[-3:])}; use the data set that the network was trained on.")
+        if self.event_based and isinstance(images, np.ndarray):
+            _check_finite(images, self.name)
+        elif isinstance(images, np.ndarray) and not dark:
+            check_pixels(images, self.name)
+
+    def scaled(self, images: np.ndarray) -> np.ndarray:
+        """`normalise` of images that `check` has seen."""
+        x = images.astype(np.float32)
+        if any(scale != 1 for scale in self.scale):
+            x *= np.asarray(self.scale, np.float32)
+        if any(self.offset):
+            x += np.asarray(self.offset, np.float32)
+        return x
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, fit for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> DatasetInfo:
+        """The inverse of `to_dict`; floats survive JSON bit for bit. Raises UserError on a damaged record."""
+        try:
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+            info = cls(**fields)
+            whole = [*info.image_shape, info.num_classes, info.num_train, info.num_test]
+            numbers = np.array([*info.scale, *info.offset], np.float64)
+            sound = (len(info.image_shape) == 3 and all(type(n) is int and n >= 0 for n in whole)
+                     and len(info.scale) == len(info.offset) == info.image_shape[2] and np.isfinite(numbers).all()
+                     and min(info.image_shape) > 0 and len(info.class_names) == info.num_classes > 1
+                     and type(info.augment) is bool and type(info.event_based) is bool and isinstance(info.name, str))
+        except (TypeError, ValueError, AttributeError):
+            sound = False
+        if not sound:
+            raise UserError(f"the data set record in the config is damaged: {str(record)[:200]}; "
+                            "restore config.json or start a new run.")
+        return info
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """One split in memory: images uint8 [N, H, W, C] (or `EventFrames` [N, T, H, W, 2]), labels int32 [N]."""
+
+    images: Any
+    labels: np.ndarray
+    name: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_test: int
+    event_based: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int | None) -> Arrays:
+        """The first so many records, 1 or more; None, or more than there are: all."""
+        if count is None or check_count("count", count) >= len(self):
+            return self
+        return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
+
+
+# --- names and loading ------------------------------------------------------------------------------------------------
+
+
+def canonical_name(name: str, data_dir: str | None = None) -> str:
+    """Resolve aliases and refuse names that neither this library, TFDS nor `data_dir` knows (imports no TensorFlow).
+
+    Raises:
+      UserError: the name is unknown; lists the known names and the closest match.
+    """
+    name = ALIASES.get(name, name)
+    if name in KNOWN:
+        return name
+    stem = re.split("[/:]", name)[0]
+    if re.fullmatch(r"[a-z][a-z0-9_]*(/[\w.\-]+)?(:[\d.*]+)?", name):
+        if data_dir and os.path.isdir(os.path.join(data_dir, stem)):
+            return name
+        choices = tfds_source.names()
+        if stem in choices:
+            return name
+    else:
+        choices = []
+    close = difflib.get_close_matches(stem.lower(), [*KNOWN, *ALIASES, *choices], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UserError(f"unknown data set {name!r}; {hint}Known are {', '.join(KNOWN)} (svhn = svhn_cropped) "
+                    "and every image classification set of tensorflow-datasets by its name there.")
+
+
+def load(name: str, split: str, data_dir: str | None = None, timesteps: int | None = None,
+         extra: bool = False) -> Arrays:
+    """Read one split into memory, in the order of its records.
+
+    Args:
+      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), or any TFDS set with `image` and `label`
+        (or else its supervised keys, or its only Image and its only ClassLabel).
+      split: "train" or "test" ("validation" stands in where a TFDS set has no "test"). Nothing else is read.
+      data_dir: the only folder looked in, never downloaded to. None: TFDS's own folder, downloading what is missing.
+      timesteps: T, number of bins; needed for event data, unused otherwise.
+      extra: append the TFDS split "extra" to "train", as published results on SVHN do; "test" stays what it is.
+
+    Raises:
+      UserError: unknown name, no such split "extra", missing or damaged data, no image or label, one class, images of
+        different sizes, or more than 4 GiB decoded.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"split must be 'train' or 'test', received {split!r}.")
+    name = canonical_name(name, data_dir)
+    if extra and name in KNOWN and name not in _WITH_EXTRA:
+        raise UserError(f"{name} has no split 'extra', {', '.join(_WITH_EXTRA)} has: train without it (--noextra).")
+    if name == "mnist_subset":
+        return _load_subset(split)
+    if name == "nmnist":
+        return _load_nmnist(split, data_dir, timesteps)
+    found = tfds_source.load(name, split, data_dir, extra)
+    labels = check_labels(found.labels, len(found.class_names), name, split)
+    return Arrays(found.images, labels, name, found.class_names, found.num_train, found.num_test)
+
+
+def _load_subset(split: str) -> Arrays:
+    path = pathlib.Path(PACKAGE, "data", "mnist_subset.npz")
+    fields = read_npz(path, ("train_labels", "test_labels", f"{split}_images"), "reinstall tfspike")
+    counts = {part: len(fields[f"{part}_labels"]) for part in ("train", "test")}
+    return Arrays(fields[f"{split}_images"][..., None], fields[f"{split}_labels"].astype(np.int32), "mnist_subset",
+                  tuple("0123456789"), counts["train"], counts["test"])
+
+
+def _load_nmnist(split: str, data_dir: str | None, timesteps: int | None) -> Arrays:
+    if timesteps is None or timesteps < 1:
+        raise UserError(f"nmnist is binned into T time steps: timesteps must be 1 or more, received {timesteps}.")
+    recordings = events.load(split, data_dir)
+    labels = check_labels(recordings.labels, events.CLASSES, "nmnist", split)
+    frames = EventFrames(recordings.events, recordings.offsets, timesteps, name="nmnist")
+    return Arrays(frames, labels, "nmnist", tuple("0123456789"), recordings.num_train, recordings.num_test, True)
+
+
+# --- arrays of one's own, checks, normalisation -----------------------------------------------------------------------
+
+
+def check_labels(labels: Any, num_classes: int, name: str, split: str) -> np.ndarray:
+    """Labels as int32 [N]; a `split` "train" must have two classes or more, and warns of those without a record.
+
+    Raises:
+      UserError: no whole numbers of shape [N], a label outside 0..num_classes - 1, or one class.
+    """
+    labels = _whole_labels(labels, name)
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        unknown = " (-1 stands for records whose label is not known)" if labels.min() == -1 else ""
+        raise UserError(f"labels of {name!r} must lie in 0..{num_classes - 1}, received "
+                        f"{labels.min()}..{labels.max()}{unknown}.")
+    labels = labels.astype(np.int32)
+    if split == "train":
+        counts = np.bincount(labels, minlength=num_classes)
+        found, missing = np.count_nonzero(counts), np.flatnonzero(counts == 0)
+        if found < 2:
+            raise UserError(f"the training records of {name!r} have {found} class; classification needs at least 2.")
+        if len(missing):
+            which = ", ".join(map(str, missing[:10].tolist())) + (", ..." if len(missing) > 10 else "")
+            warnings.warn(f"{len(missing)} of {num_classes} classes of {name!r} have no training record: {which}.",
+                          stacklevel=3)
+    return labels
+
+
+def _whole_labels(labels: Any, name: str) -> np.ndarray:
+    labels = _array("labels", labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        advice = "; of one-hot rows, take labels.argmax(axis=1)" if labels.ndim == 2 else ""
+        raise UserError(f"labels of {name!r} must be whole numbers of shape [N], received {labels.dtype} of shape "
+                        f"{labels.shape}{advice}.")
+    return labels
+
+
+def check_pixels(images: np.ndarray, name: str) -> tuple[Any, Any]:
+    """The smallest and the largest pixel.
+
+    Raises:
+      UserError: neither whole numbers nor floats, NaN, pixels outside of 0..255, or none above 1, as of images in
+        [0, 1], which the network would hardly see.
+    """
+    if images.dtype.kind not in "iuf":
+        raise UserError(f"images of {name!r} must be whole numbers or floats from 0 to 255, received {images.dtype}.")
+    _check_finite(images, name)
+    low, high = (images.min(), images.max()) if images.size else (0, 0)
+    if low < 0 or high > 255 or 0 < high <= 1:
+        raise UserError(f"pixels of {name!r} must run from 0 to 255, received {low:g} to {high:g}; rescale them, the "
+                        "library normalises by itself.")
+    return low, high
+
+
+def _check_finite(images: np.ndarray, name: str) -> None:
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise UserError(f"images of {name!r} hold {int((~np.isfinite(images)).sum())} NaN or infinite pixels; legal "
+                        "are 0 to 255.")
+
+
+def check_indices(indices: Any, count: int) -> np.ndarray:
+    """Indices of records, int64 [n]; None stands for all `count`.
+
+    Raises:
+      UserError: no whole numbers of shape [n], such as a mask, or a record that does not exist.
+    """
+    if indices is None:
+        return np.arange(count)
+    indices = _array("indices", indices)
+    if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
+        raise UserError(f"indices of records must be whole numbers of shape [n], received {indices.dtype} of shape "
+                        f"{indices.shape}; of a mask, take np.flatnonzero(mask).")
+    if len(indices) and (indices.min() < 0 or indices.max() >= count):
+        raise UserError(f"indices of {count} records must lie in 0..{count - 1}, received {indices.min()}.."
+                        f"{indices.max()}.")
+    return indices.astype(np.int64)
+
+
+def _array(what: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:  # rows of different lengths
+        raise UserError(f"{what} must be an array, received what is none ({first_line(error)}).") from None
+
+
+def from_arrays(images: Any, labels: Any, num_classes: int | None = None, name: str = "custom",
+                split: str = "train") -> Arrays:
+    """Wrap one's own arrays after checking them.
+
+    Args:
+      images: [N, H, W, C], pixels 0 to 255, whole numbers or floats (floats are kept as float32).
+      labels: whole numbers [N]; num_classes defaults to the largest label + 1.
+
+    Raises:
+      UserError: wrong rank or type, NaN or pixels outside 0..255, labels out of range, one class, unequal lengths.
+    """
+    images, labels = _array("images", images), _whole_labels(labels, name)
+    if images.ndim != 4 or 0 in images.shape:
+        raise UserError(f"images must have the shape [N, H, W, C] with no empty axis, received {images.shape}.")
+    check_pixels(images, name)
+    if len(labels) != len(images):
+        raise UserError(f"{len(images)} images need as many labels, received labels of shape {labels.shape}.")
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+        if num_classes > max(_CLASSES_UNASKED, len(labels)):
+            raise UserError(f"the largest of {len(labels)} labels of {name!r} is {num_classes - 1}; labels run from 0 "
+                            f"to num_classes - 1: number them anew, or give num_classes={num_classes} if you mean it.")
+    if not is_count(num_classes, 2):
+        raise UserError(f"classification needs at least 2 classes, received num_classes={num_classes!r}.")
+    labels = check_labels(labels, num_classes, name, split)
+    counts = (len(labels), 0) if split == "train" else (0, len(labels))
+    images = images.astype(np.float32 if images.dtype.kind == "f" else np.uint8)
+    return Arrays(images, labels, name, tuple(map(str, range(num_classes))), *counts)
+
+
+def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | None = None) -> DatasetInfo:
+    """Choose normalisation and augmentation of a set (Lee et al. 2020).
+
+    x = p/510 for MNIST-like digits, (p/255 - mean)/std with the paper's constants for CIFAR-10, spikes as they are for
+    event data, and (p/255 - mean)/max(mean, 1 - mean) per channel otherwise, so that |x| <= 1.
+
+    Args:
+      arrays: the train split.
+      indices: its training part; the mean is taken over these records only. None: all of them.
+      augment: None augments CIFAR and leaves digits and unknown sets alone.
+
+    Raises:
+      UserError: images that `check_pixels` refuses or that are all one constant, no event in the window, augmentation
+        of event data, or no such record.
+    """
+    indices = check_indices(indices, len(arrays))
+    if not len(indices):
+        raise UserError("the normalisation needs at least one training record, received none.")
+    if len(arrays.class_names) < 2:
+        raise UserError(f"classification needs at least 2 classes, {arrays.name!r} has {len(arrays.class_names)}.")
+    if not arrays.event_based:
+        low, high = check_pixels(arrays.images, arrays.name)
+        if low == high:
+            raise UserError(f"every pixel of {arrays.name!r} is {low:g}, so there is nothing to learn from.")
+    shape = tuple(arrays.images.shape[-3:])
+    if arrays.event_based:
+        if augment:
+            raise UserError(f"{arrays.name} is event data, which cannot be cropped and flipped: leave augmentation "
+                            "off.")
+        if isinstance(arrays.images, EventFrames) and not arrays.images.kept:
+            raise UserError(f"none of the events of {arrays.name!r} lies in the window, so there is nothing to learn "
+                            "from.")
+        scale, offset = np.ones(shape[2]), np.zeros(shape[2])
+    elif arrays.name in _HALF_RANGE:
+        scale, offset = np.full(shape[2], 1 / 510), np.zeros(shape[2])
+    elif arrays.name == "cifar10":
+        mean, std = np.array(_CIFAR10_MEAN), np.array(_CIFAR10_STD)
+        scale, offset = 1 / (255 * std), -mean / std
+    else:
+        mean = _channel_mean(arrays.images, indices) / 255
+        span = np.maximum(mean, 1 - mean)
+        scale, offset = 1 / (255 * span), -mean / span
+    return DatasetInfo(arrays.name, shape, len(arrays.class_names), arrays.class_names, tuple(map(float, scale)),
+                       tuple(map(float, offset)), arrays.name in _NATURAL if augment is None else augment,
+                       arrays.num_train, arrays.num_test, arrays.event_based)
+
+
+def _channel_mean(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    total = np.zeros(images.shape[-1], np.float64)
+    for part in np.array_split(indices, -(-len(indices) // 4096)):  # no second copy of the whole set
+        total += images[part].sum(axis=(0, 1, 2), dtype=np.float64)
+    return total / (len(indices) * images.shape[1] * images.shape[2])

@@ -1,0 +1,92 @@
+"""Normalisation folded into weights: the same network for inference, with a bias in place of statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfspike.engine import plan as plans
+from tfspike.engine.precision import in_float32
+from tfspike.errors import UserError
+from tfspike.neurons.layers import OverTime
+from tfspike.neurons.normalisation import ThresholdNorm
+
+
+def fold(model: Any) -> Any:
+    """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it.
+
+    In inference a normalisation is one factor and one offset per channel: the factor scales the weights, the offset
+    becomes a bias, a constant current. What remains is driven by spikes alone. Outputs agree to rounding. The copy
+    computes in float32: in 16 bits a current would be rounded before and after its bias, and deep networks amplify it.
+
+    Args:
+      model: a `tfspike.models.SpikingModel`.
+
+    Returns:
+      A `SpikingModel` with the same layer names but those of the normalisations; `model` itself where it has none.
+
+    Raises:
+      UserError: the model has no single window of time, or a normalisation does not follow a convolution or a dense
+        layer that nothing else reads.
+    """
+    plan = model._required_plan()
+    norms = {id(call.args[0]): call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
+    if not norms:
+        return model
+    copies: dict[int, keras.layers.Layer] = {}
+
+    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(call.layer, ThresholdNorm):
+            return args[0]
+        layer, norm = call.layer, norms.get(id(call.outputs[0]))
+        if not isinstance(layer, keras.layers.Layer):
+            return layer(*args, **kwargs)  # an operation
+        if id(layer) not in copies:
+            copies[id(layer)] = plans.copy_of(layer) if norm is None else _with_bias(layer)
+        return copies[id(layer)](*args, **kwargs)
+
+    calls = (*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after)
+    _refuse_unfoldable(calls, norms)
+    inputs = [keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in plan.inputs]
+    values = plans.run(calls, dict(zip(map(id, plan.inputs), inputs)), handler)
+    outputs = keras.tree.pack_sequence_as(model.output, [values[id(output)] for output in plan.outputs])
+    folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
+    for call in calls:
+        if id(call.layer) in copies:
+            norm = norms.get(id(call.outputs[0]))
+            copies[id(call.layer)].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
+    folded = in_float32(folded)
+    folded.configure_engine(model._chunk, model._kernel)
+    return folded
+
+
+def _with_bias(layer: OverTime) -> OverTime:
+    inner = plans.copy_of(layer.layer, use_bias=True)
+    return OverTime(inner, name=layer.name, dtype=layer.dtype_policy)
+
+
+def _merged(layer: OverTime, norm: ThresholdNorm) -> list[Any]:
+    factor, offset = norm.folded()
+    kernel, *bias = layer.get_weights()
+    return [kernel * factor.numpy(), offset.numpy() + (factor.numpy() * bias[0] if bias else 0.0)]
+
+
+def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[int, ThresholdNorm]) -> None:
+    readers: dict[int, int] = {}
+    for call in calls:
+        for x in keras.tree.flatten((call.args, call.kwargs)):
+            readers[id(x)] = readers.get(id(x), 0) + 1
+    used = [id(call.layer) for call in calls]
+    foldable = {id(call.outputs[0]) for call in calls if isinstance(call.layer, OverTime)
+                and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
+                and call.layer.layer.activation is keras.activations.linear and used.count(id(call.layer)) == 1
+                and not plans.own_code(call.layer) and not plans.own_synapse(call.layer.layer)}
+    for source, norm in norms.items():
+        method = plans.own_code(norm)
+        if method is not None:
+            raise UserError(f"The normalisation {norm.name!r} cannot be folded: it has a `{method}` of its own.")
+        if source not in foldable or readers[source] > 1:
+            raise UserError(f"The normalisation {norm.name!r} cannot be folded: it must follow an OverTime with a "
+                            "Conv2D or Dense layer of Keras' own without activation that is used once and that nothing "
+                            "else reads.")

@@ -1,0 +1,406 @@
+"""A functional Keras model as an ordered list of layer calls, split where the window of time begins and ends.
+
+Everything that runs a model in another way than layer by layer (the chunked engine, analysis, export) walks this list
+instead of the model's own `call`, with a handler that says what to do at each layer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from tfspike.errors import UserError
+from tfspike.neurons.encoders import Encoder
+from tfspike.neurons.layers import OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
+from tfspike.neurons.normalisation import ThresholdNorm
+
+# Keras' layers that treat every step alone and need no help: they may be given any stretch of a window.
+_MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
+           keras.layers.Identity, keras.layers.Activation)
+
+# The layers whose methods other roads than the readable one put their own code in place of, and of those methods the
+# ones that every road calls. A subclass that overrides any other is run by its own `call` alone.
+_BASES: tuple[tuple[type, frozenset[str]], ...] = (
+    (Encoder, frozenset({"encode", "draws", "with_gradient"})), (SpikingLayer, frozenset({"neuron"})),
+    (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()),
+    (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
+_ANY_ROAD = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape", "compute_output_spec",
+                       "get_build_config", "build_from_config"})
+
+_LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+           keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
+           keras.layers.AveragePooling2D, keras.layers.AveragePooling3D, keras.layers.GlobalAveragePooling2D,
+           keras.layers.ZeroPadding2D, keras.layers.Cropping2D, keras.layers.UpSampling2D, keras.layers.Flatten,
+           keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity, keras.layers.Rescaling)
+
+
+def is_linear(layer: keras.layers.Layer) -> bool:
+    """Whether a layer, not of neurons, gives the mean of its outputs for the mean of its inputs."""
+    if isinstance(layer, keras.layers.Activation):
+        return False
+    if not isinstance(layer, OverTime):
+        return True
+    inner = layer.layer
+    if isinstance(inner, keras.layers.MaxPooling2D) and set(inner.pool_size) == {1}:
+        return True  # picks pixels
+    if not isinstance(inner, _LINEAR) or own_synapse(inner):
+        return False
+    return getattr(inner, "activation", None) in (None, keras.activations.linear)
+
+
+def own_synapse(layer: keras.layers.Layer) -> str | None:
+    """The first method that a subclass of one of Keras' linear layers has of its own, or None."""
+    kind = next((kind for kind in _LINEAR if isinstance(layer, kind)), None)
+    return None if kind is None else own_code(layer, kind)
+
+
+def own_code(layer: Any, base: type | None = None) -> str | None:
+    """The first method of a layer that is its own where a road other than the readable one would not call it.
+
+    Args:
+      layer: any layer or operation.
+      base: the class whose methods a road replaces; None looks it up.
+    """
+    bases = _BASES if base is None else ((base, frozenset[str]()),)
+    for kind, shared in bases:
+        if isinstance(layer, kind):
+            return "call" if "call" in vars(layer) else _overridden(type(layer).__mro__, kind, shared)
+    return None
+
+
+def _overridden(order: tuple[type, ...], base: type, shared: frozenset[str]) -> str | None:
+    """The first attribute of `base` that a class in front of it has of its own, but for those `shared`."""
+    for part in order[:order.index(base)]:
+        for name in vars(part):
+            special = name.startswith("__") and name != "__call__"
+            if not special and name not in _ANY_ROAD | shared and hasattr(base, name):
+                return name
+    return None
+
+
+def _mixes_steps(layer: Any) -> bool:
+    """Whether a layer of the window is not known to treat every step alone."""
+    if isinstance(layer, keras.layers.Concatenate):
+        return layer.axis in (0, 1)
+    if isinstance(layer, keras.layers.Activation):  # a function of the user's own may do anything
+        return getattr(keras.activations, getattr(layer.activation, "__name__", ""), None) is not layer.activation
+    return not any(isinstance(layer, base) for base, _ in _BASES)
+
+
+def _said(call: Call) -> str:
+    """A call by its name and the kind of its layer."""
+    return f"{call.name} ({type(call.layer).__name__})"
+
+
+_REMEDIES = ((keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
+             (keras.layers.Dropout, "tfspike.WindowDropout holds one mask for the window"),
+             (keras.layers.Layer, "tfspike.OverTime around a layer applies it to every step alone"),
+             (keras.Operation, "a layer that does the same, within tfspike.OverTime, is applied to every step alone"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer; tensors are symbolic and stand for values by identity.
+
+    `name` is the layer's, or "layer_call2" for the second call of one that is called more than once.
+    """
+
+    layer: keras.layers.Layer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Any, ...]
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The calls of a model with one encoder and one readout.
+
+    Attributes:
+      inputs: the model's symbolic inputs.
+      outputs: its symbolic outputs.
+      before: calls in front of the encoder.
+      encoder: the encoder's call.
+      window: calls on spike trains, in the order of the forward pass.
+      readout: the readout's call.
+      after: calls behind the readout.
+    """
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    before: tuple[Call, ...]
+    encoder: Call
+    window: tuple[Call, ...]
+    readout: Call
+    after: tuple[Call, ...]
+
+    @property
+    def spiking(self) -> list[Call]:
+        """Calls of spiking layers, in the order of the forward pass."""
+        return [call for call in self.window if isinstance(call.layer, SpikingLayer)]
+
+    @property
+    def norms(self) -> list[Call]:
+        """Calls of normalisations that are not frozen, in the order of the forward pass; in training they look at a
+        whole window."""
+        return [call for call in self.window if isinstance(call.layer, ThresholdNorm) and call.layer.trainable]
+
+    @property
+    def dropouts(self) -> list[Call]:
+        """Calls of dropout layers, in the order of the forward pass."""
+        return [call for call in self.window if isinstance(call.layer, WindowDropout)]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """All calls, in the order of the forward pass."""
+        return (*self.before, *self.ours, *self.after)
+
+    @property
+    def ours(self) -> tuple[Call, ...]:
+        """The encoder, the window and the readout: what is run on spike trains."""
+        return (self.encoder, *self.window, self.readout)
+
+    def whole(self) -> str | None:
+        """Why the window must be run in one piece by its layers' own `call`, in a sentence that names the layer; None
+        where it may be run in stretches of steps."""
+        for call in self.ours:
+            method = own_code(call.layer)
+            if method is not None:
+                return (f"{_said(call)} has a `{method}` of its own, which only the layer itself can run "
+                        "(a SpikingLayer with a `neuron`, an encoder with an `encode` or a WindowDropout with a "
+                        "`draw_mask` of its own would keep the fast road)")
+        for call in self.window:
+            if _mixes_steps(call.layer):
+                remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(call.layer, kind))
+                return f"{_said(call)} may mix the steps of a window: {remedy}"
+        for call in self.spiking:
+            call.layer.neuron.checked()
+        return None
+
+    def refuse_own_neurons(self, what: str) -> None:
+        """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
+        for call in (self.encoder, *self.spiking, self.readout):
+            method = own_code(call.layer)
+            if method is not None:
+                raise UserError(f"{what} cannot look into {_said(call)}, which has a `{method}` of its own. "
+                                "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its "
+                                "`neuron`.")
+
+
+class _Stand(keras.layers.Layer):
+    """Stands for a layer while the graph is read: same output shapes, no weights, no trace left on the layer."""
+
+    def __init__(self, layer: keras.layers.Layer):
+        super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.stands_for = (layer,)
+        self.built = True
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stands_for[0].compute_output_spec(*args, **kwargs)
+
+
+Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
+    """`(inputs, calls, outputs)` of a functional model, calls in the order of the forward pass."""
+    calls: list[Call] = []
+    taken = {layer.name for layer in model.layers}
+    times: collections.Counter[int] = collections.Counter()
+
+    def record(stand: Any, *args: Any, **kwargs: Any) -> Any:
+        # A call with training=True would make that the default of whatever Keras call this happens within
+        outputs = stand(*args, **{name: value for name, value in kwargs.items() if name != "training"})
+        times[id(stand)] += 1
+        name, number = stand.name, times[id(stand)]
+        while number > 1 and name in taken:
+            name, number = f"{stand.name}_call{number}", number + 1
+        taken.add(name)
+        calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs)), name))
+        return outputs
+
+    graph = keras.Model(model.inputs, model.outputs)
+    clone = keras.models.clone_model(graph, clone_function=_stand, call_function=record)
+    return tuple(clone.inputs), tuple(calls), tuple(clone.outputs)
+
+
+class _OperationStand(keras.Operation):
+    """The same for an operation of `keras.ops` in the graph."""
+
+    def __init__(self, operation: keras.Operation):
+        super().__init__(name=operation.name)
+        self.stands_for = (operation,)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stands_for[0].compute_output_spec(*args, **kwargs)
+
+
+def _stand(layer: Any) -> Any:
+    return _Stand(layer) if isinstance(layer, keras.layers.Layer) else _OperationStand(layer)
+
+
+def in_phase(training: bool | None) -> Handler:
+    """The handler that calls the layer, in training or in inference.
+
+    A graph holds every layer's default in place of that: `training=True` of Keras' augmentation, for one, and nothing
+    where the default is None.
+    """
+
+    def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "training" in inspect.signature(call.layer.call).parameters:
+            kwargs = {**kwargs, "training": bool(training)}
+        return call.layer(*args, **kwargs)
+
+    return handler
+
+
+def as_keras(training: bool | None) -> Handler:
+    """The handler that calls the layer as a functional Keras model does: without a phase, as the graph says."""
+    told = in_phase(training)
+    return told if training is not None else lambda call, args, kwargs: call.layer(*args, **kwargs)
+
+
+def hindrance(plan: Plan) -> str | None:
+    """Why the engine cannot run a plan, in a sentence that names the layer; None where it can.
+
+    Raises:
+      UserError: a constant of a neuron is out of range, or none (`Neuron.checked`).
+    """
+    why = plan.whole()
+    if why is not None:
+        return why
+    for call in plan.before:
+        if getattr(call.layer, "trainable_variables", ()):  # they may be frozen and freed at any time
+            return (f"{_said(call)}, in front of the encoder, is trained, and the engine passes no gradient to its "
+                    "input: freeze it")
+    for call in plan.ours:
+        if isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout)) and call.layer.trainable_variables:
+            return f"{_said(call)} has a trained weight of its own, to which the engine passes no gradient"
+        inside = with_layers_inside(call.layer.layer) if isinstance(call.layer, OverTime) else []
+        for layer in (call.layer, *inside):
+            if layer.activity_regularizer is not None and not isinstance(call.layer, SpikingLayer):
+                return (f"{_said(call)} has an `activity_regularizer`, which the engine computes for spiking layers "
+                        "alone")
+    for call in plan.spiking:
+        if not _is_counted(call.layer.activity_regularizer):
+            return (f"the `activity_regularizer` of {_said(call)} needs the whole spike train: from counts alone come "
+                    "keras.regularizers.L1, L2 and L1L2")
+    rules = {call.layer.gradient: call.name for call in (*plan.spiking, *plan.norms)}
+    if len(rules) > 1:
+        return " and ".join(f"{name} has gradient={rule!r}" for rule, name in rules.items())
+    bent = next((call.name for call in plan.window if not is_linear(call.layer)), None)
+    if rules.keys() == {"rate"} and bent is not None:
+        return (f"{bent} is not linear, and gradient='rate', one pass through means, is exact for linear layers alone: "
+                "take gradient='event'")
+    return None
+
+
+def _is_counted(regularizer: Any) -> bool:
+    return regularizer is None or type(regularizer) in (keras.regularizers.L1, keras.regularizers.L2,
+                                                        keras.regularizers.L1L2)
+
+
+def trace(model: keras.Model) -> Plan | None:
+    """The plan of `model`, or None where `read` has a reason against it."""
+    plan = read(model)
+    return plan if isinstance(plan, Plan) else None
+
+
+def read(model: keras.Model) -> Plan | str:
+    """The plan of `model`, or why it has none: it is not one window between one encoder and one readout, each with
+    nothing around it that bypasses it.
+
+    Several inputs rule a plan out, and so do calls that say more than their input (`initial_state`, `return_state`,
+    `every_step`, `training`, `seed`): such a model is computed layer by layer, as Keras computes it.
+    """
+    inputs, calls, outputs = calls_of(model)
+    if len(inputs) != 1:
+        return f"it has {len(inputs)} inputs, and a window has one"
+    special = next((call for call in calls if _is_special(call)), None)
+    if special is not None:
+        return f"{_said(special)} is called with more than its input (a state, `return_state`, `training`, `seed`, ...)"
+    encoders = [call for call in calls if isinstance(call.layer, Encoder)]
+    readouts = [call for call in calls if isinstance(call.layer, Readout)]
+    if len(encoders) != 1:
+        return f"it has {_listed(encoders, 'encoder')}, and a window has one"
+    if len(readouts) != 1:
+        return (f"it has {_listed(readouts, 'Readout')}, and a window has one: let it have the outputs of both, and "
+                "split them behind it")
+    encoder, readout = encoders[0], readouts[0]
+    in_window = {id(encoder.outputs[0])}
+    behind: set[int] = set()
+    before, window, after = [], [], []
+    for call in calls:
+        sources = {id(x) for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)}
+        if call is encoder:
+            continue
+        if call is readout:
+            if not sources & in_window:
+                return f"{_said(call)} does not read what the encoder's spikes lead to"
+            behind.add(id(call.outputs[0]))
+        elif sources & behind:
+            if sources - behind:
+                return f"{_said(call)}, behind the Readout, also reads what lies in front of it"
+            after.append(call)
+            behind.update(map(id, call.outputs))
+        elif sources & in_window:
+            if sources - in_window:
+                return f"{_said(call)} reads spike trains and also what does not come out of the encoder"
+            if any(output.shape[0] not in (None, encoder.layer.timesteps) for output in call.outputs):
+                return f"{_said(call)} changes the number of steps"
+            window.append(call)
+            in_window.update(map(id, call.outputs))
+        else:
+            before.append(call)
+    if any(id(output) not in behind for output in outputs):
+        return "an output of it does not come out of its Readout"
+    if not any(isinstance(call.layer, SpikingLayer) for call in window):
+        return "there is no spiking layer between its encoder and its Readout"
+    return Plan(inputs, outputs, tuple(before), encoder, tuple(window), readout, tuple(after))
+
+
+def _listed(calls: list[Call], kind: str) -> str:
+    return f"{len(calls)} {kind}s ({', '.join(call.name for call in calls)})" if calls else f"no {kind}"
+
+
+def _is_special(call: Call) -> bool:
+    """Whether a layer of ours is called with more than its input."""
+    ours = isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm))
+    return ours and (len(call.args) != 1 or any(value is not None and value is not False
+                                                for value in call.kwargs.values()))
+
+
+plain = in_phase(False)  # what stands in a window does the same in both phases, but for dropout and normalisation
+
+
+def copy_of(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
+    """A new layer of the same configuration but for `changes`; its weights are its own."""
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def run(calls: Iterable[Call], values: dict[int, Any], handler: Handler = plain) -> dict[int, Any]:
+    """Runs calls in order.
+
+    Args:
+      calls: part of a plan.
+      values: the value of every symbolic tensor known so far, by its `id`; not changed.
+      handler: what to do at each call, `(call, args, kwargs) -> output`.
+
+    Returns:
+      `values` with the outputs of the calls added.
+    """
+    values = dict(values)
+
+    def value(x: Any) -> Any:
+        return values[id(x)] if isinstance(x, keras.KerasTensor) else x
+
+    for call in calls:
+        args, kwargs = keras.tree.map_structure(value, (call.args, call.kwargs))
+        outputs = handler(call, args, kwargs)
+        values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs)))
+    return values

@@ -1,0 +1,198 @@
+"""What `fit` says of a network that does not learn: silent and saturated layers, no gradient, numbers not finite.
+
+    model.fit(images, labels, callbacks=[tfspike.Diagnosis()])
+
+The states and their patience are those of train.py (`tfspike.diagnosis.Watch`); the remedies are in terms of Python.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfspike.checks import check_count
+from tfspike.models.diagnosis import Diverged, Watch, weight_names
+from tfspike.neurons.surrogates import LEAK_AWARE
+
+_FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first weights shows at once
+_START = 'kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")'
+
+
+class FitWatch(Watch):
+    """`Watch` for `fit`: without a run's configuration, and with remedies in terms of the Python API.
+
+    Gradients are not at hand there; `grad_norm/...` holds how far weights moved since the last look. It is zero where
+    every gradient is.
+
+    Args:
+      model: a built and compiled Keras model, spiking or not.
+    """
+
+    _collapse_patience = 10
+
+    def __init__(self, model: Any):
+        super().__init__(model, None)
+        self._model = model
+        plan = getattr(model, "plan", None)
+        self._neurons = {} if plan is None else {call.name: call.layer for call in plan.spiking}
+        self._has_norms = plan is not None and bool(plan.norms)
+
+    def first(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        """Of `update`, what keeps a network from learning at all: silent layers, and no gradient."""
+        self._first_step = step if self._first_step is None else self._first_step
+        found = [*self._silent(step, stats), *self._collapse(step, stats)]
+        self._remember(stats)
+        return found
+
+    def _restart(self) -> str:
+        return "Start again with other first weights or a smaller learning rate."
+
+    @property
+    def _stops_on_collapse(self) -> bool:
+        return False
+
+    @property
+    def _normalised(self) -> bool:
+        return self._has_norms
+
+    @property
+    def _needs_spikes(self) -> bool:
+        return any(layer.surrogate == LEAK_AWARE for layer in self._neurons.values())
+
+    def _update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
+        return {}  # of single updates, which are not looked at here
+
+    def _louder(self, layer: str) -> str:
+        if self._normalised:
+            return f"more timesteps (now {self._model.timesteps}) or a smaller learning rate (now {self._rate():g})"
+        return (f"give the synapses in front of it {_START} (Keras' own start is too weak to fire), call "
+                "tfspike.initialisation.initialise_rates(model, images) before fit, or lower its threshold"
+                f"{self._threshold(layer)}")
+
+    def _quieter(self, layer: str) -> str:
+        return ("smaller first weights, tfspike.initialisation.initialise_rates(model, images) before fit, or a higher "
+                f"threshold{self._threshold(layer)}")
+
+    def _smaller_steps(self) -> str:
+        optimizer = self._model.optimizer
+        clip = optimizer.clipnorm or optimizer.global_clipnorm
+        bound = f"a smaller clipnorm (now {clip:g})" if clip else "clipnorm=1.0 in the optimizer (bounds every update)"
+        return f"a smaller learning rate (now {self._rate():g}) or {bound}"
+
+    def _threshold(self, layer: str) -> str:
+        value = getattr(self._neurons.get(layer), "threshold", None)
+        return "" if value is None else f" (now {float(value):g})"
+
+    def _rate(self) -> float:
+        return float(self._model.optimizer.learning_rate)
+
+
+class Diagnosis(keras.callbacks.Callback):
+    """Says in `fit` why a network does not learn: once per layer and state, with the layer, the cause and the remedy.
+
+    It names silent and saturated layers, neurons without gradient, gradients that are all zero, and weights or a loss
+    that are not finite. It looks at the first batches, then at every `every`-th, and changes nothing; a look costs a
+    pass over the weights. Spike counts are those of the training steps themselves, under both gradients and layer by
+    layer. Of a model without spikes (`ReluModel`), of a graph without one window, and under a distribution strategy,
+    weights and loss alone are watched.
+
+    Args:
+      every: batches between two looks.
+      say: takes the sentences; None gives them to `warnings.warn`.
+
+    Raises:
+      UserError: `every` is no whole number above 0.
+    """
+
+    def __init__(self, every: int = 50, say: Callable[[str], None] | None = None):
+        super().__init__()
+        self.every = check_count("every", every)
+        self._say = say or _warn
+        self._watch: Any = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._watch, self._diverged = FitWatch(self.model), False
+        self._step = self._before = self._looked = 0
+        self._weights = self._values()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._before = self._step
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._step = self._before + batch + 1
+        if self._step in _FIRST_LOOKS or self._step - self._looked >= self.every:
+            self._look(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._step > self._looked:
+            self._look(logs)
+
+    def _look(self, logs: Mapping[str, float] | None) -> None:
+        self._looked = self._step
+        if self._diverged:
+            return
+        try:
+            for text in self._found(self._statistics(logs or {})):
+                self._say(text)
+        except Diverged as error:
+            self._diverged = True
+            self._say(str(error))
+
+    def _found(self, stats: Mapping[str, float]) -> list[str]:
+        return self._watch.update(self._step, stats)
+
+    def _statistics(self, logs: Mapping[str, float]) -> dict[str, float]:
+        before, self._weights = self._weights, self._values()
+        found = dict(getattr(self.model, "activity_statistics", dict)())
+        found |= {f"weight_norm/{name}": _norm(value) for name, value in self._weights.items()}
+        if float(self.model.optimizer.learning_rate) > 0.0:  # else weights stand still whatever the gradient
+            found |= {f"grad_norm/{name}": _norm(value - before[name]) for name, value in self._weights.items()}
+        return found | ({"loss": float(logs["loss"])} if "loss" in logs else {})
+
+    def _values(self) -> dict[str, np.ndarray]:
+        variables = self.model.trainable_variables
+        return {name: np.array(v.value.numpy(), np.float32)
+                for name, v in zip(weight_names(variables), variables)}
+
+
+class FirstWarning(Diagnosis):
+    """What `SpikingModel.fit` adds where no `Diagnosis` is given: one warning per model, of a network that cannot learn
+    from its first weights."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self._told = model._lazy()
+
+    def _look(self, logs: Mapping[str, float] | None) -> None:
+        if "warned" not in self._told:
+            super()._look(logs)
+
+    def _found(self, stats: Mapping[str, float]) -> list[str]:
+        texts = self._watch.first(self._step, stats)[:1]
+        if texts:
+            self._told["warned"] = True
+        return [f"{text} (tfspike.Diagnosis() as a callback watches for more.)" for text in texts]
+
+
+def watched(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of `keras.Model.fit` with a `FirstWarning` among the callbacks, unless they have a `Diagnosis`."""
+    bound = inspect.signature(keras.Model.fit).bind(model, *args, **kwargs)
+    given = bound.arguments.get("callbacks")
+    if not isinstance(given, keras.callbacks.CallbackList):  # which is whole, and not ours
+        listed = keras.tree.flatten(given) if given is not None else []
+        if not any(isinstance(callback, Diagnosis) for callback in listed):
+            bound.arguments["callbacks"] = [*listed, FirstWarning(model)]
+    return bound.args[1:], bound.kwargs
+
+
+def _norm(value: np.ndarray) -> float:
+    return float(np.linalg.norm(value.astype(np.float64)))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)

@@ -1,0 +1,489 @@
+"""Why a network does not learn: statistics of every layer, and warnings that name the layer, the cause and the flag.
+
+`layer_statistics` runs inside the training step, on spike counts, gradients and weights that are there anyway. `Watch`
+reads its numbers outside the graph and turns them into sentences. Numbers that are not finite end the run (`Diverged`).
+
+Spikes hide NaN: a neuron whose membrane is NaN never exceeds its threshold, so a layer with NaN weights is just silent
+and the loss stays finite. Weights are therefore watched as well as the loss and the gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspike.config.config import Config
+from tfspike.errors import UserError
+from tfspike.neurons.layers import SpikingLayer
+from tfspike.variants import VARIANTS
+
+SATURATED_RATE = 0.95    # spikes per step from which a neuron counts as saturated
+SILENT_SHARE = 0.95      # share of silent neurons from which a layer is warned about
+SATURATED_SHARE = 0.5    # share of saturated neurons, likewise
+NO_GRADIENT_SHARE = 0.99  # share of neuron-samples without gradient, likewise
+GROWTH = 3.0             # factor on a layer's weight norm that start values do not explain
+PATIENCE = 50            # steps a state must last before it is called lasting
+COLLAPSE_PATIENCE = 20   # the same where no gradient reaches any weight: longer than Adam's momentum carries on
+CUT_PATIENCE = 10        # the same where no spike at all comes through a layer that did fire before
+
+
+class Diverged(UserError):
+    """Training has left the finite numbers; names the layer and the last good checkpoint. Ends a command with 4."""
+
+    exit_code = 4
+
+
+class Collapsed(Diverged):
+    """No gradient reaches any weight any more, so that the network stays as it is (`--on_collapse`)."""
+
+
+# ---- in the graph ------------------------------------------------------------------------------------------------
+
+
+def layer_of(variable: Any) -> str:
+    """The layer of the model that a Keras variable belongs to: the first part of its path."""
+    return variable.path.split("/")[0]
+
+
+def weight_names(variables: Sequence[Any]) -> list[str]:
+    """The layer's name for a layer with one weight, else layer.weight."""
+    layers = [layer_of(variable) for variable in variables]
+    return [layer if layers.count(layer) == 1 else f"{layer}.{variable.path.split('/')[-1]}"
+            for layer, variable in zip(layers, variables)]
+
+
+def layer_statistics(activity: Mapping[str, tf.Tensor], timesteps: int, grads: Sequence[tf.Tensor | None],
+                     variables: Sequence[Any]) -> dict[str, tf.Tensor]:
+    """Statistics of one training step, float32 scalars.
+
+    Args:
+      activity: spikes per window of every neuron, `{layer: [B, ...]}` (`SpikingModel.observe`).
+      timesteps: T, steps in the window.
+      grads: of the trainable variables, as they come from the tape (before clipping); None counts as zeros.
+      variables: the trainable Keras variables, in the same order.
+
+    Returns:
+      * `rate/<layer>`: mean firing rate, spikes per step.
+      * `silent/<layer>`: share of neurons (positions in the map) that fired on no sample of the batch.
+      * `saturated/<layer>`: share of neurons whose rate over the batch is above .95 spikes per step.
+      * `zero_gradient/<layer>`: share of neuron-samples without a spike; their leak-aware slope is 0 and no gradient
+        passes, while a surrogate's may.
+      * `grad_norm/<weight>`, `weight_norm/<weight>`: Euclidean norms.
+    """
+    stats: dict[str, tf.Tensor] = {}
+    for layer, count in activity.items():
+        per_neuron = tf.reduce_mean(count, axis=0)  # the one pass over counts that rate, silent and saturated share
+        rate = per_neuron / timesteps
+        stats[f"rate/{layer}"] = tf.reduce_mean(rate)
+        stats[f"silent/{layer}"] = _share(per_neuron <= 0.0)
+        stats[f"saturated/{layer}"] = _share(rate > SATURATED_RATE)
+        stats[f"zero_gradient/{layer}"] = 1.0 - tf.reduce_mean(tf.sign(count))  # the cheapest way to compare with 0
+    for name, grad, variable in zip(weight_names(variables), grads, variables):
+        stats[f"grad_norm/{name}"] = tf.zeros(()) if grad is None else _norm(grad)
+        stats[f"weight_norm/{name}"] = _norm(variable.value)
+    return stats
+
+
+def _share(condition: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.cast(condition, tf.float32))
+
+
+def _norm(values: Any) -> tf.Tensor:
+    return tf.norm(tf.cast(tf.convert_to_tensor(values), tf.float32))
+
+
+def nonfinite_layer(model: keras.Model) -> str | None:
+    """The first layer, in the order of the forward pass, with NaN or Inf in its weights; None where all are finite.
+
+    To be asked before a checkpoint is written, so that the last checkpoint is always a good one.
+    """
+    for variable in model.trainable_variables:
+        if not bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(variable.value)))):
+            return layer_of(variable)
+    return None
+
+
+# ---- outside of the graph ----------------------------------------------------------------------------------------
+
+
+def feeding_weights(model: keras.Model) -> dict[str, list[str]]:
+    """The layers with weights between each spiking layer and the spiking layers before it; {} without a plan."""
+    plan = getattr(model, "plan", None)
+    if plan is None:
+        return {}
+    producers = {id(output): call for call in plan.window for output in call.outputs}
+
+    def weights_behind(x: Any) -> list[str]:
+        call = producers.get(id(x))
+        if call is None or isinstance(call.layer, SpikingLayer):
+            return []
+        own = [call.layer.name] if call.layer.trainable_variables else []
+        tensors = [arg for arg in keras.tree.flatten((call.args, call.kwargs)) if isinstance(arg, keras.KerasTensor)]
+        return [name for tensor in tensors for name in weights_behind(tensor)] + own
+
+    return {call.name: weights_behind(call.args[0]) for call in plan.spiking}
+
+
+class Watch:
+    """Reads the statistics of a run and says, once per layer and state, what is wrong and what helps.
+
+    A state is said again only after it has changed. Layers that are silent because a layer in front of them is are
+    named in that layer's sentence, not in sentences of their own.
+
+    Args:
+      model: the model before its first step of this command.
+      config: of the run.
+
+    Attributes:
+      last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by `saved`.
+      last_living: the last one of a network that gradients reached; None before this command has seen one.
+    """
+
+    _collapse_patience = COLLAPSE_PATIENCE
+
+    def __init__(self, model: keras.Model, config: Config | None):
+        self._config = config
+        self.last_checkpoint: str | int | None = None
+        self.last_living: str | int | None = None
+        self._spiking = list(model.spiking_layers) if getattr(model, "plan", None) is not None else []
+        self._weights = [layer_of(variable) for variable in model.trainable_variables]
+        self._feeding = feeding_weights(model)
+        self._start_norm = {name: float(np.linalg.norm(np.asarray(v.value.numpy(), np.float32)))
+                            for name, v in zip(weight_names(model.trainable_variables), model.trainable_variables)}
+        self._since: dict[tuple[str, str], int] = {}  # (layer, state) -> step at which it was first seen
+        self._said: set[tuple[str, str]] = set()
+        self._alive: set[str] = set()                 # layers that were seen firing
+        self._first_step: int | None = None
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        assert self._config is not None
+        return self._config
+
+    # ---- public ------------------------------------------------------------------------------------------------
+
+    def check(self, step: int, loss: float) -> None:
+        """Refuses a loss that is not finite; cheap enough for every step.
+
+        Raises:
+          Diverged: the loss is NaN or Inf.
+        """
+        if not math.isfinite(loss):
+            self._diverge(step, f"The loss is {_number(loss)}")
+
+    def update(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        """New warnings after step `step`.
+
+        Args:
+          step: training steps so far.
+          stats: what `layer_statistics` returned, as floats; "loss" and "learning_rate" are used where given.
+
+        Raises:
+          Diverged: NaN or Inf in the loss, a gradient or a weight.
+          Collapsed: no gradient for `COLLAPSE_PATIENCE` steps, unless `config.on_collapse` is "continue".
+        """
+        stats = {name: float(value) for name, value in stats.items()}
+        self._first_step = step if self._first_step is None else self._first_step
+        self._refuse_nonfinite(step, stats)
+        warnings = [*self._silent(step, stats), *self._saturated(step, stats), *self._starved(step, stats),
+                    *self._steps_too_large(step, stats), *self._collapse(step, stats)]
+        self._remember(stats)
+        return warnings
+
+    def _remember(self, stats: Mapping[str, float]) -> None:
+        self._alive.update(layer for layer in self._layers(stats) if stats.get(f"silent/{layer}", 1.0) < SILENT_SHARE)
+
+    # ---- finite numbers ----------------------------------------------------------------------------------------
+
+    def _refuse_nonfinite(self, step: int, stats: Mapping[str, float]) -> None:
+        weights = [name for name in stats if name.startswith("weight_norm/") and not math.isfinite(stats[name])]
+        grads = [name for name in stats if name.startswith("grad_norm/") and not math.isfinite(stats[name])]
+        if weights:
+            self._diverge(step, f"The weights of {_layer(weights[0])} are no longer finite numbers")
+        if grads:
+            # the backward pass goes from the last layer to the first: the last one named is where it began
+            self._diverge(step, f"The gradient is no longer finite, from {_layer(grads[-1])} on backwards")
+        if "loss" in stats:
+            self.check(step, stats["loss"])
+
+    def _diverge(self, step: int, what: str) -> None:
+        if self.last_checkpoint is None:
+            good = "There is no checkpoint from before; start again"
+        else:
+            good = f"The last good checkpoint is {_checkpoint(self.last_checkpoint)}; start a new run, from it or anew,"
+        raise Diverged(f"{what} (step {step}): training has diverged. {good} with {self._smaller_steps()}.")
+
+    # ---- states of a layer -------------------------------------------------------------------------------------
+
+    def _silent(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        layers = self._layers(stats)
+        shares = {layer: stats.get(f"silent/{layer}", 0.0) for layer in layers}
+        for layer in layers:
+            self._mark(layer, "silent", step, shares[layer], SILENT_SHARE)
+        warnings: list[str] = []
+        for first, *behind in _runs(layers, lambda layer: shares[layer] >= SILENT_SHARE):
+            cut = [layer for layer in (first, *behind) if shares[layer] == 1.0]  # nothing comes through: a short wait,
+            patience = PATIENCE if not cut else CUT_PATIENCE if cut[0] in self._alive else 0  # or none at the start
+            if not self._due(first, "silent", step, patience):
+                continue
+            self._said.add((first, "silent"))
+            text = f"{first}: {_percent(shares[first])} of neurons silent {self._duration(first, 'silent', step)}"
+            if behind:
+                text += f", and with them the {_count(len(behind), 'layer')} behind it ({_list(behind)})"
+            warnings.append(f"{text}. {self._why_silent(first, stats)}")
+        return warnings
+
+    def _saturated(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        warnings = []
+        for layer in self._layers(stats):
+            share = stats.get(f"saturated/{layer}", 0.0)
+            self._mark(layer, "saturated", step, share, SATURATED_SHARE)
+            if self._due(layer, "saturated", step):
+                self._said.add((layer, "saturated"))
+                warnings.append(
+                    f"{layer}: {_percent(share)} of neurons saturated (above {SATURATED_RATE} spikes per step) "
+                    f"{self._duration(layer, 'saturated', step)}, so they tell little about the image. "
+                    f"{self._why_saturated(layer, stats)}")
+        return warnings
+
+    def _starved(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        warnings = []
+        for layer in self._layers(stats):
+            share = stats.get(f"zero_gradient/{layer}", 0.0) if self._needs_spikes else 0.0
+            sparse = stats.get(f"silent/{layer}", 0.0) < SILENT_SHARE  # else said already
+            self._mark(layer, "starved", step, share if sparse else 0.0, NO_GRADIENT_SHARE)
+            if self._due(layer, "starved", step):
+                self._said.add((layer, "starved"))
+                warnings.append(
+                    f"{layer}: on any one image {_percent(share)} of neurons get no gradient "
+                    f"{self._duration(layer, 'starved', step)}, because they do not fire on it; learning is slow. "
+                    f"Let them fire more often: {self._louder(layer)}.")
+        return warnings
+
+    def _steps_too_large(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        """A single update as large as the weights it changes forgets what was learnt."""
+        ratios = self._update_ratios(stats)
+        worst = max(ratios, key=ratios.__getitem__, default=None)
+        for name, ratio in ratios.items():
+            self._mark(name, "overshoot", step, ratio, 1.0)
+        if worst is None or ratios[worst] < 1.0 or (worst, "overshoot") in self._said:
+            return []
+        too_large = [name for name, ratio in ratios.items() if ratio >= 1.0]
+        self._said.update((name, "overshoot") for name in too_large)
+        others = f" ({_count(len(too_large), 'layer')} in all: {_list(too_large)})" if len(too_large) > 1 else ""
+        return [f"{worst}: at step {step} one update is {_factor(ratios[worst])} as large as the weights themselves"
+                f"{others}, so every step undoes the one before. Use {self._smaller_steps()}."]
+
+    def _collapse(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        norms = [value for name, value in stats.items() if name.startswith("grad_norm/")]
+        layers = self._layers(stats)
+        no_gradient = bool(norms) and not any(norms)
+        no_output = self._needs_spikes and bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
+        self._mark("network", "collapsed", step, float((no_gradient and stats.get("loss") != 0.0) or no_output), 1.0)
+        if not self.is_collapsed:
+            self.last_living = self.last_living or self.last_checkpoint
+        if not self._due("network", "collapsed", step, self._collapse_patience):
+            return []
+        self._said.add(("network", "collapsed"))
+        what = ("every gradient is exactly zero" if no_gradient
+                else f"no spike comes out of {layers[-1]}, so the output is zero for every image")
+        silent = [layer for layer in layers if stats.get(f"silent/{layer}", 0.0) >= SILENT_SHARE]
+        why = f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)}" if silent else ""
+        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. {why} It cannot "
+                f"recover by itself. {self._restart()}")
+        if self._stops_on_collapse:
+            raise Collapsed(text)
+        return [text]
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether no gradient reached any weight in the last step that was looked at."""
+        return ("network", "collapsed") in self._since
+
+    def saved(self, path: str) -> None:
+        """Takes note of a checkpoint of this moment."""
+        self.last_checkpoint = path
+        if not self.is_collapsed and self._first_step is not None:
+            self.last_living = path
+
+    def refuse_collapsed_end(self, step: int) -> None:
+        """A run that ends before a collapse has lasted long enough to be called one is none that has finished.
+
+        Raises:
+          Collapsed: the last step had no gradient, unless `config.on_collapse` is "continue".
+        """
+        if self.is_collapsed and self._stops_on_collapse:
+            raise Collapsed(f"The network has collapsed: no gradient reaches any weight "
+                            f"{self._duration('network', 'collapsed', step)}, up to the last one. {self._restart()}")
+
+    def _restart(self) -> str:
+        """What to do about a collapse."""
+        if self.last_living is None:
+            return f"Start again (--resume=never) with {self._smaller_steps()}."
+        return (f"Start again with {self._smaller_steps()}; the last checkpoint of it alive is "
+                f"{_checkpoint(self.last_living)}, and --init_from={_checkpoint(self.last_living)} with another "
+                "--workdir begins there.")
+
+    # ---- causes ------------------------------------------------------------------------------------------------
+
+    def _why_silent(self, layer: str, stats: Mapping[str, float]) -> str:
+        grown = self._grown(layer, stats)
+        if grown:
+            return f"Likely cause: {grown}. {self._fate()} with {self._smaller_steps()}."
+        if layer in self._alive:
+            return "It did fire earlier in this run, so updates have driven it there. " \
+                   f"{self._fate()} with {self._smaller_steps()}."
+        return "Likely cause: the currents into it are too small for its threshold. Let it fire: " \
+               f"{self._louder(layer)}."
+
+    @property
+    def _stops_on_collapse(self) -> bool:
+        return self.config.on_collapse == "stop"
+
+    @property
+    def _normalised(self) -> bool:
+        """Whether scales of weights and thresholds are normalised away."""
+        return self.config.norm != "none"
+
+    @property
+    def _needs_spikes(self) -> bool:
+        """Whether a neuron without a spike gets no gradient."""
+        return self.config.surrogate == "leak_aware"
+
+    def _fate(self) -> str:
+        if self._needs_spikes:
+            return "Silent neurons get no gradient and stay silent: start again"
+        return "If it does not recover, start again"
+
+    def _why_saturated(self, layer: str, stats: Mapping[str, float]) -> str:
+        grown = self._grown(layer, stats)
+        if grown or self._since[layer, "saturated"] != self._first_step:
+            return f"Likely cause: {grown or 'updates that are too large'}. Start again with {self._smaller_steps()}."
+        if self._normalised:
+            return f"Use {self._smaller_steps()}."
+        return "Likely cause: the currents into it are far above its threshold. Make them smaller: " \
+               f"{self._quieter(layer)}."
+
+    def _quieter(self, layer: str) -> str:
+        """Flags that make a layer fire less."""
+        return f"--init=rate (aims at --target_rate={self.config.target_rate:g}), a smaller --kappa (now " \
+               f"{self._kappa():g}) or a higher --threshold (now {self.config.threshold:g})"
+
+    def _grown(self, layer: str, stats: Mapping[str, float]) -> str:
+        """Says by how much the weights into `layer` (or, failing that, in front of it) have grown, if they have."""
+        for name in self._feeding.get(layer, []):
+            before, now = self._start_norm.get(name, 0.0), stats.get(f"weight_norm/{name}", 0.0)
+            if before > 0.0 and now > GROWTH * before:
+                return f"updates that are too large: the weights of {name} have grown {_factor(now / before)} " \
+                       "since the start"
+        return ""
+
+    def _update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
+        """Size of the next update over the size of the weights, per weight. Adam's updates are about the rate each,
+        whatever the gradient, and their ratio is not a sign of trouble: left out."""
+        if self.config.optimizer != "sgd":
+            return {}
+        norms = {name: value for name, value in stats.items() if name.startswith("grad_norm/")}
+        total = math.sqrt(sum(value * value for value in norms.values()))
+        clip = min(1.0, self.config.clip_norm / total) if self.config.clip_norm and total else 1.0
+        rate = stats.get("learning_rate", self.config.learning_rate)
+        return {_layer(name): rate * clip * value / stats[weight] for name, value in norms.items()
+                if stats.get(weight := name.replace("grad_norm/", "weight_norm/"), 0.0) > 0.0
+                and not name.endswith((".gamma", ".beta"))}  # which begin at 1 and 0, whatever is small for them
+
+    def _louder(self, layer: str) -> str:
+        """Flags that make a layer fire more, the likely culprit first."""
+        if self._normalised:  # currents have the size of the threshold already
+            return f"more --timesteps (now {self.config.timesteps}) or a smaller --learning_rate (now " \
+                   f"{self.config.learning_rate:g})"
+        usual = VARIANTS[self.config.model].kappa
+        ways = [f"lower --threshold (now {self.config.threshold:g}, usually 1)"] if self.config.threshold > 1.0 else []
+        if self._kappa() < usual:
+            ways.append(f"raise --kappa (now {self._kappa():g}, usually {usual:g})")
+        if self.config.init != "rate":
+            ways.append("--init=rate (scales the first weights until every layer fires)")
+        else:
+            ways.append(f"raise --target_rate (now {self.config.target_rate:g})")
+        if self._kappa() >= usual:
+            ways.append(f"raise --kappa (now {self._kappa():g})")
+        if self.config.threshold <= 1.0:
+            ways.append(f"lower --threshold (now {self.config.threshold:g})")
+        return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+    def _smaller_steps(self) -> str:
+        """Flags that make updates smaller, or their cause."""
+        usual, clip = VARIANTS[self.config.model].kappa, self.config.clip_norm
+        ways = [f"a smaller --learning_rate (now {self.config.learning_rate:g})",
+                f"a smaller --clip_norm (now {clip:g})" if clip else "--clip_norm=1 (bounds every update)"]
+        if self._kappa() > 2 * usual:
+            ways.insert(0, f"a smaller --kappa (now {self._kappa():g}, usually {usual:g})")
+        return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+    def _kappa(self) -> float:
+        return VARIANTS[self.config.model].kappa if self.config.kappa is None else self.config.kappa
+
+    # ---- bookkeeping -------------------------------------------------------------------------------------------
+
+    def _layers(self, stats: Mapping[str, float]) -> list[str]:
+        """Spiking layers in the order of the forward pass."""
+        return self._spiking or [_layer(name) for name in stats if name.startswith("rate/")]
+
+    def _mark(self, layer: str, state: str, step: int, value: float, limit: float) -> None:
+        """Notes that a state holds from `limit` on, and that it has ended a tenth below (values hover)."""
+        if value >= limit:
+            self._since.setdefault((layer, state), step)
+        elif value < 0.9 * limit:
+            self._since.pop((layer, state), None)
+            self._said.discard((layer, state))
+
+    def _due(self, layer: str, state: str, step: int, patience: int = PATIENCE) -> bool:
+        since = self._since.get((layer, state))
+        return since is not None and (layer, state) not in self._said and step - since >= patience
+
+    def _duration(self, layer: str, state: str, step: int) -> str:
+        steps = step - self._since[layer, state]
+        return f"for {_count(steps, 'step')}" if steps else f"at step {step}"
+
+
+# ---- words -------------------------------------------------------------------------------------------------------
+
+
+def _layer(stat: str) -> str:
+    return stat.split("/", 1)[1]
+
+
+def _runs(layers: Sequence[str], holds: Callable[[str], bool]) -> list[list[str]]:
+    """Stretches of neighbouring layers for which `holds`."""
+    return [list(run) for found, run in itertools.groupby(layers, holds) if found]
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that 100 % means all."""
+    return f"{math.floor(100 * share + 1e-4)} %"
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times" if ratio < 1e6 else f"{ratio:.0e} times"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... {names[-1]}"
+
+
+def _number(value: float) -> str:
+    return "NaN" if math.isnan(value) else "infinite"
+
+
+def _checkpoint(where: str | int) -> str:
+    return f"that of step {where}" if isinstance(where, int) else str(where)

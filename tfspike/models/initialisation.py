@@ -1,0 +1,134 @@
+"""Rate-targeted initialisation: scale each layer's weights so that its neurons reach a stated mean rate on one batch.
+
+Without normalisation layers, the mean rate of a deep spiking net drifts from layer to layer until it dies or
+saturates. Currents are linear in the weights of the synapses in front of a neuron, so one simulation of the layer per
+trial factor finds the scale; layers are set in the order of the forward pass (compare LSUV, Mishkin and Matas 2016).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspike.engine import plan as plans
+from tfspike.errors import UserError
+from tfspike.neurons import gradients
+from tfspike.neurons.layers import OverTime, PoolingIF, SpikingLayer
+
+_HALVINGS = 12
+
+
+def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: int = 0) -> dict[str, float]:
+    """Rescales the model's weights in place.
+
+    Args:
+      model: a `SpikingModel`.
+      inputs: one batch of what the model takes, `[B, ...]`; 16 to 64 samples are enough.
+      target_rate: mean rate wanted of every LIF layer, spikes per step, in (0, .5). Pooling neurons have no weights and
+        follow the layer below.
+      seed: keys the encoder's noise.
+
+    Returns:
+      The rate reached by every LIF layer, by name; a layer fed by weights of an earlier one alone is left out.
+
+    Raises:
+      UserError: `target_rate` out of range, or no scale makes a layer fire (its input is silent).
+    """
+    if not 0.0 < target_rate < 0.5:
+        raise UserError(f"`target_rate` must be in (0, .5) spikes per step. Received: target_rate={target_rate!r}.")
+    plan = model._required_plan()
+    plan.refuse_own_neurons("Rate-targeted initialisation")
+    reached: dict[str, float] = {}
+    # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
+    kernels: dict[int, list[Any]] = {}
+    scaled: set[int] = set()  # a kernel that feeds several layers is scaled for the first of them
+
+    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        sources = [x for x in keras.tree.flatten(call.args) if isinstance(x, keras.KerasTensor)]
+        feeding = [kernel for x in sources for kernel in kernels.get(id(x), [])]
+        if isinstance(call.layer, OverTime):
+            feeding = feeding + list(call.layer.trainable_variables)
+        if isinstance(call.layer, SpikingLayer):
+            feeding = [kernel for kernel in feeding if id(kernel) not in scaled]
+            if feeding and not isinstance(call.layer, PoolingIF):
+                scaled.update(map(id, feeding))
+                reached[call.name] = _rescale(call, plan, values_before, feeding, target_rate)
+                args = (_currents(call, plan, values_before),)
+            feeding = []
+        for output in call.outputs:
+            kernels[id(output)] = feeding
+        return plans.plain(call, args, kwargs)
+
+    values = plans.run(plan.before, {id(plan.inputs[0]): tf.convert_to_tensor(inputs)})
+    values = plans.run([plan.encoder], values,
+                       lambda call, args, kwargs: call.layer(*args, training=False, seed=seed))
+    for position, call in enumerate(plan.window):
+        values_before = values
+        values = plans.run([call], values, handler)
+        live = _still_needed(plan, position + 1)
+        values = {key: value for key, value in values.items() if key in live}
+    return reached
+
+
+def _symbols(call: plans.Call) -> set[int]:
+    return {id(x) for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)}
+
+
+def _synapses(call: plans.Call, plan: plans.Plan) -> list[plans.Call]:
+    """The calls between a spiking layer and the spikes that reach it."""
+    needed: list[plans.Call] = []
+    wanted = _symbols(call)
+    for earlier in reversed(plan.window[:plan.window.index(call)]):
+        if {id(x) for x in earlier.outputs} & wanted and not isinstance(earlier.layer, SpikingLayer):
+            needed.insert(0, earlier)
+            wanted |= _symbols(earlier)
+    return needed
+
+
+def _still_needed(plan: plans.Plan, position: int) -> set[int]:
+    """Tensors that calls from `position` on read: whole windows of all layers at once would fill the memory."""
+    needed: set[int] = set()
+    for call in plan.window[position:]:
+        needed |= _symbols(call)
+        if isinstance(call.layer, SpikingLayer):
+            for synapse in _synapses(call, plan):
+                needed |= _symbols(synapse)
+    return needed
+
+
+def _currents(call: plans.Call, plan: plans.Plan, values: dict[int, Any]) -> tf.Tensor:
+    """The currents into a spiking layer, computed anew from the spikes below it with the weights as they are now."""
+    return plans.run(_synapses(call, plan), values)[id(call.args[0])]
+
+
+def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, Any], weights: list[Any], target: float) -> float:
+    """Scales `weights` until the layer's mean rate is at the target, by bisection of the factor's logarithm."""
+    with_weights = tf.cast(values[id(call.args[0])], tf.float32)
+    originals = [tf.convert_to_tensor(weight.value) for weight in weights]
+    for weight in weights:
+        weight.assign(tf.zeros_like(weight.value))
+    without = tf.cast(_currents(call, plan, values), tf.float32)  # an identity shortcut's spikes have no weight
+
+    @tf.function
+    def rate_at(factor: tf.Tensor) -> tf.Tensor:
+        currents = without + factor * (with_weights - without)
+        spikes, _ = gradients.simulate(currents, gradients.zero_state(tf.shape(currents)[1:]), call.layer.neuron)
+        return tf.reduce_mean(spikes)
+
+    low, high = -8.0, 8.0  # powers of two
+    for _ in range(_HALVINGS + 4):
+        middle = (low + high) / 2.0
+        if float(rate_at(tf.constant(2.0 ** middle))) < target:
+            low = middle
+        else:
+            high = middle
+    factor = 2.0 ** high
+    for weight, original in zip(weights, originals):
+        weight.assign(original * factor)
+    rate = float(rate_at(tf.constant(factor)))
+    if rate == 0.0:
+        raise UserError(f"No scale of its weights makes layer {call.name} fire: its input is silent on this "
+                        "batch. Give a batch that is not blank, or more time steps (--timesteps).")
+    return rate

@@ -1,0 +1,1 @@
+"""What are the equations, the layers, the encoders? `gradients` has the mathematics, `layers` the neurons."""

@@ -1,0 +1,244 @@
+"""From images to spike trains: Poisson, direct, latency, and the input that is a spike train already.
+
+Every encoder turns `[B, ...]` into a time-major train `[T, B, ...]`. `encode` gives any stretch of the window on its
+own, so a long window never has to exist at once; stretches joined are the window.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspike.checks import check_choice, check_count
+from tfspike.errors import UserError
+from tfspike.neurons import noise
+from tfspike.neurons.custom_gradient import custom_gradient
+from tfspike.neurons.shared_function import shared
+
+NAMES = ("poisson", "direct", "latency", None)
+
+
+class Encoder(noise.NoisyLayer):
+    """What the encoders share.
+
+    Args:
+      timesteps: T, steps in the window.
+      seed: keys the random numbers, where there are any.
+
+    Attributes:
+      draws: whether `encode` takes random numbers from its `key`; formats without such numbers ask.
+
+    Raises:
+      UserError: `timesteps` is not a positive integer.
+    """
+
+    draws = True
+
+    def __init__(self, timesteps: int, seed: int = 0, **kwargs: Any):
+        # Pixels stay float32 under a mixed policy, as the engine has them: only what leaves the encoder is cast.
+        super().__init__(seed=seed, autocast=False, **kwargs)
+        self.timesteps = check_count("timesteps", timesteps)
+
+    def key(self, training: bool | None = None, seed: int | tf.Tensor | None = None) -> tf.Tensor:
+        """The key of one call's random numbers; a training call advances the step counter."""
+        if training:
+            return self.training_key()
+        return self.inference_key(0 if seed is None else seed) if self.draws else tf.zeros(2, tf.int32)
+
+    def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        """Steps start..start+steps-1 of the window, `[steps, B, ...]` (0 is the first)."""
+        raise NotImplementedError
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None) -> tf.Tensor:
+        """The whole window, `[T, B, ...]`; inference repeats for the same `seed` (0 unless given)."""
+        return self.with_gradient(self.encode(inputs, self.key(training, seed), 0, self.timesteps), inputs)
+
+    def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        """The train `[T, B, ...]` of `inputs`, with the gradient that the encoder passes on to them."""
+        return train
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        return (self.timesteps, *input_shape)
+
+    def compute_output_spec(self, inputs: Any, training: Any = None, seed: Any = None) -> keras.KerasTensor:
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "timesteps": self.timesteps}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class PoissonEncoder(Encoder):
+    """Signed Poisson (Bernoulli) coding: at each step a spike of value sign(x) with probability min(|x|, 1).
+
+    Drawn afresh at every step, in training and in inference (Lee et al. 2020, "Input encoding"; the authors' code for
+    the sign). A training call takes its numbers from (seed, step, replica), an inference call from an explicit seed.
+
+    Args:
+      timesteps, seed: see `Encoder`.
+      straight_through: pass a gradient on to the input, that of the expected spike train: d E[s_t] / dx = 1 within
+        [-1, 1], and 0 outside, where |x| is cut off. For adversarial examples and for layers in front that learn.
+        Without it a gradient asked for is refused (in a graph: NaN), as random spikes have none.
+
+    Examples:
+      >>> train = PoissonEncoder(timesteps=100)(tf.constant([[0.0, 1.0, -1.0]]), seed=7)    # [T=100, B=1, 3]
+      >>> tf.reduce_sum(train, axis=(0, 1)).numpy().tolist()
+      [0.0, 100.0, -100.0]
+    """
+
+    def __init__(self, timesteps: int, seed: int = 0, straight_through: bool = False, **kwargs: Any):
+        super().__init__(timesteps, seed=seed, **kwargs)
+        self.straight_through = bool(straight_through)
+
+    def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        return tf.stack([_poisson_step(inputs, noise.fold(key, start + t), self.compute_dtype) for t in range(steps)])
+
+    def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        if not self.straight_through:
+            return refuse_gradient(train, inputs, "use PoissonEncoder(..., straight_through=True) or "
+                                                  "encoder=\"direct\", with model.call_layers(x)")
+
+        @custom_gradient
+        def expected(inputs: tf.Tensor):
+            def grad(upstream: tf.Tensor) -> tf.Tensor:
+                total = tf.reduce_sum(tf.cast(upstream, tf.float32), axis=0)
+                return tf.cast(tf.where(tf.abs(inputs) <= 1.0, total, 0.0), inputs.dtype)
+            return tf.identity(train), grad
+
+        return expected(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "straight_through": self.straight_through}
+
+
+@functools.partial(shared, any_batch=True)
+def _poisson_step(inputs: tf.Tensor, key: tf.Tensor, dtype: str) -> tf.Tensor:
+    """One step of signed Poisson spikes in `dtype`, of the shape of `inputs`."""
+    fired = noise.uniform(tf.shape(inputs), key) < tf.cast(tf.abs(inputs), tf.float32)
+    return tf.cast(fired, dtype) * tf.cast(tf.sign(inputs), dtype)
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class DirectEncoder(Encoder):
+    """The image as a constant current: the same real values at every step (the first synapse multiplies)."""
+
+    draws = False
+
+    def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        inputs = tf.cast(inputs, self.compute_dtype)
+        return tf.repeat(inputs[tf.newaxis], steps, axis=0)
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class LatencyEncoder(Encoder):
+    """Time to first spike: one spike of value sign(x) per input, the earlier the larger |x|; none where x is 0.
+
+    |x| >= 1 spikes at the first step, the faintest input at the last one.
+
+    Examples:
+      >>> LatencyEncoder(timesteps=4)(tf.constant([[1.0, 0.5, 0.01, 0.0]])).numpy()[:, 0].T.tolist()
+      [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+
+    draws = False
+
+    def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        strength = tf.minimum(tf.abs(tf.cast(inputs, tf.float32)), 1.0)
+        when = tf.cast(tf.floor((1.0 - strength) * self.timesteps), tf.int32)
+        when = tf.minimum(when, self.timesteps - 1)
+        sign = tf.cast(tf.sign(inputs), self.compute_dtype)
+        return tf.stack([tf.cast(tf.equal(when, start + t), self.compute_dtype) * sign for t in range(steps)])
+
+    def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        return refuse_gradient(train, inputs, "use encoder=\"direct\", with model.call_layers(x)")
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class SpikeInput(Encoder):
+    """The input is a spike train already, `[B, T, ...]` (event data): only the axes are exchanged."""
+
+    draws = False
+
+    def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        self._check_length(inputs.shape)
+        rank = len(inputs.shape)
+        # tf.slice: its size is static, as XLA needs it, where that of inputs[:, start:start + steps] is not
+        stretch = tf.slice(inputs, [0, start] + [0] * (rank - 2), [-1, steps] + [-1] * (rank - 2))
+        train = tf.transpose(stretch, (1, 0, *range(2, rank)))
+        train = tf.cast(train, self.compute_dtype)
+        return tf.ensure_shape(train, (steps, *train.shape[1:]))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        self._check_length(input_shape)
+        return (self.timesteps, input_shape[0], *input_shape[2:])
+
+    def _check_length(self, shape: Any) -> None:
+        if len(shape) < 2 or shape[1] is not None and shape[1] != self.timesteps:
+            raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
+                            f"Received: shape {tuple(shape)}.")
+
+
+def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.Tensor:
+    """`outputs`, which were computed from `inputs`; who asks for a gradient between the two is told what to do.
+
+    TensorFlow would answer None or 0. In a graph the gradient is NaN: there TensorFlow computes it whether it is asked
+    for or not, when the graph is called under a tape, and traces it when a model is saved.
+
+    Raises:
+      UserError: in eager execution, when the gradient is computed, if a tape watches `inputs`.
+    """
+    message = (f"No gradient with respect to the input comes through here: {instead}; or let the tape not watch the "
+               "input, where gradients of the weights alone are wanted.")
+
+    @custom_gradient
+    def refused(inputs: tf.Tensor):
+        def grad(upstream: tf.Tensor) -> tf.Tensor:
+            if tf.executing_eagerly():
+                raise UserError(message)
+            return tf.fill(tf.shape(upstream), tf.constant(float("nan"), upstream.dtype))
+        return tf.identity(inputs), grad
+
+    @custom_gradient
+    def joined(outputs: tf.Tensor, inputs: tf.Tensor):
+        return tf.identity(outputs), lambda upstream: (upstream, tf.zeros_like(inputs))
+
+    return joined(outputs, refused(inputs)) if inputs.dtype.is_floating else outputs
+
+
+# Pixels of about [-1, 1] are expected; normalised with a small deviation they can be a few times larger.
+_FAR_OUTSIDE = 16.0
+
+
+def warn_of_values(inputs: Any, of_spikes: bool) -> None:
+    """Warns once, in one sentence, of inputs that no encoder is meant for; looks at 64 samples, and only at arrays.
+
+    Args:
+      inputs: images or spike trains as `fit` takes them.
+      of_spikes: the encoder is `SpikeInput`, whose values may be counts of events.
+    """
+    if not (isinstance(inputs, np.ndarray) or tf.is_tensor(inputs) and hasattr(inputs, "numpy")):
+        return
+    first = np.asarray(inputs[:64])
+    if first.dtype.kind not in "fiu" or not first.size:
+        return
+    first = first.astype("float32")
+    if not np.isfinite(first).all():
+        warnings.warn("The input has NaN or infinite values, which make every output wrong: remove them.", stacklevel=3)
+    elif not of_spikes and np.abs(first).max() > _FAR_OUTSIDE:
+        warnings.warn("Encoders expect pixels of about [-1, 1], as tfspike.datasets.describe(...).normalise gives "
+                      f"them. Received: values from {first.min():g} to {first.max():g}; scale them, x / 127.5 - 1 for "
+                      "example.", stacklevel=3)
+
+
+_CLASSES: dict[str | None, type[Encoder]] = {
+    "poisson": PoissonEncoder, "direct": DirectEncoder, "latency": LatencyEncoder, None: SpikeInput}
+
+
+def create(kind: str | None, timesteps: int, seed: int = 0, **kwargs: Any) -> Encoder:
+    """The encoder called `kind`, one of `NAMES`."""
+    return _CLASSES[check_choice("encoder", kind, NAMES)](timesteps, seed=seed, **kwargs)

@@ -1,0 +1,372 @@
+"""The mathematics: leaky integrate-and-fire neurons and the two gradients of Lee et al. 2020.
+
+Source: C. Lee, S. S. Sarwar, P. Panda, G. Srinivasan, K. Roy, "Enabling Spike-Based Backpropagation for Training
+Deep Neural Network Architectures", Front. Neurosci. 14:119 (2020). Time is counted in steps t = 1..T.
+
+| symbol  | here        | meaning                                                                   |
+|---------|-------------|---------------------------------------------------------------------------|
+| I_t     | `current`   | current into a neuron at step t: weighted spikes of the layer below       |
+| u_t     | `u`         | membrane potential before firing, u_t = v_(t-1) + I_t                     |
+| v_t     | `membrane`  | membrane potential after firing: 0 if it fired, else lambda u_t           |
+| s_t     | `spikes`    | 1 if u_t > theta (strict), else 0                                         |
+| theta   | `threshold` | firing threshold                                                          |
+| lambda  | `leak`      | share of the membrane kept per step, exp(-1/tau)                          |
+| N       | `count`     | spikes in the window, sum of s_t                                          |
+| F       | `trace`     | leaky trace at the window's end, sum of lambda^(T-t) s_t                  |
+| r       | rate        | N / T, spikes per step                                                    |
+| g_t     | `upstream`  | dL/ds_t                                                                   |
+| delta_t | `delta`     | dL/dI_t                                                                   |
+
+One step, in the order integrate, fire, reset, leak:
+
+    u_t = v_(t-1) + I_t        s_t = 1[u_t > theta]        v_t = 0 if s_t else lambda u_t
+
+Leak-aware slope, one number per neuron and sample, constant over the window (0 where N = 0):
+
+    slope = (1/theta) (1[N > 0] + ln(lambda) F / N)
+
+Gradient "event", resolved in time (the authors' code): every input is credited to the neuron's next output spike,
+nothing crosses a reset, input after the last spike gets nothing, the leak is ignored in the carry:
+
+    delta_t = s_t slope g_t + (1 - s_t) delta_(t+1)
+
+Gradient "rate", accumulated over the window (the paper's equations), with the drive d = mean over t of I_t:
+
+    dL/dd = slope dL/dr,   that is   delta_t = slope mean over t of g_t,   the same for every step
+
+Both with a surrogate h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t = gain (u_t -
+theta) / width. "event" is then backpropagation through time with the reset held constant (STBP, Wu et al. 2018), and
+"rate" takes the mean of h as the slope (rate-based backpropagation, Yu et al. 2024):
+
+    event    delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1)
+    rate     slope   = gain mean over t of h(x_t)
+
+Membrane, count and trace are float32 whatever the dtype of currents and spikes: bfloat16 cannot integrate small
+currents. Spike trains are time-major, `[T, B, ...]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfspike.checks import check_choice, check_leak, check_positive, check_threshold
+from tfspike.neurons import surrogates
+from tfspike.neurons.custom_gradient import custom_gradient
+from tfspike.neurons.surrogates import LEAK_AWARE
+
+GRADIENTS = ("event", "rate")
+
+
+class Neuron(NamedTuple):
+    """Constants of a spiking neuron.
+
+    `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
+    without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
+    spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`.
+    """
+
+    leak: float
+    threshold: float
+    gain: float
+    surrogate: str = LEAK_AWARE
+    width: float = 1.0
+
+    @classmethod
+    def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate, width)
+
+    @classmethod
+    def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
+        return cls(1.0, threshold, 1.0, surrogate, width)
+
+    def checked(self) -> Neuron:
+        """This neuron; raises UserError where a constant is out of range, or is none: a tensor, a variable, an array.
+
+        No gradient reaches a constant, so that a variable in its place would look learnable and stay as it is.
+        """
+        check_leak(self.leak)
+        check_threshold(self.threshold)
+        check_positive("gain", self.gain)
+        check_choice("surrogate", self.surrogate, surrogates.names())
+        check_positive("width", self.width)
+        return self
+
+
+class NeuronState(NamedTuple):
+    """What a neuron carries from one step to the next, each `[B, ...]`, float32.
+
+    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t).
+    """
+
+    membrane: tf.Tensor
+    count: tf.Tensor
+    trace: tf.Tensor
+
+
+def zero_state(shape: tf.Tensor | tuple[int, ...]) -> NeuronState:
+    """The state before the first step: membrane, count and trace all 0."""
+    zeros = tf.zeros(shape, tf.float32)
+    return NeuronState(zeros, zeros, zeros)
+
+
+def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor | int = 1) -> tf.Tensor:
+    """Pseudo-derivative of a neuron's activity with respect to its net input (leak-aware: paper, Eqs. 19-26).
+
+    Args:
+      count: N, spikes in the window, `[B, ...]`.
+      trace: of the state at the window's end, `[B, ...]`.
+      neuron: the neuron's constants. Below a leak of 1/e the leak-aware slope can turn negative.
+      steps: T, which a surrogate's sum is divided by; the leak-aware slope does not ask.
+
+    Returns:
+      `[B, ...]` float32; leak-aware, it is 0 where the neuron never fired.
+
+    Examples:
+      >>> neuron = Neuron.lif(leak=0.5, threshold=2.0)
+      >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))  # (1 - .69 * .75) / 2
+      [0.   0.24]
+    """
+    if neuron.surrogate != LEAK_AWARE:
+        return neuron.gain * trace / tf.cast(steps, tf.float32)
+    fired = tf.cast(count > 0.0, tf.float32)
+    return neuron.gain * (fired + math.log(neuron.leak) * trace / tf.maximum(count, 1.0))
+
+
+def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
+    """One step without gradient: `(fired, membrane)`; the definition that every other road is tested against."""
+    u = membrane + tf.cast(current, tf.float32)
+    fired = u > neuron.threshold
+    return fired, tf.where(fired, 0.0, neuron.leak * u)
+
+
+def sensitivity(u: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """h(x) of a neuron with a surrogate, x = (u - theta) gain / width, for membrane potentials of any shape."""
+    return surrogates.derivative(neuron.surrogate, neuron.gain * (u - neuron.threshold), neuron.width)
+
+
+def tally(count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor, fired: tf.Tensor,
+          neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
+    """`(count, trace)` after one step with the membrane potential `u` before firing."""
+    spikes = tf.cast(fired, tf.float32)
+    if neuron.surrogate != LEAK_AWARE:
+        return count + spikes, trace + sensitivity(u, neuron)
+    return count + spikes, neuron.leak * trace + spikes
+
+
+def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
+    """One step with the authors' per-step gradient.
+
+    Forward: `fire`. Backward: a spike passes its gradient to the current times `gain` (1/theta for LIF); where there
+    was none, the gradient of the membrane is carried on with 1, not with the leak; nothing crosses a reset.
+
+    Args:
+      current: `[B, ...]`.
+      membrane: `[B, ...]` float32.
+      neuron: the neuron's constants.
+
+    Returns:
+      `(spikes, membrane)`, spikes in the dtype of `current`.
+    """
+
+    @custom_gradient
+    def step(current: tf.Tensor, membrane: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
+        fired, after = fire(membrane, current, neuron)
+
+        def grad(upstream: tf.Tensor, carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            delta = tf.where(fired, neuron.gain * tf.cast(upstream, tf.float32), carry)
+            return tf.cast(delta, current.dtype), delta
+
+        return (tf.cast(fired, current.dtype), after), grad
+
+    return step(current, membrane)
+
+
+def simulate(currents: tf.Tensor, state: NeuronState, neuron: Neuron) -> tuple[tf.Tensor, NeuronState]:
+    """Steps a neuron through a window, without gradient.
+
+    Args:
+      currents: `[T, B, ...]`.
+      state: the state before the window's first step.
+      neuron: the neuron's constants.
+
+    Returns:
+      `(spikes [T, B, ...] in the dtype of currents, state after the last step)`.
+    """
+    steps = tf.shape(currents)[0]
+
+    def body(t, membrane, count, trace, train):
+        u = membrane + tf.cast(currents[t], tf.float32)
+        fired, membrane = fire(membrane, currents[t], neuron)
+        return t + 1, membrane, *tally(count, trace, u, fired, neuron), train.write(t, tf.cast(fired, currents.dtype))
+
+    train = tf.TensorArray(currents.dtype, size=steps, element_shape=currents.shape[1:])
+    _, membrane, count, trace, train = tf.while_loop(
+        lambda t, *_: t < steps, body, (0, *state, train), maximum_iterations=steps)
+    spikes = train.stack()
+    spikes.set_shape(currents.shape)
+    return spikes, NeuronState(membrane, count, trace)
+
+
+def event_credit(spikes: tf.Tensor, slope: tf.Tensor, upstream: tf.Tensor,
+                 carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradient "event" on given spikes: delta_t = s_t slope g_t + (1 - s_t) delta_(t+1), from the last step back.
+
+    Args:
+      spikes: s, `[T, B, ...]`, 0 or 1.
+      slope: `[B, ...]` float32.
+      upstream: g, `[T, B, ...]`.
+      carry: delta_(T+1), `[B, ...]` float32; 0 at the end of a window.
+
+    Returns:
+      `(delta [T, B, ...] in the dtype of upstream, delta_1 [B, ...] float32)`.
+    """
+    steps = tf.shape(spikes)[0]
+
+    def body(t, carry, deltas):
+        carry = tf.where(spikes[t] > 0, slope * tf.cast(upstream[t], tf.float32), carry)
+        return t - 1, carry, deltas.write(t, tf.cast(carry, upstream.dtype))
+
+    deltas = tf.TensorArray(upstream.dtype, size=steps, element_shape=upstream.shape[1:])
+    _, carry, deltas = tf.while_loop(lambda t, *_: t >= 0, body, (steps - 1, carry, deltas), maximum_iterations=steps)
+    delta = deltas.stack()
+    delta.set_shape(upstream.shape)
+    return delta, carry
+
+
+def through_time(spikes: tf.Tensor, currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, upstream: tf.Tensor,
+                 carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradient "event" with a surrogate: delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1), from the last step.
+
+    The reset is held constant: what it would do to the gradient makes training worse (Zenke and Vogels 2021).
+
+    Args:
+      spikes: s, `[T, B, ...]`, 0 or 1, what `simulate` gave for `currents` from `membrane` on.
+      currents: `[T, B, ...]`.
+      membrane: v_0, `[B, ...]` float32.
+      neuron: the neuron's constants.
+      upstream: g, `[T, B, ...]`.
+      carry: dL/dv_T, `[B, ...]` float32.
+
+    Returns:
+      `(delta [T, B, ...] in the dtype of upstream, delta_1 [B, ...] float32)`.
+    """
+    kept = [neuron.leak * (1.0 - tf.cast(spikes, tf.float32)), tf.cast(currents, tf.float32)]
+
+    def step(v: tf.Tensor, at: list[tf.Tensor]) -> tf.Tensor:
+        return at[0] * (v + at[1])
+
+    after = tf.scan(step, kept, initializer=membrane)
+    u = tf.concat([membrane[tf.newaxis], after[:-1]], axis=0) + kept[1]
+    direct = neuron.gain * sensitivity(u, neuron) * tf.cast(upstream, tf.float32)
+    delta = tf.scan(lambda later, at: at[0] + at[1] * later, [direct, kept[0]], initializer=carry, reverse=True)
+    return tf.cast(delta, upstream.dtype), delta[0]
+
+
+def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
+                 gradient: str) -> tuple[tf.Tensor, NeuronState]:
+    """Steps a neuron through a window, with the gradient of the whole window.
+
+    Forward: `simulate`. Backward: "event" or "rate" (module docstring). The leak-aware slope is taken at the window's
+    end from the counts and traces of the final state, so a window that continues another continues its slope; that of
+    a surrogate is the mean over this window's own steps.
+
+    Args:
+      currents: `[T, B, ...]`.
+      state: the state before the window; the gradient with respect to its membrane is delta_1 ("event") or 0 ("rate").
+      neuron: the neuron's constants.
+      gradient: "event" or "rate".
+
+    Returns:
+      `(spikes [T, B, ...], final state)`. The final membrane passes gradient in "event"; counts and traces do not: take
+      the sum of the spikes over time instead.
+
+    Raises:
+      UserError: a constant of the neuron is out of range, or none.
+    """
+    neuron.checked()
+
+    @custom_gradient
+    def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
+        spikes, final = simulate(currents, NeuronState(membrane, count, trace), neuron)
+
+        def grad(upstream, carry, _count, _trace):
+            through = final.trace if neuron.surrogate == LEAK_AWARE else final.trace - trace
+            factor = slope(final.count, through, neuron, tf.shape(currents)[0])
+            if gradient == "event" and neuron.surrogate != LEAK_AWARE:
+                delta, first = through_time(spikes, currents, membrane, neuron, upstream, carry)
+            elif gradient == "event":
+                delta, first = event_credit(spikes, factor, upstream, carry)
+            else:
+                mean = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)
+                delta = tf.broadcast_to(tf.cast(factor * mean, upstream.dtype), tf.shape(upstream))
+                first = tf.zeros_like(membrane)
+            return delta, first, None, None
+
+        return (spikes, *final), grad
+
+    spikes, *final = window(currents, *state)
+    return spikes, NeuronState(*final)
+
+
+def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
+    """Identity whose gradient is multiplied by slope / gain: the leak's share of the slope, known at the window's end.
+
+    Behind neurons that were stepped with `spike_step` it gives the gradient "event" of the whole window.
+
+    Args:
+      spikes: `[B, T, ...]` or `[T, B, ...]`.
+      neuron: the constants of the neuron that fired them.
+      time_axis: the axis of T.
+    """
+
+    @custom_gradient
+    def identity(spikes: tf.Tensor):
+        def grad(upstream):
+            train = tf.cast(spikes, tf.float32)
+            steps = tf.shape(train)[time_axis]
+            age = tf.cast(steps - 1 - tf.range(steps), tf.float32)
+            shape = [1] * spikes.shape.rank
+            shape[time_axis] = -1
+            decay = tf.reshape(tf.pow(tf.constant(neuron.leak, tf.float32), age), shape)
+            count, trace = tf.reduce_sum(train, time_axis), tf.reduce_sum(decay * train, time_axis)
+            factor = slope(count, trace, neuron) / neuron.gain
+            return tf.cast(tf.expand_dims(factor, time_axis) * tf.cast(upstream, tf.float32), upstream.dtype)
+
+        return tf.identity(spikes), grad
+
+    return identity(spikes)
+
+
+def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.Tensor:
+    """Leaky integrator that never fires: V_t = leak (V_(t-1) + I_t), at every step.
+
+    Forward: all membranes. Backward: dL/dI_t = dL/dV_T for every t, the leak ignored (Lee et al. 2020, output layer);
+    the gradient of an earlier V_t reaches the inputs up to t in the same way.
+
+    Args:
+      currents: `[T, B, classes]`.
+      membrane: V_0, `[B, classes]` float32.
+      leak: share of the membrane kept per step.
+
+    Returns:
+      V_1..V_T, `[T, B, classes]` float32.
+    """
+
+    @custom_gradient
+    def window(currents: tf.Tensor, membrane: tf.Tensor):
+        def step(v, current):
+            return leak * (v + current)
+
+        membranes = tf.scan(step, tf.cast(currents, tf.float32), initializer=membrane)
+
+        def grad(upstream):
+            delta = tf.cumsum(upstream, axis=0, reverse=True)
+            return tf.cast(delta, currents.dtype), delta[0]
+
+        return membranes, grad
+
+    return window(currents, membrane)

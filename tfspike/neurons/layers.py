@@ -1,0 +1,398 @@
+"""The time axis: whole-window spiking layers and `OverTime`, which applies any stateless layer at every step.
+
+A spike train is one tensor, time-major, `[T, B, ...]`. A net without delays is computed layer by layer: synapses are
+linear and stateless, so time folds into the batch and one convolution serves all T * B images; only the neurons loop
+over time. State is an explicit value (`initial_state`, `return_state`): there is no reset function.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspike.checks import check_choice, check_leak, check_positive, check_share, check_threshold
+from tfspike.neurons import gradients, noise, surrogates
+from tfspike.neurons.gradients import NeuronState
+from tfspike.neurons.surrogates import LEAK_AWARE
+
+
+class TimeMajor(keras.layers.Layer):
+    """What layers of spike trains share: `activity_regularizer` is the penalty of one record of the batch.
+
+    Keras divides a penalty by the length of the first axis, which is time here, and adds those of returned states.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        regularizer: Any = getattr(self, "activity_regularizer")  # noqa: B009 (Keras gives it no type)
+        if regularizer is None:
+            return super().__call__(*args, **kwargs)
+        self.activity_regularizer = None
+        try:
+            outputs = super().__call__(*args, **kwargs)
+        finally:
+            self.activity_regularizer = regularizer
+        train = keras.tree.flatten(outputs)[0]
+        if tf.is_tensor(train):
+            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(tf.shape(train)[1], tf.float32))
+        return outputs
+
+
+class SpikingLayer(TimeMajor):
+    """Neurons that fire, over a whole window.
+
+    A neuron of other constants is a subclass with a `neuron` of its own, and everything in the library goes by that:
+    the fast road, exports, analysis.
+
+        class HalfLeak(SpikingLayer):
+            @property
+            def neuron(self):
+                return gradients.Neuron.lif(leak=0.5, threshold=2.0)
+
+    What cannot be said in constants, such as a leak that is learnt, is a subclass with a `call` of its own. A
+    `SpikingModel` that holds one is computed layer by layer:
+
+        class LearntLeak(SpikingLayer):
+            def build(self, shape):
+                self.logit = self.add_weight(shape=(shape[-1],), initializer=keras.initializers.Constant(2.0))
+
+            def call(self, currents):                               # [T, B, ...] to spikes [T, B, ...]
+                leak, v, train = tf.sigmoid(self.logit), tf.zeros_like(currents[0]), []
+                for current in tf.unstack(currents):
+                    u = v + current
+                    train.append(surrogates.spike("arctan", u - 1.0))   # the threshold is 1
+                    v = leak * u * (1.0 - tf.stop_gradient(train[-1]))
+                return tf.stack(train)
+
+    Args:
+      gradient: "event" or "rate" (`tfspike.gradients`).
+      surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
+        "triangular", "arctan", "sigmoid", or one of your own (`tfspike.surrogates.register`).
+      surrogate_width: stretches the surrogate; above 0.
+      activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
+        `keras.regularizers.L1(c)` is c times the spikes that a record makes the layer fire. L1, L2 and L1L2 keep the
+        fast road.
+    """
+
+    def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
+                 **kwargs: Any):
+        # autocast would round a float32 state to bfloat16 on the way in
+        super().__init__(autocast=False, **kwargs)
+        self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
+        self.surrogate = check_choice("surrogate", surrogate, surrogates.names())
+        self.surrogate_width = check_positive("surrogate_width", surrogate_width)
+
+    @property
+    def neuron(self) -> gradients.Neuron:
+        """The neuron's constants."""
+        raise NotImplementedError
+
+    def get_initial_state(self, shape: tuple[int, ...] | tf.Tensor) -> NeuronState:
+        """The state before the first step for currents of shape `[B, ...]` at each step."""
+        return gradients.zero_state(shape)
+
+    def call(self, currents: tf.Tensor, initial_state: NeuronState | None = None, return_state: bool = False) -> Any:
+        """Currents to spikes.
+
+        Args:
+          currents: `[T, B, ...]`.
+          initial_state: state after an earlier window; zeros unless given.
+          return_state: also return the state after the last step.
+
+        Returns:
+          spikes `[T, B, ...]` in the layer's compute dtype, or `(spikes, NeuronState)`.
+        """
+        if initial_state is None:
+            initial_state = self.get_initial_state(tf.shape(currents)[1:])
+        currents = tf.cast(currents, self.compute_dtype)
+        spikes, state = gradients.spike_window(currents, NeuronState(*initial_state), self.neuron, self.gradient)
+        return (spikes, state) if return_state else spikes
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False) -> Any:
+        spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
+        state = [keras.KerasTensor(currents.shape[1:], dtype="float32") for _ in range(3)]
+        return (spikes, NeuronState(*state)) if return_state else spikes
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate,
+                "surrogate_width": self.surrogate_width}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class LIF(SpikingLayer):
+    """Leaky integrate-and-fire neurons over a whole window, with the leak-aware gradient unless told otherwise.
+
+        u_t = v_(t-1) + I_t        s_t = 1[u_t > threshold]        v_t = 0 if s_t else leak u_t
+
+    Args:
+      leak: share of the membrane potential kept per step, in (0, 1]; exp(-1/tau) for a time constant of tau steps. A
+        constant, as the threshold is; `SpikingLayer` shows what to do for one that is learnt.
+      threshold: firing threshold, above 0.
+      gradient: "event" or "rate".
+      surrogate, surrogate_width: see `SpikingLayer`.
+
+    Raises:
+      UserError: a constant out of range.
+
+    Examples:
+      >>> import numpy as np
+      >>> spikes = LIF(leak=0.5)(np.array([[[0.8]], [[0.8]], [[0.8]]], "float32"))    # [T=3, B=1, 1]
+      >>> spikes.numpy().ravel().tolist()                                              # u = .8, 1.2, .8
+      [0.0, 1.0, 0.0]
+    """
+
+    def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
+                 surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, **kwargs: Any):
+        super().__init__(gradient, surrogate, surrogate_width, **kwargs)
+        self.leak = check_leak(leak)
+        self.threshold = check_threshold(threshold)
+
+    @property
+    def neuron(self) -> gradients.Neuron:
+        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "leak": self.leak, "threshold": self.threshold}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class PoolingIF(SpikingLayer):
+    """The neurons behind an average pooling: integrate and fire without leak; slope 1[N > 0], without 1/threshold.
+
+    Args:
+      threshold: firing threshold, above 0.
+      gradient: "event" or "rate".
+      surrogate, surrogate_width: see `SpikingLayer`.
+
+    Raises:
+      UserError: a constant out of range.
+    """
+
+    def __init__(self, threshold: float = 0.75, gradient: str = "event", surrogate: str = LEAK_AWARE,
+                 surrogate_width: float = 1.0, **kwargs: Any):
+        super().__init__(gradient, surrogate, surrogate_width, **kwargs)
+        self.threshold = check_threshold(threshold)
+
+    @property
+    def neuron(self) -> gradients.Neuron:
+        return gradients.Neuron.pooling(self.threshold, self.surrogate, self.surrogate_width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "threshold": self.threshold}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class Readout(keras.layers.Layer):
+    """Output neurons that never fire: V_t = leak (V_(t-1) + I_t); the prediction is V_T / T.
+
+    Args:
+      leak: share of the membrane potential kept per step, in (0, 1].
+
+    Raises:
+      UserError: a constant out of range.
+    """
+
+    def __init__(self, leak: float = 0.99, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        self.leak = check_leak(leak)
+
+    def call(self, currents: tf.Tensor, initial_state: tuple[tf.Tensor, tf.Tensor] | None = None,
+             return_state: bool = False, every_step: bool = False) -> Any:
+        """Currents to predictions.
+
+        Args:
+          currents: `[T, B, classes]`.
+          initial_state: `(V [B, classes], steps so far [])`, float32; zeros unless given.
+          return_state: also return the state after the last step.
+          every_step: V_t / t for every t instead of the last one alone.
+
+        Returns:
+          float32 `[B, classes]`, or `[T, B, classes]` with `every_step`, or the pair of that and the state.
+        """
+        if initial_state is None:
+            initial_state = (tf.zeros(tf.shape(currents)[1:], tf.float32), tf.zeros((), tf.float32))
+        membrane, before = initial_state
+        membranes = gradients.readout_window(currents, membrane, self.leak)
+        steps = before + tf.cast(tf.range(1, tf.shape(currents)[0] + 1), tf.float32)
+        if every_step:
+            output = membranes / tf.reshape(steps, [-1] + [1] * (len(currents.shape) - 1))
+        else:
+            output = membranes[-1] / steps[-1]
+        return (output, (membranes[-1], steps[-1])) if return_state else output
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape[1:]
+
+    def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False,
+                            every_step: bool = False) -> Any:
+        output = keras.KerasTensor(currents.shape if every_step else currents.shape[1:], dtype="float32")
+        state = keras.KerasTensor(currents.shape[1:], dtype="float32"), keras.KerasTensor((), dtype="float32")
+        return (output, state) if return_state else output
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "leak": self.leak}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class LeakAware(keras.layers.Layer):
+    """Identity whose gradient is multiplied by threshold x slope, the share of the slope that the leak takes.
+
+    Behind `keras.layers.RNN(LIFCell(n), return_sequences=True)` it completes the gradient "event".
+
+    Args:
+      leak: the leak of the neurons in front, in (0, 1].
+      threshold: their threshold.
+      time_axis: 1 for `[B, T, ...]` as Keras' RNN returns it, 0 for `[T, B, ...]`.
+
+    Raises:
+      UserError: a constant out of range.
+    """
+
+    def __init__(self, leak: float = 0.99, threshold: float = 1.0, time_axis: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.leak = check_leak(leak)
+        self.threshold = check_threshold(threshold)
+        self.time_axis = check_choice("time_axis", time_axis, (0, 1))
+
+    def call(self, spikes: tf.Tensor) -> tf.Tensor:
+        """Spikes `[B, T, ...]` (or `[T, B, ...]`), unchanged."""
+        return gradients.leak_aware(spikes, gradients.Neuron.lif(self.leak, self.threshold), self.time_axis)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "time_axis": self.time_axis}
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class OverTime(TimeMajor):
+    """Applies a stateless Keras layer at every step: time folds into the batch, `[T, B, ...]` to `[T * B, ...]`.
+
+    Args:
+      layer: any layer without state and without random numbers: Conv2D, Dense, pooling, padding, Flatten, ...
+
+    Raises:
+      ValueError: `layer` is not a Keras layer, or it keeps state (batch statistics, a seed) which would see the steps
+        of one window as a batch of independent samples.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
+        if not isinstance(layer, keras.layers.Layer):
+            raise ValueError(f"`layer` must be a Keras layer. Received: layer={layer!r}.")
+        if isinstance(layer, (SpikingLayer, Readout, LeakAware, WindowDropout, OverTime)):
+            raise ValueError(f"OverTime applies a layer to every step alone, and {type(layer).__name__} needs the "
+                             "whole window: put it on the spike train itself, without OverTime.")
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(**kwargs)
+        self.layer = layer
+        self._refuse_state()
+
+    def _refuse_state(self) -> None:
+        # Keras counts frozen weights among those that are none: free them all to ask, and freeze them again
+        flags = [(layer, layer.trainable) for layer in with_layers_inside(self.layer)]
+        frozen = [variable for variable in self.layer.variables if not variable.trainable]
+        for layer, _ in flags:  # a Sequential does not tell those inside
+            layer.trainable = True
+        kept = [variable.name for variable in self.layer.non_trainable_variables]
+        for layer, trainable in flags:
+            layer.trainable = trainable
+        for variable in frozen:
+            variable.trainable = False
+        if kept:
+            raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
+                             "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "
+                             "ThresholdNorm.")
+
+    def build(self, input_shape: Any) -> None:
+        if not self.layer.built:
+            self.layer.build((None, *input_shape[2:]))
+        self._refuse_state()
+
+    def call(self, train: tf.Tensor) -> tf.Tensor:
+        """`[T, B, ...]` to `[T, B, ...]`."""
+        return self.fold(train, self.layer)
+
+    @staticmethod
+    def fold(train: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """A function of `[N, ...]` on a train `[T, B, ...]`, all T * B at once."""
+        steps, batch = train.shape[0], train.shape[1]
+        dynamic = tf.shape(train)
+        folded = function(tf.reshape(train, [-1, *train.shape[2:]]))
+        if steps is None and batch is None:
+            steps, batch = dynamic[0], dynamic[1]
+        return tf.reshape(folded, [-1 if steps is None else steps, -1 if batch is None else batch, *folded.shape[1:]])
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (*input_shape[:2], *self.layer.compute_output_shape((None, *input_shape[2:]))[1:])
+
+    def compute_output_spec(self, train: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self.compute_output_shape(train.shape), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> OverTime:
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
+
+
+def with_layers_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer, and those of a model, the outer ones first."""
+    inside = layer.layers if isinstance(layer, keras.Model) else []
+    return [layer, *(inner for part in inside for inner in with_layers_inside(part))]
+
+
+@keras.saving.register_keras_serializable("tfspike")
+class WindowDropout(TimeMajor, noise.NoisyLayer):
+    """Inverted dropout with one mask per sample and neuron, held for the whole window (Lee et al. 2020, "Dropout").
+
+    Args:
+      rate: share of neurons silenced, in [0, 1).
+      seed: keys the masks together with the training step, the replica and the layer's name; give layers names of
+        their own where masks must repeat.
+
+    Raises:
+      UserError: `rate` out of range.
+    """
+
+    def __init__(self, rate: float, seed: int = 0, **kwargs: Any):
+        super().__init__(seed=seed, **kwargs)
+        self.rate = check_share("rate", rate)
+
+    def draw_mask(self, shape: tf.Tensor | tuple[int, ...]) -> tf.Tensor:
+        """A fresh mask for this training call, `[B, ...]` float32: 0 or 1 / (1 - rate). Advances the step counter."""
+        key = noise.fold(self.training_key(), zlib.crc32(self.name.encode()) % 2**31)  # layers may share a seed
+        kept = noise.uniform(shape, key) >= self.rate
+        return tf.cast(kept, tf.float32) / (1.0 - self.rate)
+
+    def call(self, spikes: tf.Tensor, training: bool | None = None, window_mask: tf.Tensor | None = None) -> tf.Tensor:
+        """Spikes `[T, B, ...]` to masked spikes.
+
+        Args:
+          spikes: the train.
+          training: draw a mask; without it nothing is silenced.
+          window_mask: use this mask `[B, ...]` instead of drawing one.
+        """
+        if window_mask is None:
+            if not training or self.rate == 0.0:
+                return spikes
+            window_mask = self.draw_mask(tf.shape(spikes)[1:])
+        return spikes * tf.cast(window_mask, spikes.dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def compute_output_spec(self, spikes: Any, training: Any = None, window_mask: Any = None) -> keras.KerasTensor:
+        return keras.KerasTensor(spikes.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rate": self.rate}

@@ -1,0 +1,80 @@
+"""Stateless random numbers: every draw is a function of (seed, training step, replica, layer), never of history.
+
+The layer enters by its seed, and with dropout by its name too, because nets stacked by hand leave the seed alone.
+
+Keras' `SeedGenerator` and `Dropout` draw the same numbers on every replica and keep their state out of checkpoints.
+A key made here can be made again: resume, replicas and repeated predictions come out right by construction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspike.neurons.shared_function import shared
+
+# Keys of the two phases never meet: a training step may share its number with an inference seed.
+_TRAINING, _INFERENCE = 0, 1
+
+# Named, because the automatic choice differs between devices and under XLA.
+ALGORITHM = "philox"
+
+
+def fold(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
+    """A new key from `key` and integers, `[2]` int32."""
+    for number in numbers:
+        key = _fold(key, tf.cast(number, tf.int32))
+    return key
+
+
+@shared
+def _fold(key: tf.Tensor, number: tf.Tensor) -> tf.Tensor:  # shared, because it is some forty operations
+    return tf.random.fold_in(key, number, alg=ALGORITHM)
+
+
+def uniform(shape: tf.Tensor | tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
+    """Uniform numbers in [0, 1), float32: 24 random bits each.
+
+    From integers, because XLA turns the same bits into other floats than TensorFlow's kernels do.
+    """
+    bits = tf.random.stateless_uniform(shape, key, minval=None, maxval=None, dtype=tf.uint32, alg=ALGORITHM)
+    bits = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.int32)  # int32 casts are vectorised
+    return tf.cast(bits, tf.float32) * 2.0**-24
+
+
+def replica_id() -> int | tf.Tensor:
+    """Number of this replica among all that train together; 0 outside of a strategy."""
+    context = tf.distribute.get_replica_context()
+    return 0 if context is None else context.replica_id_in_sync_group
+
+
+class NoisyLayer(keras.layers.Layer):
+    """A layer that draws random numbers.
+
+    `step` counts the training calls. It is a non-trainable weight: saved with the model, restored with it, and equal
+    on every replica.
+
+    Args:
+      seed: integer; give every layer of a model another one.
+    """
+
+    def __init__(self, seed: int = 0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.seed = int(seed)
+        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False,
+                                    autocast=False, aggregation="only_first_replica")
+
+    def training_key(self) -> tf.Tensor:
+        """The key of this training call on this replica; advances `step`."""
+        step = tf.convert_to_tensor(self.step.value)
+        self.step.assign(step + 1)
+        return fold(tf.constant([self.seed, _TRAINING], tf.int32), step, replica_id())
+
+    def inference_key(self, seed: int | tf.Tensor) -> tf.Tensor:
+        """The key of an inference call: the same for the same explicit `seed`."""
+        return fold(tf.constant([self.seed, _INFERENCE], tf.int32), seed)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "seed": self.seed}

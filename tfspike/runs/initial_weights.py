@@ -1,0 +1,88 @@
+"""Weights from elsewhere to begin a new run with: a .keras file, a SavedModel, a checkpoint or a workdir.
+
+Only weights are taken: no optimiser state, no step. Nothing of the source is executed beyond what building its layers
+needs; `.keras` files are read in Keras' safe mode.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspike.models import variables
+from tfspike.runs import workdir
+from tfspike.errors import UserError
+
+
+def load(model: Any, path: str, say: workdir.Say) -> None:
+    """Sets the weights of `model`, and the running statistics of its normalisations, from the file or folder `path`.
+
+    Raises:
+      UserError: it holds no weights, or they are of another network.
+    """
+    source = f"--init_from={path}"
+    kind, found = _read(path, say)
+    wanted = variables.learnt(model)
+    named = variables.named(wanted)
+    if kind == "by path":
+        lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
+        if lost:
+            raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
+        homes = {name: name if name in found else _in_twin(name) for name, _ in named}
+        found = {name: found[home] for name, home in homes.items() if home in found}
+        variables.restore(wanted, found, source)
+    else:
+        variables.restore(wanted, _matched(named, found, source), source)
+    say(f"First weights from the {kind_of(path)} {path}.")
+
+
+def _in_twin(name: str) -> str:
+    """The name that a weight of a spiking network has in its ANN twin, whose layers are not wrapped in `OverTime`."""
+    return "/".join(part for i, part in enumerate(name.split("/")) if i != 1)
+
+
+def kind_of(path: str) -> str:
+    """What kind of source a path is, in words."""
+    if path.endswith(".keras"):
+        return ".keras file"
+    if os.path.exists(os.path.join(path, "saved_model.pb")):
+        return "SavedModel"
+    return "checkpoint"
+
+
+def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
+    kind = kind_of(path)
+    if kind == "checkpoint":
+        return "by path", workdir.open_checkpoint(path, say, "best").arrays("model")
+    try:
+        if kind == ".keras file":
+            import tfspike.models  # noqa: F401 (registers the layers that the file names)
+
+            loaded = keras.models.load_model(path, compile=False, safe_mode=True)
+            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(variables.learnt(loaded))}
+        loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
+        held: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
+        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(held)}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise
+        first = (str(error).strip() or "no details").splitlines()[0][:200]
+        raise UserError(f"--init_from={path} cannot be read as a {kind} ({type(error).__name__}: {first}); give a "
+                        ".keras file, SavedModel, checkpoint or workdir.") from error
+
+
+def _matched(named: list[tuple[str, Any]], found: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+    """Variables of a file by name, or, where it has other names, by order: that of the forward pass, as everywhere."""
+    floats = [(name.split("/", 1)[1].split(":")[0], value) for name, value in found.items()
+              if np.issubdtype(value.dtype, np.floating)]
+    by_name = dict(floats)
+    if len(by_name) == len(floats) and all(name in by_name for name, _ in named):
+        return {name: by_name[name] for name, _ in named}
+    if len(floats) != len(named):
+        raise UserError(f"{source} holds {len(floats)} weights, and this network has {len(named)}: it is of another "
+                        "network.")
+    return {name: value for (name, _), (_, value) in zip(named, floats)}

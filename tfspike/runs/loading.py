@@ -1,0 +1,113 @@
+"""The network of a run again, from its folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tfspike import config as config_lib
+from tfspike.models import variables
+from tfspike.runs.checkpoints import Checkpoint
+from tfspike.config.config import Config
+from tfspike.errors import UserError
+from tfspike.runs.provenance import continuing_command, to_copy
+from tfspike.runs.workdir import CONVERTED, Say, about, check_unedited, open_checkpoint, standing
+
+
+def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
+    """The network of a resolved configuration for a data set's images, with its first weights.
+
+    Args:
+      config: resolved settings.
+      info: a `datasets.DatasetInfo`.
+      timesteps: another window than the configuration's.
+    """
+    from tfspike import models
+
+    if config.neuron == "relu":
+        if timesteps is not None:
+            raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
+                            "an ANN (--neuron=relu); leave it out, or convert the ANN: "
+                            f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
+        return models.create(config.model, tuple(info.image_shape), info.num_classes, config.timesteps,
+                             dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
+                             dtype=config.precision, neuron="relu")
+    encoder = None if config.encoder == "none" else config.encoder
+    return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
+                         gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
+                         dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
+                         dtype=config.precision, surrogate=config.surrogate, surrogate_width=config.surrogate_width,
+                         norm=None if config.norm == "none" else config.norm, pooling=config.pooling)
+
+
+def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
+             say: Say = print) -> tuple[Any, Config, Any, Checkpoint]:
+    """A trained network from its workdir alone.
+
+    Args:
+      workdir: folder of a run.
+      which: "best" by validation, or "last".
+      timesteps: another window than the run's.
+      say: takes warnings.
+
+    Returns:
+      The model, with normalisation folded into its weights, its configuration, its `datasets.DatasetInfo`, and the
+      checkpoint its weights are from.
+
+    Raises:
+      UserError: there is no run, or what is needed of it is damaged.
+    """
+    from tfspike.engine.folding import fold
+
+    config = config_lib.read_run(workdir)
+    info = data_info(workdir)
+    checkpoint = open_checkpoint(workdir, say, which)
+    check_unedited(config, checkpoint)
+    stands = standing(config, which, checkpoint)
+    if not stands.finished:
+        say(f"Warning: the run in {workdir} is {stands.unfinished}. These are the weights of its {stands.which} "
+            f"checkpoint, step {checkpoint.step}. To go on training: {continuing_command(config)}")
+    converted = _converted(workdir, timesteps)
+    if converted is not None:
+        return converted, config, info, checkpoint
+    model = build_model(config, info, timesteps)
+    variables.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
+    return (model if config.neuron == "relu" else fold(model)), config, info, checkpoint
+
+
+def data_info(workdir: str) -> Any:
+    """The `datasets.DatasetInfo` of a run; raises UserError where there is none."""
+    from tfspike import datasets
+
+    data = about(workdir).get("data")
+    return datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
+
+
+def _converted(workdir: str, timesteps: int | None) -> Any:
+    """The network that `tfspike.conversion` left in `workdir`, with a window of `timesteps`; None in other runs.
+
+    Its shortcuts may carry factors, which no configuration describes: layers and weights come from the .keras file.
+    """
+    if "converted" not in about(workdir):
+        return None
+    import keras
+
+    import tfspike.models  # noqa: F401 (registers the layers that the file names)
+    from tfspike.neurons.encoders import Encoder
+
+    path = os.path.join(workdir, CONVERTED)
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or "no details").splitlines()[0][:200]
+        raise UserError(f"The converted network {path} cannot be read ({first}); convert the ANN again.") from None
+    if timesteps is None:
+        return model
+
+    def longer(layer: Any) -> Any:
+        changed = {"timesteps": timesteps} if isinstance(layer, Encoder) else {}
+        return type(layer).from_config({**layer.get_config(), **changed})
+
+    other = keras.models.clone_model(model, clone_function=longer)
+    other.set_weights(model.get_weights())
+    return other

@@ -1,0 +1,194 @@
+"""The training loop: small, and its own, because exact resume, several workers and signals need every step in hand.
+
+A run is a function of its configuration: batch k follows from (seed, k), noise and dropout from step counters that are
+weights, the learning rate from the steps done. So weights, optimiser state and step are all that a checkpoint needs,
+and a run killed anywhere ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+import tensorflow as tf
+
+from tfspike import distribution, files, output
+from tfspike.analysis import summary
+from tfspike.config.config import Config, RunOptions
+from tfspike.distribution import Place
+from tfspike.errors import UserError
+from tfspike.models import diagnosis, variables
+from tfspike.runs import checkpoints, provenance, workdir
+from tfspike.runs.run_log import RunLog
+from tfspike.training.signals import Signals, Stopped
+from tfspike.training.trainer import Trainer
+
+_EXAMPLES = 8  # images that exports are compared on
+
+
+class WorkerLost(RuntimeError):
+    """Another worker of the cluster is gone, so that no step can be completed."""
+
+
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def run(config: Config, options: RunOptions | None = None, say: workdir.Say | None = None) -> int:
+    """What train.py does: starts or continues the run of `config`, and exports its best weights.
+
+    Args:
+      config: resolved settings (`tfspike.config.resolve`).
+      options: how this command runs it.
+      say: takes lines for the user; None prints them.
+
+    Returns:
+      The exit code: 0 finished, 4 diverged or collapsed, 5 another worker is gone, 129 after SIGHUP, 130 after Ctrl-C,
+      143 after SIGTERM.
+
+    Raises:
+      UserError: something the user can put right (exit code 2).
+    """
+    options = options or RunOptions()
+    where = distribution.place(config.strategy)
+    say = say or (output.line if where.is_chief else lambda line: None)
+    from tfspike.training import dry_run  # which imports this module
+
+    try:
+        return dry_run.run(config, options, say) if options.dry_run else _run(config, options, where, say)
+    except diagnosis.Diverged as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        say(f"Stopped by {stopped}, and saved. To continue:\n  {provenance.continuing_command(config)}")
+        return stopped.exit_code
+    except KeyboardInterrupt:  # twice, or while nothing could be saved: before the first step or during the export
+        say(f"Stopped by Ctrl-C. To continue from the last checkpoint:\n  {provenance.continuing_command(config)}")
+        return 130
+    except WorkerLost:
+        print("Error: another worker is gone, so no step can be completed. The last checkpoint is kept: start "
+              "the same command on every host again to continue from it.", file=sys.stderr)
+        return 5
+    except tf.errors.ResourceExhaustedError as error:
+        if files.disk_is_full(error):
+            raise UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make "
+                            "room and start the same command again.") from error
+        raise UserError("Out of memory. Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
+                        "--dry_run shows what a setting needs.") from error
+    except OSError as error:
+        if files.disk_is_full(error):
+            raise UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make "
+                            "room and start the same command again.") from error
+        raise
+
+
+def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
+    with workdir.held(str(config.workdir)) if where.is_chief else contextlib.nullcontext():
+        return _run_held(config, options, where, say)
+
+
+def _run_held(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
+    start = workdir.decide(config, options, say) if where.is_chief else workdir.Start("new", "")
+    say(start.sentence)
+    if start.kind == "finished":
+        return 0
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = distribution.make_strategy(config.strategy)
+    trainer = Trainer(config, strategy, where, say)
+    with Signals() as stop:
+        _begin(trainer, start, options)
+        say(summary.layer_table(trainer.model, config.batch_size // strategy.num_replicas_in_sync,
+                                optimizer=config.optimizer))
+        log = RunLog(str(config.workdir), config.tensorboard, trainer.step, where.is_chief)
+        try:
+            trainer.describe(log)
+            trainer.train(log, stop)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError,
+                tf.errors.InternalError, tf.errors.CancelledError) as error:
+            if where.workers == 1:
+                raise
+            raise WorkerLost from error
+        finally:
+            log.close()
+    if where.is_chief:
+        _finish(trainer, config, say)
+    return 0
+
+
+def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
+    """First weights, or those of the checkpoint; writes config.json."""
+    if trainer.where.is_chief:
+        if start.checkpoint is not None:
+            _refuse_other_data(trainer, str(trainer.config.workdir))
+            trainer.restore(start.checkpoint)
+            checkpoints.set_aside_after(trainer.folder, trainer.step)
+        else:
+            trainer.initialise(options.init_from)
+        workdir.write_config(trainer.config, trainer.data_record(), options.init_from)
+        source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
+        if source != os.path.realpath(trainer.folder):
+            best = None if source is None else _best_of(trainer, source)
+            trainer.save(trainer.best is not None and trainer.best["step"] == trainer.step)
+            if best is not None:  # second: stopped in between, the run goes on from where it is
+                checkpoints.save(trainer.folder, best.step, {part: best.arrays(part) for part in checkpoints.PARTS},
+                                 best.meta, trainer.config.keep_checkpoints, best=True)
+                checkpoints.point(trainer.folder, "last", trainer.step)
+        else:
+            # A kill may have come between the two
+            checkpoints.point(trainer.folder, "last", trainer.step)
+            wanted = trainer.step if trainer.evaluator is None else (trainer.best or {}).get("step")
+            if wanted in checkpoints.steps(trainer.folder):
+                checkpoints.point(trainer.folder, "best", int(wanted))
+    trainer.share_state()
+
+
+def _best_of(trainer: Trainer, source: str) -> checkpoints.Checkpoint | None:
+    """The best checkpoint so far of a run that goes on in another folder, where it is another one; if it is gone, the
+    best is looked for anew."""
+    if trainer.best is None or trainer.best["step"] == trainer.step:
+        return None
+    path = os.path.join(source, checkpoints.name_of(int(trainer.best["step"])))
+    try:
+        return checkpoints.read(path)
+    except UserError:
+        trainer.say(f"The best checkpoint so far, {path}, is not there or damaged: the best is looked for anew.")
+        trainer.best = None
+        return None
+
+
+def _refuse_other_data(trainer: Trainer, folder: str) -> None:
+    """Data that changed between the parts of a run would make it another experiment."""
+    before = workdir.about(folder).get("data")
+    if before and before != trainer.data_record():
+        now = trainer.data_record()
+        keys = ", ".join(key for key in now if before.get(key) != now[key])
+        raise UserError(f"The data are not those that the run in {folder} began with ({keys} differ); restore them, or "
+                        "give another --workdir.")
+
+
+def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
+    """Exports the best weights and marks the run as finished."""
+    if config.export:
+        from tfspike import export
+
+        best = workdir.open_checkpoint(str(config.workdir), say, "best")
+        variables.restore(trainer.model.variables, best.arrays("model"), f"The checkpoint {best.path}")
+        say(f"Exporting the weights of step {best.step} ({', '.join(config.export)}).")
+        example = trainer.data.images[trainer.train_index[:_EXAMPLES]]
+        export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
+    workdir.mark_finished(str(config.workdir), config, trainer.step)
+    test = provenance.to_copy("eval.py", workdir=str(config.workdir))
+    if trainer.best is not None:
+        usual = trainer.most_frequent()
+        if trainer.best["val_accuracy"] <= usual:
+            say(f"The network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
+                "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
+                "settings.")
+        say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "
+            f"{int(trainer.best['epoch'])}. Test it: {test}")
+    else:
+        say(f"Finished. Test it: {test}")
+

@@ -1,0 +1,98 @@
+"""One update of the weights, compiled, over all replicas, and running sums of the numbers that it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfspike import distribution
+from tfspike.config.config import Config
+from tfspike.models import diagnosis, losses
+from tfspike.training.optimisation import decays
+
+
+class TrainStep:
+    """One compiled step over all replicas: the same update as on one device with the global batch.
+
+    Loss: the configured one (`tfspike.losses`), averaged over the global batch, and `spike_penalty` times the mean
+    firing rate, which is logged beside it. The gradient is summed over all
+    replicas, then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
+
+    Args:
+      model, optimizer: built under `strategy`.
+      strategy: of the run.
+      config: of the run; `batch_size` is the global batch.
+    """
+
+    def __init__(self, model: Any, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
+        self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
+        self._names: list[str] = []
+        self._step = tf.function(self._compute, autograph=False)
+
+    def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
+        """Trains on one distributed batch; returns what `numbers` reads.
+
+        Args:
+          images, labels: of this worker.
+          stop: this worker was asked to stop; every worker learns of it.
+        """
+        return self._step(images, labels, tf.constant(float(stop)))
+
+    def numbers(self, values: tf.Tensor) -> dict[str, float]:
+        """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,
+        and with a penalty firing_rate, spikes per neuron and step, and spike_penalty, what it adds to the loss."""
+        return dict(zip(self._names, values.numpy().tolist()))
+
+    def _compute(self, images: Any, labels: Any, stop: tf.Tensor) -> tf.Tensor:
+        return distribution.first(self.strategy, self.strategy.run(self._replica, args=(images, labels, stop)))
+
+    def _replica(self, images: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        replicas = self.strategy.num_replicas_in_sync
+        variables, penalty = self.model.trainable_variables, self.config.spike_penalty
+        with tf.GradientTape() as tape:
+            output, activity = self.model.observe(images, training=True, count_gradients=penalty > 0)
+            per_record = losses.per_record(self.config.loss, output, labels, self.config.label_smoothing)
+            loss = minimised = tf.reduce_sum(per_record) / self.config.batch_size
+            sums = {"loss": loss}
+            if penalty > 0:
+                rate = losses.firing_rate(activity, self.model.timesteps, self.config.batch_size)
+                minimised = loss + penalty * rate
+                sums |= {"firing_rate": rate, "spike_penalty": penalty * rate}
+        grads = context.all_reduce(tf.distribute.ReduceOp.SUM, tape.gradient(minimised, variables))
+        correct = tf.equal(tf.argmax(output, axis=-1, output_type=labels.dtype), labels)
+        stats = diagnosis.layer_statistics(activity, self.model.timesteps, grads, variables)
+        self._apply(grads, variables, replicas)
+        sums |= {"correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
+        self._names = [*sums, *stats]
+        shares = [value / replicas for value in stats.values()]  # a mean over replicas, as a sum
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([*sums.values(), *shares]))
+
+    def _apply(self, grads: list[tf.Tensor], variables: list[Any], replicas: int) -> None:
+        config = self.config
+        if config.clip_norm > 0:
+            grads, _ = tf.clip_by_global_norm(grads, config.clip_norm)
+        if config.weight_decay > 0 and config.optimizer != "adamw":
+            grads = [grad + config.weight_decay * variable.value if decays(variable) else grad
+                     for grad, variable in zip(grads, variables)]
+        # A Keras optimiser sums what it is given over the replicas; every replica gives the same share of the whole.
+        self.optimizer.apply([grad / replicas for grad in grads] if replicas > 1 else grads, variables)
+
+
+@dataclasses.dataclass
+class Sums:
+    """Running sums over steps, in float64; they go through JSON bit for bit."""
+
+    steps: int = 0
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        self.steps += 1
+        for name, value in numbers.items():
+            self.values[name] = self.values.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.values.items()}
