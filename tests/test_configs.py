@@ -93,7 +93,7 @@ def test_every_data_set_of_the_paper_has_an_experiment_for_two_cores(dataset: st
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_page_says_its_command_and_a_measurement_is_whole(name: str) -> None:
-    module = importlib.import_module(f"tfspike.configs.{name}")
+    module = importlib.import_module(f"tfspike.config.presets.{name}")
     assert isinstance(module.EXPERIMENT, Experiment) and f"python train.py --preset={name}" in module.__doc__
     measured = module.EXPERIMENT.measured
     if measured is not None:

@@ -3,6 +3,7 @@
 Real data: set TFSPIKE_DATA_DIR to a TFDS folder with mnist and cifar10. Event data: test_events.py.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 import tfspike
-from tfspike import config, datasets
-from tfspike.datasets import arrays, image_files, streams, tfds_source
+from tfspike import datasets
+from tfspike.datasets import catalogue, image_files, streams, tfds_source
 from tfspike.errors import UserError
 
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -117,8 +118,6 @@ class TestNormalisation:
         assert not info.augment
 
     def test_cifar10_uses_the_constants_of_the_paper(self, colour):
-        import dataclasses
-
         info = datasets.describe(dataclasses.replace(colour, name="cifar10"))
         mean, std = np.array([.4914, .4822, .4465]), np.array([.557, .549, .5534])
         np.testing.assert_allclose(info.normalise(colour.images), (colour.images / 255 - mean) / std, atol=1e-6)
@@ -595,6 +594,24 @@ class TestTfdsFolders:
         assert datasets.canonical_name("kmnist") == "kmnist"
 
 
+class TestCatalogue:
+    def test_what_belongs_together_is_there_together(self):
+        for name, dataset in catalogue.CATALOGUE.items():
+            assert (dataset.source is None) == (dataset.num_train == 0) == (dataset.num_test == 0), name
+            assert not dataset.event_based or not (dataset.normalisation or dataset.augment), name
+        assert set(catalogue.ALIASES.values()) <= set(datasets.KNOWN)
+        assert catalogue.WITH_EVENTS == ("nmnist",) and catalogue.WITH_EXTRA == ("svhn_cropped",)
+
+    def test_of_an_unknown_set_nothing_is_presumed(self, colour):
+        known = catalogue.facts("beans")
+        assert not (known.augment or known.event_based or known.num_extra or known.normalisation) and known.mirrored
+        assert datasets.describe(dataclasses.replace(colour, name="beans")).mirrored
+
+    def test_needs_no_numpy(self):
+        code = "import sys, tfspike.datasets.catalogue; assert not {'numpy', 'tensorflow'} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
+
+
 class TestExtra:
     def test_its_records_follow_those_of_train_and_test_stays_what_it_is(self, tmp_path):
         images, more, labels = noise(6), noise(9, seed=1), [i % 5 for i in range(9)]
@@ -605,9 +622,6 @@ class TestExtra:
         np.testing.assert_array_equal(got.images, np.stack(images + more))
         assert got.labels.tolist() == labels[:6] + labels and got.num_train == 15 and without.num_train == 6
         assert len(test) == test.num_test == 2 and test.num_train == 15
-
-    def test_the_configuration_knows_the_same_sets(self):
-        assert config.DATASETS == datasets.KNOWN and config.EXTRA_DATASETS == arrays._WITH_EXTRA
 
     def test_a_copy_without_it_and_a_set_that_never_has_it_are_refused(self, tmp_path):
         write_tfds(tmp_path, noise(4), [0, 1, 0, 1])

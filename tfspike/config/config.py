@@ -20,13 +20,12 @@ from tfspike.config import files as config_files
 from tfspike.config import presets as configs
 from tfspike.config import recipes
 from tfspike.config.settings import closest, normalise, normalise_all, setting, shown
+from tfspike.datasets import catalogue
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 
-DATASETS = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
-DATASET_ALIASES = {"svhn": "svhn_cropped"}
-EVENT_DATASETS = ("nmnist",)
-EXTRA_DATASETS = ("svhn_cropped",)  # those of DATASETS that have a split "extra"
+DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
+EVENT_DATASETS, EXTRA_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")

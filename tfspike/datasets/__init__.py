@@ -1,19 +1,11 @@
 """What data, which split, which batch is batch k. Needs no TensorFlow until a stream is read."""
 
-from tfspike.datasets.arrays import (
-    ALIASES,
-    KNOWN,
-    Arrays,
-    DatasetInfo,
-    canonical_name,
-    check_indices,
-    check_labels,
-    check_pixels,
-    describe,
-    from_arrays,
-    load,
-)
-from tfspike.datasets.events import EventFrames
+from tfspike.faces import on_use
 
-__all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EventFrames", "canonical_name", "check_indices",
-           "check_labels", "check_pixels", "describe", "from_arrays", "load"]
+_HOME = {"ALIASES": "catalogue", "KNOWN": "catalogue", "EventFrames": "events",
+         **dict.fromkeys(("Arrays", "DatasetInfo", "canonical_name", "check_indices", "check_labels", "check_pixels",
+                          "describe", "from_arrays", "load"), "arrays")}
+
+__all__ = sorted(_HOME)
+
+__getattr__ = on_use(__name__, _HOME)

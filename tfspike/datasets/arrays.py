@@ -25,22 +25,15 @@ import numpy as np
 
 from tfspike.checks import check_count, is_count
 from tfspike.datasets import events, tfds_source
+from tfspike.datasets.catalogue import ALIASES, KNOWN, WITH_EXTRA, facts
 from tfspike.datasets.events import EventFrames
 from tfspike.errors import UserError, first_line
 from tfspike.files import PACKAGE, read_npz
 
-__all__ = ["ALIASES", "KNOWN", "Arrays", "DatasetInfo", "EventFrames", "canonical_name", "check_indices",
-           "check_labels", "check_pixels", "describe", "from_arrays", "load"]
-
-KNOWN = ("mnist_subset", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "nmnist")
-ALIASES = {"svhn": "svhn_cropped"}
+__all__ = ["Arrays", "DatasetInfo", "canonical_name", "check_indices", "check_labels", "check_pixels", "describe",
+           "from_arrays", "load"]
 
 _CLASSES_UNASKED = 1000  # beyond it, the number of classes is taken from labels only where there are as many records
-_HALF_RANGE = ("mnist", "mnist_subset", "fashion_mnist")  # x = p / 510
-_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.557, 0.549, 0.5534)
-_WITH_EXTRA = ("svhn_cropped",)  # those of KNOWN with a split "extra": further, easier training digits
-_NATURAL = ("cifar10", "cifar100")  # sets that are augmented unless a run says otherwise
-_WRITTEN = ("mnist", "mnist_subset", "svhn_cropped")  # a mirror image of a digit is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +64,7 @@ class DatasetInfo:
     @property
     def mirrored(self) -> bool:
         """Whether augmentation mirrors images: never digits."""
-        return self.name not in _WRITTEN
+        return facts(self.name).mirrored
 
     @property
     def dark_ground(self) -> bool:
@@ -204,8 +197,8 @@ def load(name: str, split: str, data_dir: str | None = None, timesteps: int | No
     if split not in ("train", "test"):
         raise UserError(f"split must be 'train' or 'test', received {split!r}.")
     name = canonical_name(name, data_dir)
-    if extra and name in KNOWN and name not in _WITH_EXTRA:
-        raise UserError(f"{name} has no split 'extra', {', '.join(_WITH_EXTRA)} has: train without it (--noextra).")
+    if extra and name in KNOWN and name not in WITH_EXTRA:
+        raise UserError(f"{name} has no split 'extra', {', '.join(WITH_EXTRA)} has: train without it (--noextra).")
     if name == "mnist_subset":
         return _load_subset(split)
     if name == "nmnist":
@@ -349,8 +342,8 @@ def from_arrays(images: Any, labels: Any, num_classes: int | None = None, name: 
 def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | None = None) -> DatasetInfo:
     """Choose normalisation and augmentation of a set (Lee et al. 2020).
 
-    x = p/510 for MNIST-like digits, (p/255 - mean)/std with the paper's constants for CIFAR-10, spikes as they are for
-    event data, and (p/255 - mean)/max(mean, 1 - mean) per channel otherwise, so that |x| <= 1.
+    x = p/510 for MNIST and Fashion-MNIST, (p/255 - mean)/std with the paper's constants for CIFAR-10, spikes as they
+    are for event data, and (p/255 - mean)/max(mean, 1 - mean) per channel otherwise, so that |x| <= 1.
 
     Args:
       arrays: the train split.
@@ -370,7 +363,7 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
         low, high = check_pixels(arrays.images, arrays.name)
         if low == high:
             raise UserError(f"every pixel of {arrays.name!r} is {low:g}, so there is nothing to learn from.")
-    shape = tuple(arrays.images.shape[-3:])
+    shape, known = tuple(arrays.images.shape[-3:]), facts(arrays.name)
     if arrays.event_based:
         if augment:
             raise UserError(f"{arrays.name} is event data, which cannot be cropped and flipped: leave augmentation "
@@ -379,17 +372,15 @@ def describe(arrays: Arrays, indices: np.ndarray | None = None, augment: bool | 
             raise UserError(f"none of the events of {arrays.name!r} lies in the window, so there is nothing to learn "
                             "from.")
         scale, offset = np.ones(shape[2]), np.zeros(shape[2])
-    elif arrays.name in _HALF_RANGE:
-        scale, offset = np.full(shape[2], 1 / 510), np.zeros(shape[2])
-    elif arrays.name == "cifar10":
-        mean, std = np.array(_CIFAR10_MEAN), np.array(_CIFAR10_STD)
-        scale, offset = 1 / (255 * std), -mean / std
+    elif known.normalisation is not None:
+        mean, std = (np.broadcast_to(constants, shape[2:]) for constants in known.normalisation)
+        scale, offset = 1 / (255 * std), 0 - mean / std
     else:
         mean = _channel_mean(arrays.images, indices) / 255
         span = np.maximum(mean, 1 - mean)
         scale, offset = 1 / (255 * span), -mean / span
     return DatasetInfo(arrays.name, shape, len(arrays.class_names), arrays.class_names, tuple(map(float, scale)),
-                       tuple(map(float, offset)), arrays.name in _NATURAL if augment is None else augment,
+                       tuple(map(float, offset)), known.augment if augment is None else augment,
                        arrays.num_train, arrays.num_test, arrays.event_based)
 
 

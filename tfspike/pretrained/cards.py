@@ -5,12 +5,12 @@ The cards are in the .json files of `tfspike/weights`; docs/models.md is made fr
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from tfspike.config.config import Config
+from tfspike.datasets.catalogue import facts
 from tfspike.pretrained.files import Entry
 
 CARD: dict[str, str] = {
@@ -42,55 +42,17 @@ CARD: dict[str, str] = {
 """`{field: what it holds}` of every card."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a data set is from.
-
-    Attributes:
-      title: its name and what to cite.
-      source: its address.
-      licence: of the data, in words.
-      train, test: records of the whole set; 0 where they are not known.
-    """
-
-    title: str
-    source: str
-    licence: str
-    train: int = 0
-    test: int = 0
-
-
-_MNIST = ("MNIST (LeCun, Bottou, Bengio, Haffner, Proceedings of the IEEE 86(11):2278-2324, 1998)",
-          "http://yann.lecun.com/exdb/mnist/", "CC BY-SA 3.0", 60_000, 10_000)
-SOURCES: dict[str, Source] = {
-    "mnist": Source(*_MNIST),
-    "mnist_subset": Source(*_MNIST),
-    "fashion_mnist": Source("Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747, 2017)",
-                            "https://github.com/zalandoresearch/fashion-mnist", "MIT", 60_000, 10_000),
-    "cifar10": Source("CIFAR-10 (Krizhevsky, \"Learning multiple layers of features from tiny images\", 2009)",
-                      "https://www.cs.toronto.edu/~kriz/cifar.html", "none stated", 50_000, 10_000),
-    "svhn_cropped": Source("SVHN, cropped digits (Netzer, Wang, Coates, Bissacco, Wu, Ng, \"Reading digits in natural "
-                           "images with unsupervised feature learning\", 2011)",
-                           "http://ufldl.stanford.edu/housenumbers/",
-                           "none stated; the images are for non-commercial use only, and the paper is to be cited",
-                           73_257, 26_032),
-}
-"""Data sets whose licence is known here; for others it is a flag of `python -m tfspike.pretrained`."""
-_EXTRA = 531_131  # further training digits of SVHN
-
-
-def caveats(config: Config, info: Any, source: Source, images: int) -> list[str]:
+def caveats(config: Config, info: Any, images: int) -> list[str]:
     """Sentences that a reader needs beside the figures.
 
     Args:
       config: of the run.
       info: its `datasets.DatasetInfo`.
-      source: of the data.
       images: test images that energy was measured on.
     """
-    found = []
-    whole = (source.train + _EXTRA * config.extra, source.test)
-    if source.train and (info.num_train, info.num_test) != whole:
+    found, known = [], facts(info.name)
+    whole = (known.num_train + known.num_extra * config.extra, known.num_test)
+    if known.num_train and (info.num_train, info.num_test) != whole:
         found.append(f"A subset of the data with a split of its own: {info.num_train:,} training and {info.num_test:,} "
                      f"test images in place of {whole[0]:,} and {whole[1]:,}. Its accuracy must not be compared with "
                      "published results on this data set.")
@@ -142,8 +104,7 @@ def accuracy(card: dict[str, Any]) -> str:
 
 
 def _data(entry: Entry) -> str:
-    source = SOURCES.get(entry.info.name)
-    part = source is not None and source.train and entry.info.num_test != source.test
+    part = facts(entry.info.name).num_test not in (0, entry.info.num_test)
     return entry.info.name + (", a subset" if part else "")
 
 

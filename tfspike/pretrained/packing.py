@@ -18,6 +18,7 @@ from tfspike import files
 from tfspike.config import flags
 from tfspike.config.config import Config
 from tfspike.config.settings import normalise_all, setting
+from tfspike.datasets.catalogue import Source, facts
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
 from tfspike.models import variables
@@ -133,8 +134,8 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         "timesteps": model.timesteps, "parameters": _trained_numbers(arrays),
         "kernels": "float16" if options.half else "float32",
         "neuron_spikes_per_image": round(tested["neuron_spikes_per_image"], 1), "energy": energy,
-        "data": {"title": source.title, "source": source.source, "licence": source.licence},
-        "caveats": model_cards.caveats(config, info, source, energy["images"])}
+        "data": {"title": source.title, "source": source.address, "licence": source.licence},
+        "caveats": model_cards.caveats(config, info, energy["images"])}
     name = f"{config.model}_{options.name or config.dataset}"
     fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, exact, info)]}
     weight_files.write(folder, name, arrays, exact, info, card, fingerprint)
@@ -143,15 +144,15 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     return weight_files.read(name, folder)
 
 
-def _source(options: PackOptions, dataset: str) -> model_cards.Source:
-    """Where the data is from: the table's word, or the flags' for data that is not in it."""
-    known = model_cards.SOURCES.get(dataset)
+def _source(options: PackOptions, dataset: str) -> Source:
+    """Where the data is from: the catalogue's word, or the flags' for data that it does not know."""
+    known = facts(dataset).source
     if known is not None:
         return known
     if not (options.title and options.source and options.licence):
         raise UserError(f"Where {dataset} is from and under which licence is not known here; give --title, --source "
                         "and --licence of the data.")
-    return model_cards.Source(options.title, options.source, options.licence)
+    return Source(options.title, options.source, options.licence)
 
 
 def _targets(options: PackOptions) -> tuple[str, str]:
