@@ -20,6 +20,7 @@ from tfspike import SpikingModel
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
 from tfspike.models import blocks
+from tfspike.models.settings import LayerSettings
 from tfspike.neurons import encoders
 from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout, SpikingLayer, WindowDropout
 
@@ -56,7 +57,8 @@ def oracle_net(spec: Spec, leak: float, threshold: float = 1.0) -> oracle.Net:
 def from_blocks(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, threshold: float = 1.0,
                 dropout: float = 0.0, encoder: str | None = None, dtype: Any = None, seed: int = 5) -> SpikingModel:
     """The net of `spec`, stacked with `tfspike.models.blocks`."""
-    b = blocks.Builder(leak, threshold, gradient, dropout, spec.kappa, seed, dtype)
+    b = blocks.Builder(LayerSettings(leak=leak, threshold=threshold, gradient=gradient, dropout=dropout,
+                                     kappa=spec.kappa, seed=seed, dtype=dtype))
     inputs = keras.Input(spec.image if encoder else (T, *spec.image))
     x = encoders.create(encoder, T, seed=b.next_seed(), dtype=dtype, name="encoder")(inputs)
     for i, (stage, channels) in enumerate(zip(spec.stages, spec.channels)):

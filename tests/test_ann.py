@@ -21,6 +21,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import ann, variables
+from tfspike.neurons import encoders, layers
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.runs import checkpoints, initial_weights
 from tfspike.runs import loading as run_loading
@@ -177,15 +178,15 @@ def test_what_an_ann_cannot_have_is_refused_in_one_sentence(changes: dict[str, A
 
 def test_a_layer_without_counterpart_is_named() -> None:
     @keras.saving.register_keras_serializable("tests")
-    class Other(models.blocks.LIF.__base__):  # type: ignore[name-defined,misc]
+    class Other(layers.SpikingLayer):
         @property
         def neuron(self) -> Any:
-            return models.blocks.LIF().neuron
+            return layers.LIF().neuron
 
     image = keras.Input((3,))
-    x = models.encoders.create("poisson", 2)(image)
-    x = models.OverTime(keras.layers.Dense(2, use_bias=False))(Other(name="other")(x))
-    model = models.SpikingModel(image, models.Readout()(x))
+    x = encoders.create("poisson", 2)(image)
+    x = layers.OverTime(keras.layers.Dense(2, use_bias=False))(Other(name="other")(x))
+    model = models.SpikingModel(image, layers.Readout()(x))
     with pytest.raises(UserError, match="'other', a Other"):
         ann.twin(model)
 

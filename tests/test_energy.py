@@ -14,17 +14,18 @@ from tfspike.analysis.energy import EnergyModel, Operations
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models import blocks
-from tfspike.neurons import layers
+from tfspike.models.settings import LayerSettings
+from tfspike.neurons import encoders, layers
 
 TIMESTEPS, BATCH = 3, 3
 
 
 def small_net(encoder="poisson", zero_weights=False):
     """Everything at once on odd sizes: strides, a dropped row, both shortcuts, pooling, dense layers."""
-    b = blocks.Builder(leak=0.9, threshold=1.0, gradient="rate", dropout=0.2, kappa=2.0, seed=1)
+    b = blocks.Builder(LayerSettings(leak=0.9, gradient="rate", dropout=0.2, seed=1))
     shape = (7, 9, 2)
     inputs = keras.Input(shape if encoder else (TIMESTEPS, *shape))
-    x = models.encoders.create(encoder, TIMESTEPS, seed=3, name="encoder")(inputs)
+    x = encoders.create(encoder, TIMESTEPS, seed=3, name="encoder")(inputs)
     x = blocks.conv_lif(x, b, 4, 5, "first")
     x = blocks.residual_block(x, b, 4, (1, 1), "same")
     x = blocks.pool(x, b, "pool")
@@ -219,7 +220,7 @@ class _Scale(keras.layers.Layer):
 
 def test_a_layer_that_cannot_be_counted_is_named():
     inputs = keras.Input((4,))
-    x = models.encoders.create("poisson", 3)(inputs)
+    x = encoders.create("poisson", 3)(inputs)
     x = layers.OverTime(_Scale(), name="odd_one")(x)
     model = models.SpikingModel(inputs, layers.Readout()(layers.OverTime(keras.layers.Dense(2))(layers.LIF()(x))))
     with pytest.raises(UserError, match="'odd_one', a _Scale, cannot be counted"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import keras
@@ -11,8 +13,11 @@ import tensorflow as tf
 
 import nets
 import oracle
-from tfspike import LIF, PoolingIF, UserError, WindowDropout, models
+from tfspike import LIF, PoolingIF, UserError, WindowDropout, datasets, models
+from tfspike.config import resolve
 from tfspike.engine import plan
+from tfspike.models.settings import NetworkSettings
+from tfspike.runs import loading
 from tfspike.variants import VARIANTS
 
 # (image, classes): trainable weights. Those of the paper's networks are published; the others are added up by hand.
@@ -242,6 +247,38 @@ def test_predict_evaluate_and_summary_work(capsys: pytest.CaptureFixture[str]) -
     assert len(model.evaluate(x, y, batch_size=2, verbose=0)) == 2
     model.summary()
     assert "conv1_1_lif" in capsys.readouterr().out
+
+
+# --- Settings -----------------------------------------------------------------------------------------------------
+
+
+def test_create_takes_every_setting_of_a_network_with_its_default() -> None:
+    taken = inspect.signature(models.create).parameters
+    fields = {field.name: field for field in dataclasses.fields(NetworkSettings)}
+    assert taken.keys() == fields.keys()
+    own = {"dropout", "hidden", "kappa"}  # None: the network's own
+    assert {name: value.default for name, value in taken.items() if name not in own and value.default is not value.empty
+            } == {name: field.default for name, field in fields.items()
+                  if name not in own and field.default is not dataclasses.MISSING}
+    assert all(taken[name].default is None for name in own)
+
+
+def test_what_is_not_given_is_the_networks_own() -> None:
+    made = NetworkSettings.of("vgg5", [32, 32, 3], 10, 4, kappa=None, leak=1)
+    assert (made.hidden, made.dropout, made.kappa, made.leak) == (1024, 0.2, 2.0, 1.0)
+    assert made.input_shape == (32, 32, 3) and NetworkSettings.of("vgg5", (32, 32, 3), 10, 4, hidden=0).hidden == 0
+
+
+def test_a_configuration_is_built_with_all_of_its_settings() -> None:
+    config = resolve({"model": "resnet7", "leak": 0.9, "threshold": 0.5, "gradient": "event", "encoder": "direct", "hidden": 5,
+                      "dropout": 0.125, "kappa": 3.0, "seed": 7, "surrogate": "sigmoid", "surrogate_width": 1.5, "norm": "tdbn",
+                      "pooling": "average", "timesteps": 3, "precision": "mixed_bfloat16"})
+    images = datasets.from_arrays(np.arange(2 * 64).reshape(2, 8, 8, 1), [0, 1])
+    built = loading.build_model(config, datasets.describe(images)).get_config()
+    alike = models.create("resnet7", (8, 8, 1), 2, 3, leak=0.9, threshold=0.5, gradient="event", encoder="direct", hidden=5,
+                          dropout=0.125, kappa=3.0, seed=7, surrogate="sigmoid", surrogate_width=1.5, norm="tdbn",
+                          pooling="average", dtype="mixed_bfloat16").get_config()
+    assert [layer["config"] for layer in built["layers"]] == [layer["config"] for layer in alike["layers"]]
 
 
 # --- What `create` refuses ------------------------------------------------------------------------------------------

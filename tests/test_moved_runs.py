@@ -38,8 +38,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         def stopping(self: Any) -> None:
             report_line(self)
-            if self.step == 4:
-                self.save()
+            if self.progress.step == 4:
+                self._save()
                 raise Stopped(15)
 
         patch.setattr(trainer.Trainer, "_report", stopping)

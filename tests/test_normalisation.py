@@ -18,6 +18,7 @@ from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, Thresho
 from tfspike.engine import folding, kernels
 from tfspike.engine.precision import in_float32
 from tfspike.models import blocks, losses
+from tfspike.models.settings import LayerSettings
 from tfspike.neurons import surrogates
 
 T, B, C = 5, 4, 3
@@ -32,7 +33,8 @@ def currents(seed: int = 0) -> np.ndarray:
 def residual(gradient: str = "rate", surrogate: str = "triangular", timesteps: int = 4,
              dtype: Any = None) -> SpikingModel:
     """A residual net in small: stem, a block with an identity shortcut, one with weights and a stride, a dense layer."""
-    b = blocks.Builder(0.9, 1.0, gradient, 0.0, 2.0, 3, dtype, surrogate, norm="tdbn", pooling="average")
+    b = blocks.Builder(LayerSettings(leak=0.9, gradient=gradient, seed=3, dtype=dtype, surrogate=surrogate, norm="tdbn",
+                                     pooling="average"))
     inputs = keras.Input(IMAGE)
     x = DirectEncoder(timesteps)(inputs)
     x = blocks.conv_lif(x, b, 6, 3, "stem")

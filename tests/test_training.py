@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import config, datasets, distribution, evaluation, training
+from tfspike import config, datasets, distribution, evaluation, files, training
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.evaluation import evaluator
@@ -24,8 +24,8 @@ from tfspike.runs import checkpoints, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training import optimisation
+from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
-from tfspike.training.step import Sums
 from tfspike.training.trainer import Trainer
 
 quiet = {"say": lambda line: None}
@@ -84,7 +84,7 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
     step = trainer.train_step
 
     def killed_at_seven(*batch: Any) -> Any:
-        if trainer.step == 6:
+        if trainer.progress.step == 6:
             for weight in trainer.model.trainable_variables:
                 weight.assign(-np.abs(weight.numpy()))  # nothing fires any more
         return step(*batch)
@@ -94,13 +94,13 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
     with pytest.raises(diagnosis.Collapsed) as stopped:
         trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
     assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
-    assert 6 in checkpoints.steps(trainer.folder) and max(checkpoints.steps(trainer.folder)) > 20
+    assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
 
 
 def test_few_images_are_seen_several_times_in_an_epoch() -> None:
-    assert make(steps_per_epoch=None, min_steps_per_epoch=1000, batch_size=8).steps_per_epoch == 1000
-    assert make(steps_per_epoch=None, min_steps_per_epoch=10, batch_size=8).steps_per_epoch > 100
-    assert make(steps_per_epoch=3, min_steps_per_epoch=10).steps_per_epoch == 3
+    assert make(steps_per_epoch=None, min_steps_per_epoch=1000, batch_size=8).progress.steps_per_epoch == 1000
+    assert make(steps_per_epoch=None, min_steps_per_epoch=10, batch_size=8).progress.steps_per_epoch > 100
+    assert make(steps_per_epoch=3, min_steps_per_epoch=10).progress.steps_per_epoch == 3
 
 
 def test_the_reader_sees_layers_progress_rates_and_validation(run: Path) -> None:
@@ -129,8 +129,8 @@ def test_the_energy_that_is_logged_is_that_of_a_report_within_noise(run: Path) -
     report = EnergyModel().picojoules(analysis.operations(model, images)[0])
     last = [event for event in runs.metrics(run) if event["event"] == "epoch"][-1]
     assert last["energy/snn_pj_per_image"] == pytest.approx(report, rel=0.1)
-    assert "mean over 32 held-out images" in make(val_fraction=0.02)._energy_note
-    assert "mean over 32 training images" in make(val_fraction=0.0)._energy_note
+    assert "mean over 32 held-out images" in make(val_fraction=0.02).board.energy_note
+    assert "mean over 32 training images" in make(val_fraction=0.0).board.energy_note
 
 
 def test_config_json_remembers_what_made_the_run(run: Path) -> None:
@@ -448,7 +448,7 @@ def test_a_full_disk_before_the_first_file_leaves_nothing_and_another_ones_lock_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="is full"):
-        patch.setattr(checkpoints, "write_bytes", full)
+        patch.setattr(files, "write_bytes", full)
         training.run(runs.tiny(tmp_path / "run"), say=lambda line: None)
     assert not list(tmp_path.iterdir())
     lock = workdir.prepare(str(tmp_path / "run"))  # another process that has just begun

@@ -58,6 +58,12 @@ def weight_names(variables: Sequence[Any]) -> list[str]:
             for layer, variable in zip(layers, variables)]
 
 
+def statistic_names(layers: Sequence[str], variables: Sequence[Any]) -> list[str]:
+    """The names, in their order, of what `layer_statistics` returns of these spiking layers and trainable variables."""
+    return [*(f"{kind}/{layer}" for layer in layers for kind in ("rate", "silent", "saturated", "zero_gradient")),
+            *(f"{kind}/{name}" for name in weight_names(variables) for kind in ("grad_norm", "weight_norm"))]
+
+
 def layer_statistics(activity: Mapping[str, tf.Tensor], timesteps: int, grads: Sequence[tf.Tensor | None],
                      variables: Sequence[Any]) -> dict[str, tf.Tensor]:
     """Statistics of one training step, float32 scalars.

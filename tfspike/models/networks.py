@@ -6,25 +6,16 @@ from typing import Any
 
 import keras
 
-from tfspike.checks import check_choice, check_count, check_leak, check_positive, check_share, check_threshold, is_count
-from tfspike.errors import UserError
 from tfspike.models import ann, blocks
 from tfspike.models.ann import ReluModel
+from tfspike.models.settings import NetworkSettings
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.neurons import encoders, surrogates
-from tfspike.neurons.backend import check_image_data_format
-from tfspike.neurons.gradients import GRADIENTS
+from tfspike.neurons import encoders
 from tfspike.neurons.layers import OverTime, Readout
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Block, Conv, Pool
 
-NORMS = (None, "tdbn")
-POOLINGS = ("neuron", "average")
-
-__all__ = ["ReluModel", "SpikingModel", "available", "create"]
-
-_SPIKING_ONLY: dict[str, Any] = {"gradient": "event", "encoder": "poisson", "leak": 0.99, "threshold": 1.0,
-                                 "surrogate": LEAK_AWARE, "surrogate_width": 1.0, "pooling": "neuron"}
+__all__ = ["ReluModel", "SpikingModel", "available", "build", "create"]
 
 
 def available() -> list[str]:
@@ -71,48 +62,26 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     Raises:
       UserError: an argument is out of range, or the images are too small for the network.
     """
-    if not isinstance(name, str) or name not in VARIANTS:
-        raise UserError(f"`name` must be one of {', '.join(VARIANTS)}. Received: name={name!r}.")
-    variant = VARIANTS[name]
-    shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
-    if len(shape) != 3 or not all(map(is_count, shape)):
-        raise UserError("`input_shape` must be (height, width, channels), three positive integers. "
-                        f"Received: input_shape={input_shape!r}.")
-    if min(shape[:2]) < variant.min_size:
-        raise UserError(f"{name} needs images of at least {variant.min_size}x{variant.min_size} pixels: smaller ones "
-                        f"leave an empty feature map. Received: input_shape={shape}.")
-    _check_dtype(dtype)
-    check_image_data_format()
-    shape = tuple(map(int, shape))
-    num_classes, timesteps = check_count("num_classes", num_classes), check_count("timesteps", timesteps)
-    check_choice("encoder", encoder, encoders.NAMES)
-    if check_choice("neuron", neuron, ("lif", "relu")) == "relu":
-        _refuse_spiking(gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
-                        surrogate=surrogate, surrogate_width=surrogate_width, pooling=pooling)
-    if surrogate == LEAK_AWARE and surrogate_width != 1.0:
-        raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or choose a "
-                        f"surrogate. Received: surrogate_width={surrogate_width!r}.")
-    hidden = check_count("hidden", variant.hidden if hidden is None else hidden, least=0)
-    builder = blocks.Builder(
-        leak=check_leak(leak), threshold=check_threshold(threshold),
-        gradient=check_choice("gradient", gradient, GRADIENTS),
-        dropout=check_share("dropout", variant.dropout if dropout is None else dropout),
-        kappa=check_positive("kappa", variant.kappa if kappa is None else kappa),
-        seed=check_count("seed", seed, least=0), dtype=dtype,
-        surrogate=check_choice("surrogate", surrogate, surrogates.names()),
-        surrogate_width=check_positive("surrogate_width", surrogate_width), norm=check_choice("norm", norm, NORMS),
-        pooling=check_choice("pooling", pooling, POOLINGS))
+    return build(NetworkSettings.of(
+        name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
+        dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
+        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron))
 
-    inputs = keras.Input(shape if encoder else (timesteps, *shape), dtype="float32", name="input")
-    x = encoders.create(encoder, timesteps, seed=builder.next_seed(), dtype=dtype, name="encoder")(inputs)
-    x = _stack(x, variant.stages, builder)
+
+def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
+    """The network of these settings; see `create`."""
+    builder, dtype, shape = blocks.Builder(settings), settings.dtype, settings.input_shape
+    inputs = keras.Input(shape if settings.encoder else (settings.timesteps, *shape), dtype="float32", name="input")
+    encoder = encoders.create(settings.encoder, settings.timesteps, seed=builder.next_seed(), dtype=dtype,
+                              name="encoder")
+    x = _stack(encoder(inputs), settings.variant.stages, builder)
     x = OverTime(keras.layers.Flatten(dtype=dtype), name="flatten")(x)
-    if hidden:
-        x = blocks.norm(blocks.dense(x, builder, hidden, "hidden"), builder, "hidden")
+    if settings.hidden:
+        x = blocks.norm(blocks.dense(x, builder, settings.hidden, "hidden"), builder, "hidden")
         x = blocks.lif(x, builder, "hidden")
-    x = blocks.dense(x, builder, num_classes, "output")
-    model = SpikingModel(inputs, Readout(builder.leak, dtype=dtype, name="readout")(x), name=name)
-    return model if neuron == "lif" else ann.twin(model)
+    x = blocks.dense(x, builder, settings.num_classes, "output")
+    model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
+    return model if settings.neuron == "lif" else ann.twin(model)
 
 
 def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
@@ -129,19 +98,3 @@ def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
             block += 1
             x = blocks.residual_block(x, builder, stage.filters, stage.strides, f"block{block}")
     return x
-
-
-def _refuse_spiking(**given: Any) -> None:
-    """An argument that an ANN would ignore would be believed to have mattered."""
-    for name, value in given.items():
-        if value != _SPIKING_ONLY[name]:
-            raise UserError(f"`{name}` is for spiking neurons, and neuron='relu' has none: leave it out. "
-                            f"Received: {name}={value!r}.")
-
-
-def _check_dtype(dtype: Any) -> None:
-    try:
-        keras.dtype_policies.get(dtype)
-    except (TypeError, ValueError):
-        raise UserError("`dtype` must be a Keras dtype policy such as 'float32' or 'mixed_bfloat16', or None for the "
-                        f"global one. Received: dtype={dtype!r}.") from None

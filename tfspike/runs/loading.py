@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
 from tfspike import config as config_lib
 from tfspike.models import variables
 from tfspike.runs.checkpoints import Checkpoint
-from tfspike.config.config import Config
+from tfspike.config.config import FIELDS, SPIKING_ONLY, Config
 from tfspike.errors import UserError
 from tfspike.runs.provenance import continuing_command, to_copy
 from tfspike.runs.workdir import CONVERTED, Say, about, check_unedited, open_checkpoint, standing
@@ -22,22 +23,19 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
       info: a `datasets.DatasetInfo`.
       timesteps: another window than the configuration's.
     """
-    from tfspike import models
+    from tfspike.models import networks
+    from tfspike.models.settings import NetworkSettings
 
+    shared = {field.name for field in dataclasses.fields(NetworkSettings)} & FIELDS.keys() - {"timesteps"}
     if config.neuron == "relu":
         if timesteps is not None:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
                             "an ANN (--neuron=relu); leave it out, or convert the ANN: "
                             f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
-        return models.create(config.model, tuple(info.image_shape), info.num_classes, config.timesteps,
-                             dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
-                             dtype=config.precision, neuron="relu")
-    encoder = None if config.encoder == "none" else config.encoder
-    return models.create(config.model, tuple(info.image_shape), info.num_classes, timesteps or config.timesteps,
-                         gradient=config.gradient, encoder=encoder, leak=config.leak, threshold=config.threshold,
-                         dropout=config.dropout, hidden=config.hidden, kappa=config.kappa, seed=config.seed,
-                         dtype=config.precision, surrogate=config.surrogate, surrogate_width=config.surrogate_width,
-                         norm=None if config.norm == "none" else config.norm, pooling=config.pooling)
+        shared -= {*SPIKING_ONLY, "norm"}  # an ANN is trained without normalisation, whatever its recipe says
+    others = {name: None if value == "none" else value for name in shared for value in [getattr(config, name)]}
+    return networks.build(NetworkSettings.of(config.model, tuple(info.image_shape), info.num_classes,
+                                             timesteps or config.timesteps, dtype=config.precision, **others))
 
 
 def load_run(workdir: str, which: str = "best", timesteps: int | None = None,

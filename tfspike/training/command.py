@@ -21,6 +21,8 @@ from tfspike.errors import UserError
 from tfspike.models import diagnosis, variables
 from tfspike.runs import checkpoints, provenance, workdir
 from tfspike.runs.run_log import RunLog
+from tfspike.training import dry_run
+from tfspike.training.progress import Progress
 from tfspike.training.signals import Signals, Stopped
 from tfspike.training.trainer import Trainer
 
@@ -29,8 +31,6 @@ _EXAMPLES = 8  # images that exports are compared on
 
 class WorkerLost(RuntimeError):
     """Another worker of the cluster is gone, so that no step can be completed."""
-
-
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -54,8 +54,6 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
     options = options or RunOptions()
     where = distribution.place(config.strategy)
     say = say or (output.line if where.is_chief else lambda line: None)
-    from tfspike.training import dry_run  # which imports this module
-
     try:
         return dry_run.run(config, options, say) if options.dry_run else _run(config, options, where, say)
     except diagnosis.Diverged as error:
@@ -102,9 +100,8 @@ def _run_held(config: Config, options: RunOptions, where: Place, say: workdir.Sa
         _begin(trainer, start, options)
         say(summary.layer_table(trainer.model, config.batch_size // strategy.num_replicas_in_sync,
                                 optimizer=config.optimizer))
-        log = RunLog(str(config.workdir), config.tensorboard, trainer.step, where.is_chief)
+        log = RunLog(str(config.workdir), config.tensorboard, trainer.progress.step, where.is_chief)
         try:
-            trainer.describe(log)
             trainer.train(log, stop)
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError,
                 tf.errors.InternalError, tf.errors.CancelledError) as error:
@@ -120,42 +117,43 @@ def _run_held(config: Config, options: RunOptions, where: Place, say: workdir.Sa
 
 def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
     """First weights, or those of the checkpoint; writes config.json."""
+    config, progress = trainer.config, trainer.progress
     if trainer.where.is_chief:
         if start.checkpoint is not None:
-            _refuse_other_data(trainer, str(trainer.config.workdir))
-            trainer.restore(start.checkpoint)
-            checkpoints.set_aside_after(trainer.folder, trainer.step)
+            _refuse_other_data(trainer, str(config.workdir))
+            progress.restore(start.checkpoint)
+            checkpoints.set_aside_after(progress.folder, progress.step)
         else:
             trainer.initialise(options.init_from)
-        workdir.write_config(trainer.config, trainer.data_record(), options.init_from)
+        workdir.write_config(config, trainer.data_record(), options.init_from)
         source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
-        if source != os.path.realpath(trainer.folder):
-            best = None if source is None else _best_of(trainer, source)
-            trainer.save(trainer.best is not None and trainer.best["step"] == trainer.step)
+        if source != os.path.realpath(progress.folder):
+            best = None if source is None else _best_of(progress, source, trainer.say)
+            progress.save(progress.best is not None and progress.best["step"] == progress.step)
             if best is not None:  # second: stopped in between, the run goes on from where it is
-                checkpoints.save(trainer.folder, best.step, {part: best.arrays(part) for part in checkpoints.PARTS},
-                                 best.meta, trainer.config.keep_checkpoints, best=True)
-                checkpoints.point(trainer.folder, "last", trainer.step)
+                checkpoints.save(progress.folder, best.step, {part: best.arrays(part) for part in checkpoints.PARTS},
+                                 best.meta, config.keep_checkpoints, best=True)
+                checkpoints.point(progress.folder, "last", progress.step)
         else:
             # A kill may have come between the two
-            checkpoints.point(trainer.folder, "last", trainer.step)
-            wanted = trainer.step if trainer.evaluator is None else (trainer.best or {}).get("step")
-            if wanted in checkpoints.steps(trainer.folder):
-                checkpoints.point(trainer.folder, "best", int(wanted))
-    trainer.share_state()
+            checkpoints.point(progress.folder, "last", progress.step)
+            wanted = progress.step if trainer.evaluator is None else (progress.best or {}).get("step")
+            if wanted in checkpoints.steps(progress.folder):
+                checkpoints.point(progress.folder, "best", int(wanted))
+    progress.share(trainer.strategy, trainer.where)
 
 
-def _best_of(trainer: Trainer, source: str) -> checkpoints.Checkpoint | None:
+def _best_of(progress: Progress, source: str, say: workdir.Say) -> checkpoints.Checkpoint | None:
     """The best checkpoint so far of a run that goes on in another folder, where it is another one; if it is gone, the
     best is looked for anew."""
-    if trainer.best is None or trainer.best["step"] == trainer.step:
+    if progress.best is None or progress.best["step"] == progress.step:
         return None
-    path = os.path.join(source, checkpoints.name_of(int(trainer.best["step"])))
+    path = os.path.join(source, checkpoints.name_of(int(progress.best["step"])))
     try:
         return checkpoints.read(path)
     except UserError:
-        trainer.say(f"The best checkpoint so far, {path}, is not there or damaged: the best is looked for anew.")
-        trainer.best = None
+        say(f"The best checkpoint so far, {path}, is not there or damaged: the best is looked for anew.")
+        progress.best = None
         return None
 
 
@@ -179,16 +177,16 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
         say(f"Exporting the weights of step {best.step} ({', '.join(config.export)}).")
         example = trainer.data.images[trainer.train_index[:_EXAMPLES]]
         export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
-    workdir.mark_finished(str(config.workdir), config, trainer.step)
+    workdir.mark_finished(str(config.workdir), config, trainer.progress.step)
     test = provenance.to_copy("eval.py", workdir=str(config.workdir))
-    if trainer.best is not None:
+    best_epoch = trainer.progress.best
+    if best_epoch is not None:
         usual = trainer.most_frequent()
-        if trainer.best["val_accuracy"] <= usual:
+        if best_epoch["val_accuracy"] <= usual:
             say(f"The network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
                 "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
                 "settings.")
-        say(f"Finished: best validation accuracy {100 * trainer.best['val_accuracy']:.2f} % after epoch "
-            f"{int(trainer.best['epoch'])}. Test it: {test}")
+        say(f"Finished: best validation accuracy {100 * best_epoch['val_accuracy']:.2f} % after epoch "
+            f"{int(best_epoch['epoch'])}. Test it: {test}")
     else:
         say(f"Finished. Test it: {test}")
-

@@ -76,18 +76,18 @@ def _require_writable(path: str) -> None:
 
 def _two_steps(trainer: Trainer, say: workdir.Say) -> dict[str, float]:
     """Returns the mean firing rate of every layer."""
-    watch = diagnosis.Watch(trainer.model, trainer.config)
+    watch, length = diagnosis.Watch(trainer.model, trainer.config), trainer.progress.steps_per_epoch
     batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
     for step in (1, 2):
         began = time.monotonic()
-        trainer.optimizer.learning_rate = rate = learning_rate(trainer.config, step - 1, trainer.steps_per_epoch)
+        trainer.optimizer.learning_rate = rate = learning_rate(trainer.config, step - 1, length)
         numbers = trainer.train_step.numbers(trainer.train_step(*next(batches)))
         took = time.monotonic() - began
         say(f"step {step}: loss {numbers['loss']:.4f}, {trainer.config.batch_size} images in {took:.1f} s"
             f"{' (with compilation)' if step == 1 else ''}")
         for warning in watch.update(step, {**numbers, "learning_rate": rate}):
             say(f"Warning: {warning}")
-    trainer.step = 2
+    trainer.progress.step = 2
     return {name.removeprefix("rate/"): value for name, value in numbers.items() if name.startswith("rate/")}
 
 
@@ -101,16 +101,15 @@ def _evaluate(trainer: Trainer, say: workdir.Say) -> None:
 
 def _round_trip(trainer: Trainer, say: workdir.Say) -> None:
     """Saves, spoils the weights, restores, and compares."""
-    trainer.save()
+    path = trainer.progress.save()
     before = variables.collect([*trainer.model.variables, *trainer.optimizer.variables])
     for variable in trainer.model.variables:
         variable.assign(tf.zeros(variable.shape, variable.dtype))
-    trainer.restore(checkpoints.read(os.path.join(trainer.folder, "last")))
+    trainer.progress.restore(checkpoints.read(os.path.join(trainer.progress.folder, "last")))
     after = variables.collect([*trainer.model.variables, *trainer.optimizer.variables])
     if any(not np.array_equal(before[name], after[name]) for name in before):
         raise RuntimeError("a checkpoint did not restore what was saved; please report this")
-    size = sum(os.path.getsize(os.path.join(str(trainer.last_saved), name))
-               for name in os.listdir(str(trainer.last_saved)))
+    size = sum(os.path.getsize(os.path.join(path, name)) for name in os.listdir(path))
     say(f"checkpoint: {size / 1e6:.1f} MB, restored as it was saved")
 
 

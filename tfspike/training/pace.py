@@ -52,6 +52,30 @@ class Pace:
         return lines
 
 
+class Speed:
+    """Measures training, but for what is done between epochs.
+
+    Args:
+      step: training steps before this command.
+    """
+
+    def __init__(self, step: int):
+        self._begun = self._looked = (time.monotonic(), step)
+
+    def restart(self, step: int) -> None:
+        """The time until now was spent on something else than training steps."""
+        self._looked = time.monotonic(), step
+
+    def look(self, step: int) -> float:
+        """Steps per second since the last look or restart, after step `step`."""
+        (then, before), self._looked = self._looked, (time.monotonic(), step)
+        return (step - before) / max(self._looked[0] - then, 1e-9)
+
+    def left(self, step: int, last_step: int) -> float:
+        """Seconds until the last step, at the speed of this command up to its last look, with all that it has done."""
+        return (last_step - step) * (self._looked[0] - self._begun[0]) / (step - self._begun[1])
+
+
 def clock(seconds: float) -> str:
     """A duration as on a clock: 1:02:03."""
     minutes, seconds = divmod(math.ceil(seconds), 60)

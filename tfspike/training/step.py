@@ -1,9 +1,7 @@
-"""One update of the weights, compiled, over all replicas, and running sums of the numbers that it returns."""
+"""One update of the weights, compiled, over all replicas."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -29,7 +27,9 @@ class TrainStep:
 
     def __init__(self, model: Any, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
         self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
-        self._names: list[str] = []
+        penalised = ["firing_rate", "spike_penalty"] if config.spike_penalty > 0 else []
+        self._names = ["loss", *penalised, "correct", "stop",
+                       *diagnosis.statistic_names(model.spiking_layers, model.trainable_variables)]
         self._step = tf.function(self._compute, autograph=False)
 
     def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
@@ -67,9 +67,8 @@ class TrainStep:
         stats = diagnosis.layer_statistics(activity, self.model.timesteps, grads, variables)
         self._apply(grads, variables, replicas)
         sums |= {"correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
-        self._names = [*sums, *stats]
-        shares = [value / replicas for value in stats.values()]  # a mean over replicas, as a sum
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([*sums.values(), *shares]))
+        sums |= {name: value / replicas for name, value in stats.items()}  # a mean over replicas, as a sum
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([sums[name] for name in self._names]))
 
     def _apply(self, grads: list[tf.Tensor], variables: list[Any], replicas: int) -> None:
         config = self.config
@@ -80,19 +79,3 @@ class TrainStep:
                      for grad, variable in zip(grads, variables)]
         # A Keras optimiser sums what it is given over the replicas; every replica gives the same share of the whole.
         self.optimizer.apply([grad / replicas for grad in grads] if replicas > 1 else grads, variables)
-
-
-@dataclasses.dataclass
-class Sums:
-    """Running sums over steps, in float64; they go through JSON bit for bit."""
-
-    steps: int = 0
-    values: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def add(self, numbers: Mapping[str, float]) -> None:
-        self.steps += 1
-        for name, value in numbers.items():
-            self.values[name] = self.values.get(name, 0.0) + value
-
-    def means(self) -> dict[str, float]:
-        return {name: value / self.steps for name, value in self.values.items()}

@@ -1,0 +1,153 @@
+"""What makes a network of `tfspike.variants.VARIANTS`, as one object that is checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from tfspike.checks import check_choice, check_count, check_leak, check_positive, check_share, check_threshold, is_count
+from tfspike.errors import UserError
+from tfspike.neurons import encoders, surrogates
+from tfspike.neurons.backend import check_image_data_format
+from tfspike.neurons.gradients import GRADIENTS
+from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.variants import VARIANTS, Variant
+
+NEURONS = ("lif", "relu")
+NORMS = (None, "tdbn")
+POOLINGS = ("neuron", "average")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSettings:
+    """What all layers of one network share.
+
+    Attributes:
+      gradient: "event" or "rate".
+      leak, threshold: of the LIF neurons.
+      surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
+      dropout: share of neurons silenced per window.
+      kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
+      norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
+      pooling: "neuron" puts pooling neurons behind every average pooling; "average" leaves them out.
+      seed: of weights, input noise and dropout.
+      dtype: dtype policy; None for the global one.
+
+    Raises:
+      UserError: a value is out of range, or contradicts another one.
+    """
+
+    gradient: str = "event"
+    leak: float = 0.99
+    threshold: float = 1.0
+    surrogate: str = LEAK_AWARE
+    surrogate_width: float = 1.0
+    dropout: float = 0.0
+    kappa: float = 2.0
+    norm: str | None = None
+    pooling: str = "neuron"
+    seed: int = 0
+    dtype: Any = None
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
+        check_choice("gradient", self.gradient, GRADIENTS)
+        check_choice("surrogate", self.surrogate, surrogates.names())
+        check_choice("norm", self.norm, NORMS)
+        check_choice("pooling", self.pooling, POOLINGS)
+        if self.surrogate == LEAK_AWARE and self.surrogate_width != 1.0:
+            raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or "
+                            f"choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
+        _settle(self, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
+                surrogate_width=check_positive("surrogate_width", self.surrogate_width),
+                dropout=check_share("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),
+                seed=check_count("seed", self.seed, least=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings(LayerSettings):
+    """What makes one network; `of` takes from the table of networks what is not given.
+
+    Attributes:
+      name: of a row of `VARIANTS`.
+      input_shape: `(H, W, C)`, also for event data.
+      num_classes: output neurons.
+      timesteps: T, steps in the window.
+      encoder: one of `encoders.NAMES`.
+      hidden: neurons of the hidden dense layer, 0 for none.
+      neuron: "lif", or "relu" for the ANN twin, for which the settings of spiking neurons keep their defaults.
+
+    Raises:
+      UserError: as for `LayerSettings`, or the images are too small for the network.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    timesteps: int
+    encoder: str | None = "poisson"
+    hidden: int = 0
+    neuron: str = "lif"
+
+    @classmethod
+    def of(cls, name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int,
+           **others: Any) -> NetworkSettings:
+        """The settings of a network; `dropout`, `hidden` and `kappa` are its own where they are None or left out."""
+        variant = _variant(name)
+        own = {key: getattr(variant, key) for key in ("dropout", "hidden", "kappa") if others.get(key) is None}
+        return cls(name, input_shape, num_classes, timesteps, **{**others, **own})
+
+    @property
+    def variant(self) -> Variant:
+        """The network's row of the table."""
+        return VARIANTS[self.name]
+
+    def __post_init__(self) -> None:
+        smallest, given = _variant(self.name).min_size, self.input_shape
+        shape: tuple[Any, ...] = tuple(given) if isinstance(given, (tuple, list)) else ()
+        if len(shape) != 3 or not all(map(is_count, shape)):
+            raise UserError("`input_shape` must be (height, width, channels), three positive integers. "
+                            f"Received: input_shape={given!r}.")
+        if min(shape[:2]) < smallest:
+            raise UserError(f"{self.name} needs images of at least {smallest}x{smallest} pixels: smaller ones "
+                            f"leave an empty feature map. Received: input_shape={shape}.")
+        check_image_data_format()
+        check_choice("encoder", self.encoder, encoders.NAMES)
+        if check_choice("neuron", self.neuron, NEURONS) == "relu":
+            self._refuse_spiking()
+        _settle(self, input_shape=tuple(map(int, shape)), num_classes=check_count("num_classes", self.num_classes),
+                timesteps=check_count("timesteps", self.timesteps), hidden=check_count("hidden", self.hidden, least=0))
+        super().__post_init__()
+
+    def _refuse_spiking(self) -> None:
+        """An argument that an ANN would ignore would be believed to have mattered."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _SPIKING_ONLY and value != field.default:
+                raise UserError(f"`{field.name}` is for spiking neurons, and neuron='relu' has none: leave it out. "
+                                f"Received: {field.name}={value!r}.")
+
+
+_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "pooling")
+
+
+def _settle(settings: LayerSettings, **values: Any) -> None:
+    """Brings fields of frozen settings into their one form."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
+
+
+def _variant(name: Any) -> Variant:
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise UserError(f"`name` must be one of {', '.join(VARIANTS)}. Received: name={name!r}.")
+    return VARIANTS[name]
+
+
+def _check_dtype(dtype: Any) -> None:
+    try:
+        keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError):
+        raise UserError("`dtype` must be a Keras dtype policy such as 'float32' or 'mixed_bfloat16', or None for the "
+                        f"global one. Received: dtype={dtype!r}.") from None
