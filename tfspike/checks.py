@@ -78,3 +78,10 @@ def check_share(name: str, value: Any) -> float:
     if not 0.0 <= number(value) < 1.0:
         raise UserError(f"`{name}` must be a number in [0, 1)." + received(name, value))
     return float(value)
+
+
+def check_backend(name: str) -> None:
+    """Raises UserError unless this is the backend of Keras that the library computes with."""
+    if name != "tensorflow":
+        raise UserError("tfspike computes with TensorFlow, so Keras must have the backend \"tensorflow\". Received: "
+                        f"{name!r}, from KERAS_BACKEND or ~/.keras/keras.json; set KERAS_BACKEND=tensorflow.")

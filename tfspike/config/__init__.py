@@ -11,19 +11,11 @@ from tfspike.config.config import (
     SPIKING_ONLY,
     SURROGATES,
     Config,
-    Resolved,
     RunOptions,
-    check_resumable,
-    default_workdir,
-    diff,
-    digest,
-    from_json,
-    read_run,
-    read_settings,
-    resolve,
-    resolve_with_notes,
-    to_json,
 )
+from tfspike.config.files import from_json, read_run, read_settings, to_json
+from tfspike.config.identity import check_resumable, default_workdir, diff, digest
+from tfspike.config.resolving import Resolved, resolve, resolve_with_notes
 
 __all__ = ["Config", "DATASETS", "DATASET_ALIASES", "EVENT_DATASETS", "EXTRA_DATASETS", "FIELDS", "NEURONS",
            "RESUME_WORDS", "Resolved", "RunOptions", "SPIKING_ONLY", "SURROGATES", "check_resumable",

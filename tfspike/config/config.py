@@ -1,25 +1,20 @@
 """The configuration of a run: every setting defined once, checked early, and the same for flags, files and resume.
 
-`Config` holds what makes the experiment, `RunOptions` how this one command runs it. `resolve` puts a `Config`
-together: dataclass defaults < recipe < preset < config file < flags, and what is still None after that comes from
-the network's row in the variant table. Nothing here imports TensorFlow, so a wrong setting is refused at once.
+`Config` holds what makes the experiment, `RunOptions` how this one command runs it. Nothing here imports TensorFlow, so
+a wrong setting is refused at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from tfspike.config import files as config_files
 from tfspike.config import presets as configs
 from tfspike.config import recipes
-from tfspike.config.settings import closest, normalise, normalise_all, setting, shown
+from tfspike.config.settings import closest, normalise_all, plain, setting, shown
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
@@ -32,15 +27,6 @@ NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate",
                 "surrogate_width", "pooling", "spike_penalty")
-# Settings that runs of earlier versions do not name, with the value that says what those did.
-_ADDED: dict[str, Any] = {"neuron": "lif", "extra": False, "surrogate": "leak_aware", "surrogate_width": 1.0,
-                          "norm": "none", "pooling": "neuron", "loss": "squared", "label_smoothing": 0.0,
-                          "lr_schedule": "milestones", "warmup_epochs": 0, "min_steps_per_epoch": 0,
-                          "spike_penalty": 0.0}
-# Settings of earlier versions, with what became of them.
-_REPLACED: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "stop_on_collapse": lambda stop: {"on_collapse": "stop" if stop else "continue"},
-}
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -207,14 +193,14 @@ class Config:
             raise UserError(f"--neuron=relu takes images, but {self.dataset} holds spike trains; use --neuron=lif.")
         for name in SPIKING_ONLY:
             if getattr(self, name) != FIELDS[name].default:
-                raise UserError(f"--{name}={_plain(getattr(self, name))} is for spiking neurons, and --neuron=relu has "
+                raise UserError(f"--{name}={plain(getattr(self, name))} is for spiking neurons, and --neuron=relu has "
                                 "none; leave it out.")
         if self.init is None:
             object.__setattr__(self, "init", "normal")
         if self.init != "normal":
             raise UserError(f"--init={self.init} aims at a firing rate, and --neuron=relu has none; use --init=normal.")
         if set(self.export) - {"keras"}:
-            raise UserError(f"--export={_plain(self.export)} writes spiking networks; --neuron=relu takes keras or "
+            raise UserError(f"--export={plain(self.export)} writes spiking networks; --neuron=relu takes keras or "
                             "none.")
 
     @property
@@ -282,233 +268,3 @@ def _is_there(path: str) -> bool:
 
 
 FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
-
-
-class Resolved(NamedTuple):
-    """A configuration, and sentences about where it comes from that its user should know."""
-
-    config: Config
-    notes: list[str]
-
-
-def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
-            config_file: str | None = None, method: str | None = None) -> Config:
-    """Puts a configuration together: defaults < recipe < preset < config file < `given`, then the variant table.
-
-    Args:
-      given: settings given on the command line (or by a caller), by field name.
-      preset: a key of `configs.EXPERIMENTS`.
-      config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
-        that was moved to since.
-      method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
-
-    Returns:
-      A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
-
-    Raises:
-      UserError: a name or value is illegal, or the file cannot be used.
-    """
-    return resolve_with_notes(given, preset=preset, config_file=config_file, method=method).config
-
-
-def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
-                       config_file: str | None = None, method: str | None = None) -> Resolved:
-    """What `resolve` does, and what should be said about it; arguments and errors as there."""
-    RunOptions(preset=preset, method=method)  # refuses an unknown name
-    if preset == configs.LIST:
-        raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
-                        f"{', '.join(configs.EXPERIMENTS)}.")
-    bundle = _checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
-    from_file = read_settings(config_file) if config_file is not None else {}
-    given = _checked(given or {}, "the settings")
-    asked = {**from_file, **given}
-    defaults = {name: field.default for name, field in FIELDS.items()}
-    names = {**defaults, **bundle, **asked}
-    settings = {**defaults, **recipes.recipe(names["model"], names["dataset"], method), **bundle}
-    if names["neuron"] == "relu":
-        settings.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
-        if settings["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
-            settings = recipes.with_optimizer(settings, recipes.ANN_OPTIMIZER)
-    if method is not None and _is_whole(from_file):
-        raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
-                        "only one of the two.")
-    notes = _recipe_notes(names, method) if preset is None and not _is_whole(from_file) else []
-    for source in (from_file, given):  # a learning rate belongs to the optimiser and batch size it was given with
-        if source.get("optimizer") not in (None, settings["optimizer"]):
-            settings = recipes.with_optimizer(settings, source["optimizer"])
-        elif "batch_size" in source and "learning_rate" not in source:
-            scaled = {**recipes.with_batch_size(settings, source["batch_size"]), **source}
-            notes += _batch_notes(settings, scaled)
-            settings = scaled
-        settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
-        # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
-        settings["surrogate_width"] = defaults["surrogate_width"]
-    if asked.get("lr_milestones") and "lr_schedule" not in asked:
-        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
-    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
-        settings["lr_milestones"] = ()
-    config = Config(**settings)
-    variant = VARIANTS[config.model]
-    missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
-               if getattr(config, name) is None}
-    config = dataclasses.replace(config, **missing)
-    if config.workdir is None:
-        config = dataclasses.replace(config, workdir=default_workdir(config))
-    if config_file is not None and "workdir" not in given:
-        config = _at_home(config, config_file)
-    return Resolved(config, notes)
-
-
-def _recipe_notes(names: Mapping[str, Any], method: str | None) -> list[str]:
-    if method is not None or recipes.is_measured(names["model"], names["dataset"]):
-        return []
-    return [f"No recipe was measured for {names['model']} on {names['dataset']}: it gets the one that learns "
-            "everywhere (normalised currents, a surrogate gradient, AdamW). The paper's method is --method=lee."]
-
-
-def _batch_notes(settings: Mapping[str, Any], scaled: Mapping[str, Any]) -> list[str]:
-    changes = [f"--{name}={scaled[name]:g} (at {settings['batch_size']}: {settings[name]:g})"
-               for name in ("learning_rate", "weight_decay", "clip_norm") if scaled[name] != settings[name]]
-    if not changes:
-        return []
-    return [f"What belongs to the batch size follows --batch_size={scaled['batch_size']}: {', '.join(changes)}."]
-
-
-def _at_home(config: Config, config_file: str) -> Config:
-    """The configuration with the folder that holds `config_file` as workdir, if that is the config.json of a run: the
-    folder may have been moved or copied since the file was written. Other settings under a name that follows from them
-    are an experiment of their own, in a folder of its own."""
-    folder = os.path.dirname(config_file) or os.curdir
-    if os.path.basename(config_file) != "config.json" or not any(
-            os.path.exists(os.path.join(folder, name)) for name in ("checkpoints", ".lock")):
-        return config
-    text = config_files.read_text(config_file)
-    if "about" not in json.loads(text):  # not written by a run
-        return config
-    saved = from_json(text, config_file)
-    if saved.workdir == default_workdir(saved) and digest(saved) != digest(config):
-        return config
-    here = os.path.realpath(folder) == os.path.realpath(str(config.workdir))
-    return config if here else dataclasses.replace(config, workdir=folder)
-
-
-def digest(config: Config) -> str:
-    """Returns eight digits that follow from the settings of an experiment: the `config_hash` of results.csv."""
-    keys = {name: getattr(config, name) for name, field in FIELDS.items() if field.metadata["experiment"]}
-    keys = {name: value for name, value in keys.items() if name not in _ADDED or value != _ADDED[name]}
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def default_workdir(config: Config) -> str:
-    """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
-    dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
-    kind = config.gradient if config.neuron == "lif" else config.neuron
-    return os.path.join("runs", f"{config.model}-{dataset}-{kind}-{digest(config)}")
-
-
-def diff(saved: Config, wanted: Config, experiment_only: bool = True) -> dict[str, tuple[Any, Any]]:
-    """Returns {field: (saved value, wanted value)} of the fields that differ.
-
-    Args:
-      saved: the configuration of an earlier run.
-      wanted: the configuration of this one.
-      experiment_only: leave out what may change between the parts of one run (paths, logging, checkpoints, export).
-        `epochs` may be raised but not lowered, and with a cosine, which falls over all of them, not changed.
-    """
-    return {name: (getattr(saved, name), getattr(wanted, name)) for name, field in FIELDS.items()
-            if getattr(saved, name) != getattr(wanted, name)
-            and (not experiment_only or field.metadata["experiment"]
-                 or (name == "epochs" and (wanted.epochs < saved.epochs or wanted.lr_schedule == "cosine")))}
-
-
-def check_resumable(saved: Config, wanted: Config) -> None:
-    """Returns if `wanted` can continue the run of `saved`.
-
-    Raises:
-      UserError: it cannot; names every differing key with both values.
-    """
-    changes = diff(saved, wanted)
-    if changes:
-        listed = ", ".join(f"{name} (was {_plain(old)}, now {_plain(new)})" for name, (old, new) in changes.items())
-        rule = ("The cosine falls over all epochs, so they cannot change." if wanted.lr_schedule == "cosine"
-                else "Epochs may be raised, not lowered.")
-        more = f" {rule}" if "epochs" in changes else ""
-        raise UserError(f"The run in {saved.workdir} has other settings: {listed}.{more} "
-                        "Give the old values to continue it, or another --workdir to start anew.")
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value is None else str(value)
-
-
-def to_json(config: Config, about: Mapping[str, Any] | None = None) -> str:
-    """Returns a configuration as versioned JSON; `about` (versions, commit, command) is kept beside it, unread."""
-    return config_files.encode(dataclasses.asdict(config), about)
-
-
-def from_json(text: str, source: str = "the configuration") -> Config:
-    """Returns the configuration that `to_json` wrote.
-
-    Raises:
-      UserError: the text is no such configuration, one of another format, or lacks a setting.
-    """
-    values = {**_ADDED, **_checked(config_files.decode(text, source), source)}
-    missing = [name for name in FIELDS if name not in values]
-    if missing:
-        raise UserError(f"{source} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}; "
-                        "it is damaged or was not written by a run.")
-    return Config(**values)
-
-
-def read_run(workdir: str) -> Config:
-    """Returns the configuration of the run in `workdir`, from its config.json; its workdir is this folder, wherever the
-    run was begun.
-
-    Raises:
-      UserError: there is no run, or its configuration cannot be read.
-    """
-    path = os.path.join(workdir, "config.json")
-    if not os.path.isfile(path):
-        raise UserError(f"--workdir takes the folder of a run, with a config.json in it; {shown(workdir)} has none. "
-                        "Train first, or give the folder that training named.")
-    return dataclasses.replace(from_json(config_files.read_text(path), path), workdir=workdir)
-
-
-def read_settings(path: str) -> dict[str, Any]:
-    """Returns the settings in a JSON file: a plain object of them, or a run's config.json. Executes nothing.
-
-    A workdir that followed from the file's other settings is left out, so that it follows from the new ones.
-
-    Raises:
-      UserError: the file cannot be read, is not JSON, or holds an unknown name or an illegal value.
-    """
-    source = f"config file {shown(path)}"
-    values = _checked(config_files.decode(config_files.read_text(path), source), source)
-    if _is_whole(values):  # of a run: what it does not name it did as `_ADDED` says, whatever recipes say now
-        values = {**_ADDED, **values}
-        if values.get("workdir") == default_workdir(Config(**values)):
-            del values["workdir"]
-    return values
-
-
-def _is_whole(values: Mapping[str, Any]) -> bool:
-    """Whether these are all settings of a run, of this version or an earlier one."""
-    return all(name in values or name in _ADDED or name == "workdir" for name in FIELDS)
-
-
-def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    checked = {}
-    values = {new: its for name, value in values.items()
-              for new, its in (_REPLACED[name](value) if name in _REPLACED else {name: value}).items()}
-    for name, value in values.items():
-        if name in RunOptions.__dataclass_fields__:
-            raise UserError(f"{source} has {name!r}, which is no part of an experiment; give it as a flag, --{name}.")
-        if name not in FIELDS:
-            raise UserError(f"{source} names an unknown setting, {shown(name)}."
-                            f"{closest(str(name), FIELDS) or ' See --help for all settings.'}")
-        try:
-            checked[name] = normalise(FIELDS[name], value)
-        except UserError as error:
-            raise UserError(str(error) if source == "the settings" else f"In {source}: {error}") from None
-    return checked

@@ -20,8 +20,9 @@ from typing import Any
 from absl import flags as absl_flags
 
 from tfspike import output
-from tfspike.config import config as config_lib
+from tfspike.checks import check_backend
 from tfspike.config import presets as configs
+from tfspike.config import resolving
 from tfspike.config.config import Config, RunOptions
 from tfspike.config.settings import kind_of, parse_text, shown
 from tfspike.errors import UserError
@@ -32,10 +33,6 @@ _REFUSED = {"flagfile": "put the settings into a JSON file and give it as --conf
             "undefok": "leave out flags that do not exist",
             "stop_on_collapse": "it is --on_collapse=stop, the default",
             "nostop_on_collapse": "it is --on_collapse=continue"}
-
-
-
-
 
 
 class _Parser(absl_flags.ArgumentParser):
@@ -67,11 +64,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[s
     if options.preset == configs.LIST:
         print(configs.listing())
         raise SystemExit(0)
-    config, notes = config_lib.resolve_with_notes(given, preset=options.preset, config_file=options.config,
+    config, notes = resolving.resolve_with_notes(given, preset=options.preset, config_file=options.config,
                                                   method=options.method)
     return config, options, config.warnings(), notes
-
-
 
 
 def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
@@ -85,9 +80,8 @@ def user_errors() -> Iterator[None]:
     `output.guarded` says where its output is lost."""
     with output.guarded():
         try:
-            chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
-            if chosen != "tensorflow":  # before Keras looks for it; `tfspike.backend` sees keras.json too
-                raise UserError(f"KERAS_BACKEND must be \"tensorflow\", or not set. Received: {chosen!r}.")
+            # before Keras is loaded; `neurons.backend` asks Keras, which reads its keras.json too
+            check_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")
             yield
         except UserError as error:
             print(f"Error: {error}", file=sys.stderr)

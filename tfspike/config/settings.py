@@ -61,6 +61,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def plain(value: Any) -> str:
+    """Returns a value as it is written on a command line: lists with commas, "none" for None and an empty list."""
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value is None else str(value)
+
+
 def legal_values(field: dataclasses.Field) -> str:
     """Returns in words what a field takes, e.g. "one of sgd, adam, adamw"."""
     item, several, optional = kind_of(field)

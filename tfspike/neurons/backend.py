@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import keras
 
+from tfspike.checks import check_backend
 from tfspike.errors import UserError
 
-if keras.backend.backend() != "tensorflow":
-    raise UserError("tfspike computes with TensorFlow, so Keras must have the backend \"tensorflow\". Received: "
-                    f"{keras.backend.backend()!r}, from KERAS_BACKEND or ~/.keras/keras.json; set "
-                    "KERAS_BACKEND=tensorflow.")
+check_backend(keras.backend.backend())
 
 
 def check_image_data_format() -> None:

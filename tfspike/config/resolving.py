@@ -1,0 +1,130 @@
+"""Puts a configuration together: dataclass defaults < recipe < preset < config file < flags.
+
+What is still None after that comes from the network's row in the variant table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tfspike.config import presets as configs
+from tfspike.config import recipes
+from tfspike.config.config import FIELDS, SPIKING_ONLY, Config, RunOptions
+from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
+from tfspike.config.identity import default_workdir, digest
+from tfspike.config.settings import shown
+from tfspike.errors import UserError
+from tfspike.variants import VARIANTS
+
+
+class Resolved(NamedTuple):
+    """A configuration, and sentences about where it comes from that its user should know."""
+
+    config: Config
+    notes: list[str]
+
+
+def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
+            config_file: str | None = None, method: str | None = None) -> Config:
+    """Puts a configuration together: defaults < recipe < preset < config file < `given`, then the variant table.
+
+    Args:
+      given: settings given on the command line (or by a caller), by field name.
+      preset: a key of `configs.EXPERIMENTS`.
+      config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
+        that was moved to since.
+      method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
+
+    Returns:
+      A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
+
+    Raises:
+      UserError: a name or value is illegal, or the file cannot be used.
+    """
+    return resolve_with_notes(given, preset=preset, config_file=config_file, method=method).config
+
+
+def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | None = None,
+                       config_file: str | None = None, method: str | None = None) -> Resolved:
+    """What `resolve` does, and what should be said about it; arguments and errors as there."""
+    RunOptions(preset=preset, method=method)  # refuses an unknown name
+    if preset == configs.LIST:
+        raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
+                        f"{', '.join(configs.EXPERIMENTS)}.")
+    bundle = checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
+    from_file = read_settings(config_file) if config_file is not None else {}
+    given = checked(given or {}, "the settings")
+    asked = {**from_file, **given}
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    names = {**defaults, **bundle, **asked}
+    settings = {**defaults, **recipes.recipe(names["model"], names["dataset"], method), **bundle}
+    if names["neuron"] == "relu":
+        settings.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
+        if settings["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
+            settings = recipes.with_optimizer(settings, recipes.ANN_OPTIMIZER)
+    if method is not None and is_whole(from_file):
+        raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
+                        "only one of the two.")
+    notes = _recipe_notes(names, method) if preset is None and not is_whole(from_file) else []
+    for source in (from_file, given):  # a learning rate belongs to the optimiser and batch size it was given with
+        if source.get("optimizer") not in (None, settings["optimizer"]):
+            settings = recipes.with_optimizer(settings, source["optimizer"])
+        elif "batch_size" in source and "learning_rate" not in source:
+            scaled = {**recipes.with_batch_size(settings, source["batch_size"]), **source}
+            notes += _batch_notes(settings, scaled)
+            settings = scaled
+        settings = {**settings, **source}
+    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
+        # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
+        settings["surrogate_width"] = defaults["surrogate_width"]
+    if asked.get("lr_milestones") and "lr_schedule" not in asked:
+        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
+    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
+        settings["lr_milestones"] = ()
+    config = Config(**settings)
+    variant = VARIANTS[config.model]
+    missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
+               if getattr(config, name) is None}
+    config = dataclasses.replace(config, **missing)
+    if config.workdir is None:
+        config = dataclasses.replace(config, workdir=default_workdir(config))
+    if config_file is not None and "workdir" not in given:
+        config = _at_home(config, config_file)
+    return Resolved(config, notes)
+
+
+def _recipe_notes(names: Mapping[str, Any], method: str | None) -> list[str]:
+    if method is not None or recipes.is_measured(names["model"], names["dataset"]):
+        return []
+    return [f"No recipe was measured for {names['model']} on {names['dataset']}: it gets the one that learns "
+            "everywhere (normalised currents, a surrogate gradient, AdamW). The paper's method is --method=lee."]
+
+
+def _batch_notes(settings: Mapping[str, Any], scaled: Mapping[str, Any]) -> list[str]:
+    changes = [f"--{name}={scaled[name]:g} (at {settings['batch_size']}: {settings[name]:g})"
+               for name in ("learning_rate", "weight_decay", "clip_norm") if scaled[name] != settings[name]]
+    if not changes:
+        return []
+    return [f"What belongs to the batch size follows --batch_size={scaled['batch_size']}: {', '.join(changes)}."]
+
+
+def _at_home(config: Config, config_file: str) -> Config:
+    """The configuration with the folder that holds `config_file` as workdir, if that is the config.json of a run: the
+    folder may have been moved or copied since the file was written. Other settings under a name that follows from them
+    are an experiment of their own, in a folder of its own."""
+    folder = os.path.dirname(config_file) or os.curdir
+    if os.path.basename(config_file) != "config.json" or not any(
+            os.path.exists(os.path.join(folder, name)) for name in ("checkpoints", ".lock")):
+        return config
+    text = read_text(config_file)
+    if "about" not in json.loads(text):  # not written by a run
+        return config
+    saved = from_json(text, config_file)
+    if saved.workdir == default_workdir(saved) and digest(saved) != digest(config):
+        return config
+    here = os.path.realpath(folder) == os.path.realpath(str(config.workdir))
+    return config if here else dataclasses.replace(config, workdir=folder)
