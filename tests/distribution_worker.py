@@ -20,7 +20,7 @@ import tensorflow as tf  # noqa: E402
 
 import runs  # noqa: E402
 from tfspike import SpikingModel, ThresholdNorm, distribution  # noqa: E402
-from tfspike.distribution import Place  # noqa: E402
+from tfspike.distribution import Worker  # noqa: E402
 from tfspike.neurons import encoders  # noqa: E402
 from tfspike.neurons.layers import LIF, OverTime, Readout  # noqa: E402
 from tfspike.training.step import TrainStep  # noqa: E402
@@ -41,9 +41,9 @@ def one_step(gradient: str) -> dict:
         config = runs.tiny("unused", hidden=200, encoder="direct", gradient=gradient, batch_size=16, timesteps=16,
                            learning_rate=1000.0,  # updates far above the rounding of the weights
                            weight_decay=0.0, clip_norm=0.5)
-        trainer = Trainer(config, strategy, Place(), lambda line: None)
+        trainer = Trainer(config, strategy, Worker(), lambda line: None)
         before = [v.value.numpy() for v in trainer.model.trainable_variables]
-        images, labels = next(iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where)))
+        images, labels = next(iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.worker)))
         numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
         found[name] = [v.value.numpy() - b for v, b in zip(trainer.model.trainable_variables, before)], numbers
         found[name][1]["replicas"] = strategy.num_replicas_in_sync
@@ -87,7 +87,7 @@ def many_steps(seed: int = 0) -> dict:
         step = TrainStep(model, optimizer, strategy, config)
         begin = [v.value.numpy() for v in model.trainable_variables]
         data = tf.data.Dataset.from_tensor_slices((spikes.reshape(-1, T, INPUTS), labels.reshape(-1)))
-        batches = distribution.distribute(strategy, data.batch(B, drop_remainder=True), Place())
+        batches = distribution.distribute(strategy, data.batch(B, drop_remainder=True), Worker())
         for k, (images, wanted) in enumerate(batches):
             closest = min(closest, closest_membrane(model.trainable_variables[0].value.numpy(), spikes[k]))
             numbers = step.numbers(step(images, wanted))
@@ -137,8 +137,8 @@ def learning() -> dict:
     """The loss of a normalised LeNet through its real training step, on two devices."""
     config = runs.tiny("unused", encoder="direct", norm="tdbn", surrogate="triangular", batch_size=16, timesteps=4,
                        optimizer="adam", learning_rate=0.003, lr_milestones=())
-    trainer = Trainer(config, strategies()["mirrored"], Place(), lambda line: None)
-    batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
+    trainer = Trainer(config, strategies()["mirrored"], Worker(), lambda line: None)
+    batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.worker))
     return {"losses": [trainer.train_step.numbers(trainer.train_step(*next(batches)))["loss"] for _ in range(40)]}
 
 
@@ -147,7 +147,7 @@ def validation() -> dict:
     found = {}
     for name, strategy in strategies().items():
         config = runs.tiny("unused", val_fraction=45 / 6000)
-        trainer = Trainer(config, strategy, Place(), lambda line: None)
+        trainer = Trainer(config, strategy, Worker(), lambda line: None)
         result = trainer.evaluator.run()
         found[name] = {"loss": result.loss, "accuracy": result.accuracy, "rates": result.rates,
                        "outputs": result.outputs.tolist()}
@@ -179,8 +179,8 @@ def long(steps: int = 200) -> dict:
     def loss(strategy, seed: int) -> float:
         config = runs.tiny("unused", hidden=200, timesteps=10, batch_size=16, steps_per_epoch=steps, epochs=1, seed=seed,
                            lr_milestones=())
-        trainer = Trainer(config, strategy, Place(), lambda line: None)
-        batches = iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.where))
+        trainer = Trainer(config, strategy, Worker(), lambda line: None)
+        batches = iter(distribution.distribute(strategy, trainer.stream.dataset(), trainer.worker))
         losses = [trainer.train_step.numbers(trainer.train_step(*next(batches)))["loss"] for _ in range(steps)]
         return float(np.mean(losses[-20:]))
 

@@ -16,7 +16,7 @@ import pytest
 
 import runs
 from tfspike import distribution
-from tfspike.distribution import Place
+from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.runs import checkpoints
 
@@ -101,11 +101,11 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch:
 
 def test_the_cluster_says_which_worker_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", json.dumps(CLUSTER))
-    assert distribution.place("multi_worker") == Place(1, 2)
+    assert distribution.this_worker("multi_worker") == Worker(1, 2)
     chief = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(chief))
-    assert distribution.place("multi_worker") == Place(2, 3)
-    assert distribution.place("auto").is_chief, "TF_CONFIG means nothing to the other strategies"
+    assert distribution.this_worker("multi_worker") == Worker(2, 3)
+    assert distribution.this_worker("auto").is_chief, "TF_CONFIG means nothing to the other strategies"
 
 
 @pytest.mark.parametrize("text", [
@@ -118,7 +118,7 @@ def test_the_cluster_says_which_worker_this_is(monkeypatch: pytest.MonkeyPatch) 
 def test_a_cluster_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG"):
-        distribution.place("multi_worker")
+        distribution.this_worker("multi_worker")
 
 
 # ---- two processes -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tfspike.config import Config, flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
 from tfspike.evaluation import report
-from tfspike.runs import checkpoints, results, workdir
+from tfspike.runs import checkpoints, results, standing, starting, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.training import trainer
 from tfspike.training.signals import Stopped
@@ -55,10 +55,10 @@ def second(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "second"
 
 
-def start(*arguments: str) -> tuple[Config, workdir.Start]:
+def start(*arguments: str) -> tuple[Config, starting.Start]:
     """How train.py would begin with these flags."""
     config, options, *_ = flags.parse(list(arguments))
-    return config, workdir.decide(config, options, quiet)
+    return config, starting.plan_start(config, options, quiet)
 
 
 # ---- moved -------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_byte_order_mark_is_no_damage(second: Path) -> None:
     content = (second / "config.json").read_bytes()
     (second / "config.json").write_bytes(b"\xef\xbb\xbf" + content)
     assert start("--config=second/config.json")[1].kind == "resume"
-    assert workdir.about("second")["data"]
+    assert workdir.run_metadata("second")["data"]
 
 
 def test_more_epochs_may_be_written_into_the_config(second: Path) -> None:
@@ -244,9 +244,9 @@ def test_exports_say_so_too(second: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_of_a_finished_run_nothing_is_said(second: Path) -> None:
     config = dataclasses.replace(config_lib.read_run("second"), epochs=1)
-    checkpoint = workdir.open_checkpoint("second", quiet, "best")
-    stands = workdir.standing(config, "best", checkpoint)
+    checkpoint = standing.open_checkpoint("second", quiet, "best")
+    stands = standing.standing(config, "best", checkpoint)
     assert (stands.finished, stands.unfinished, stands.describe()) == (True, "", "best checkpoint (step 3)")
     of_the_library = dataclasses.replace(checkpoint, meta={})
-    assert workdir.standing(config, "best", of_the_library).finished
+    assert standing.standing(config, "best", of_the_library).finished
 

@@ -82,7 +82,7 @@ def change(path: Path, **values: Any) -> None:
 def test_a_run_and_its_evaluation_become_one_row(copy: Path) -> None:
     row, new = results.record(options(copy))
     assert new and rows(copy) == [row] and list(row) == list(COLUMNS)
-    config, about = config_lib.read_run(str(copy / "run")), workdir.about(str(copy / "run"))
+    config, about = config_lib.read_run(str(copy / "run")), workdir.run_metadata(str(copy / "run"))
     record = json.loads((copy / "evaluation.txt").read_text().splitlines()[-1])
     metrics = [json.loads(line) for line in (copy / "run" / "metrics.jsonl").read_text().splitlines()]
     epochs = [event for event in metrics if event["event"] == "epoch"]

@@ -22,7 +22,7 @@ from tfspike import training
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.models import variables
-from tfspike.runs import checkpoints, workdir
+from tfspike.runs import checkpoints, standing, workdir
 from tfspike.training.step import TrainStep
 from tfspike.training.trainer import Trainer
 
@@ -204,7 +204,7 @@ def test_the_best_checkpoint_comes_along_to_another_folder(whole: Path, tmp_path
     config = runs.tiny(tmp_path / "run", epochs=runs.tiny("unused").epochs + 1)
     code, lines = run_lines(config, resume=str(source / "checkpoints" / checkpoints.name_of(last)))
     assert code == 0 and "best validation accuracy 200.00 % after epoch 1" in lines[-1]
-    best = workdir.open_checkpoint(str(tmp_path / "run"), print, "best")
+    best = standing.open_checkpoint(str(tmp_path / "run"), print, "best")
     assert best.step == first < max(checkpoints.steps(str(tmp_path / "run" / "checkpoints")))
     kept = checkpoints.read(str(source / "checkpoints" / checkpoints.name_of(first)))
     for name, array in kept.arrays("model").items():
@@ -214,7 +214,7 @@ def test_the_best_checkpoint_comes_along_to_another_folder(whole: Path, tmp_path
     config = runs.tiny(tmp_path / "without", epochs=config.epochs)
     code, lines = run_lines(config, resume=str(source / "checkpoints" / checkpoints.name_of(last)))
     assert code == 0 and any("the best is looked for anew" in line for line in lines)
-    assert workdir.open_checkpoint(str(tmp_path / "without"), print, "best").step > last
+    assert standing.open_checkpoint(str(tmp_path / "without"), print, "best").step > last
 
 
 def test_a_kill_between_the_pointers_is_mended_without_validation(tmp_path: Path,

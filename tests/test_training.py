@@ -20,7 +20,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import evaluator
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import diagnosis
-from tfspike.runs import checkpoints, workdir
+from tfspike.runs import checkpoints, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training import optimisation
@@ -32,7 +32,7 @@ quiet = {"say": lambda line: None}
 
 
 def make(folder: Any = "unused", **settings: Any) -> Trainer:
-    return Trainer(runs.tiny(folder, **settings), distribution.make_strategy("one"), distribution.Place(),
+    return Trainer(runs.tiny(folder, **settings), distribution.make_strategy("one"), distribution.Worker(),
                             lambda line: None)
 
 
@@ -70,7 +70,7 @@ def test_a_dead_network_ends_the_run_with_4(tmp_path: Path, capsys: Any, epochs:
     error = capsys.readouterr().err
     assert sentence in error and "--resume=never" in error and "--threshold (now 500" in "".join(said)
     assert not any("Finished" in line for line in said) and not (tmp_path / workdir.FINISHED).exists()
-    assert workdir.open_checkpoint(str(tmp_path), quiet["say"], "last").step in (6, 18, 20)
+    assert standing.open_checkpoint(str(tmp_path), quiet["say"], "last").step in (6, 18, 20)
 
 
 def test_a_dead_network_goes_on_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -347,10 +347,10 @@ def test_running_statistics_come_with_the_weights(tmp_path: Path) -> None:
                 "lr_milestones": ()}
     assert training.run(runs.tiny(tmp_path / "first", **settings), say=lambda line: None) == 0
     strategy = distribution.make_strategy("one")
-    trainer = Trainer(runs.tiny(tmp_path / "second", seed=1, **settings), strategy, distribution.Place(),
+    trainer = Trainer(runs.tiny(tmp_path / "second", seed=1, **settings), strategy, distribution.Worker(),
                                lambda line: None)
     trainer.initialise(str(tmp_path / "first"))
-    saved = workdir.open_checkpoint(str(tmp_path / "first"), lambda line: None, "best").arrays("model")
+    saved = standing.open_checkpoint(str(tmp_path / "first"), lambda line: None, "best").arrays("model")
     found = {v.path: v.value.numpy() for v in trainer.model.variables if "moving" in v.path}
     assert len(found) == 4 and all(values.any() for values in found.values())
     for path, values in found.items():

@@ -24,30 +24,30 @@ _ADVICE = ('set TF_CONFIG on every host, such as {"cluster": {"worker": ["host1:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where this process stands among the workers.
+class Worker:
+    """This process among the workers of a run.
 
     Attributes:
-      worker: number of this one, from 0; the first one writes the workdir.
-      workers: how many there are.
+      index: its number, from 0; the first one writes the workdir.
+      count: how many workers there are.
     """
 
-    worker: int = 0
-    workers: int = 1
+    index: int = 0
+    count: int = 1
 
     @property
     def is_chief(self) -> bool:
-        return self.worker == 0
+        return self.index == 0
 
 
-def place(name: str) -> Place:
+def this_worker(name: str) -> Worker:
     """Reads TF_CONFIG for `multi_worker`; any other strategy is one worker. Needs no TensorFlow.
 
     Raises:
       UserError: TF_CONFIG is missing or does not describe a cluster of workers with this process in it.
     """
     if name != "multi_worker":
-        return Place()
+        return Worker()
     text = os.environ.get("TF_CONFIG", "")
     if not text:
         raise UserError(f"--strategy=multi_worker needs the environment variable TF_CONFIG; {_ADVICE}.")
@@ -58,14 +58,14 @@ def place(name: str) -> Place:
         strange = set(cluster) - {"chief", "worker"}
         hosts = [host for kind in cluster for host in cluster[kind]]
         sound = all(isinstance(host, str) and ":" in host for host in hosts)
-        worker = members.index((task["type"], int(task["index"])))
+        index = members.index((task["type"], int(task["index"])))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"TF_CONFIG does not describe a cluster with this process in it; {_ADVICE}. Received: "
                         f"{text[:200]!r}.") from None
     if strange or not sound:
         raise UserError(f"TF_CONFIG may hold chief and worker, each a list of host:port; received {text[:200]!r}; "
                         f"{_ADVICE}. Parameter servers are not supported: gradients are summed among workers.")
-    return Place(worker, len(members))
+    return Worker(index, len(members))
 
 
 def make_strategy(name: str = "auto", devices: Sequence[str] | None = None) -> tf.distribute.Strategy:
@@ -90,7 +90,7 @@ def make_strategy(name: str = "auto", devices: Sequence[str] | None = None) -> t
         except (RuntimeError, ValueError):  # already in use, or a device that grows by itself
             pass
     if name == "multi_worker":
-        place(name)
+        this_worker(name)
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         logical = tf.config.list_logical_devices("GPU" if gpus else "CPU")
@@ -111,15 +111,15 @@ def check_batch(batch_size: int, replicas: int) -> int:
     return batch_size // replicas
 
 
-def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, where: Place) -> Any:
+def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, worker: Worker) -> Any:
     """Splits the batches of this worker among its replicas: replica i gets the i-th slice.
 
     Args:
       strategy: of the run.
       dataset: batches of this worker, of one static size.
-      where: this worker.
+      worker: this one.
     """
-    local = strategy.num_replicas_in_sync // where.workers
+    local = strategy.num_replicas_in_sync // worker.count
     if strategy.num_replicas_in_sync == 1:
         return dataset
 
@@ -137,19 +137,19 @@ def first(strategy: tf.distribute.Strategy, value: Any) -> Any:
     return strategy.experimental_local_results(value)[0]
 
 
-def from_chief(strategy: tf.distribute.Strategy, where: Place, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+def from_chief(strategy: tf.distribute.Strategy, worker: Worker, values: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The first worker's arrays on every worker, so that the others need not see its disk.
 
     Args:
       strategy: of the run.
-      where: this worker.
+      worker: this one.
       values: arrays whose number, shapes and types agree on all workers.
     """
-    if where.workers == 1:
+    if worker.count == 1:
         return list(values)
     import tensorflow as tf
 
-    local = strategy.num_replicas_in_sync // where.workers
+    local = strategy.num_replicas_in_sync // worker.count
 
     @tf.function
     def summed(parts: Any) -> Any:

@@ -45,7 +45,7 @@ def write_file(path: str, text: str) -> None:
             os.remove(aside)
         raise
     os.replace(aside, path)
-    _sync_folder(os.path.dirname(path) or ".")
+    sync_folder(os.path.dirname(path) or ".")
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -71,7 +71,8 @@ def write_bytes(path: str, write: Callable[[Any], Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: str) -> None:
+def sync_folder(path: str) -> None:
+    """Makes the names in a folder survive a loss of power, where the file system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -97,7 +98,6 @@ def read_arrays(path: str, advice: str) -> Arrays:
             return {name: archive[f"a{i}"] for i, name in enumerate(names)}
     except UNREADABLE as error:
         raise UserError(f"The weights in {path} cannot be read ({type(error).__name__}); {advice}.") from error
-
 
 
 def read_npz(path: str | os.PathLike[str], fields: Sequence[str], advice: str) -> dict[str, np.ndarray]:

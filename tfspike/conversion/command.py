@@ -77,7 +77,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
 
 
 def _require_free(out: str) -> None:
-    if os.path.exists(os.path.join(out, "config.json")) and "converted" not in workdir.about(out):
+    if os.path.exists(os.path.join(out, "config.json")) and "converted" not in workdir.run_metadata(out):
         raise UserError(f"--out={out} holds a run; give another folder.")
 
 
@@ -87,7 +87,7 @@ def _write(out: str, converted: Conversion, config: Config, options: ConversionO
     settings = dataclasses.replace(config, neuron="lif", timesteps=options.timesteps, encoder=options.encoder, leak=1.0,
                                    threshold=1.0, export=(), workdir=out)
     record = {"versions": provenance.versions(), "commit": provenance.commit(), "commands": [provenance.command()],
-              "data": workdir.about(options.run).get("data"), "init_from": None, "converted": about}
+              "data": workdir.run_metadata(options.run).get("data"), "init_from": None, "converted": about}
     try:
         os.makedirs(out, exist_ok=True)
         converted.model.save(os.path.join(out, workdir.CONVERTED))

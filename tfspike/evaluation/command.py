@@ -13,7 +13,7 @@ import numpy as np
 from tfspike import datasets
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
-from tfspike.runs import loading, workdir
+from tfspike.runs import loading, standing, workdir
 
 if TYPE_CHECKING:
     from tfspike.evaluation.options import EvalOptions
@@ -94,7 +94,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     classes = np.mean([result.per_class for result in results], axis=0)
     rates = {name: float(np.mean([result.rates[name] for result in results])) for name in results[0].rates}
     neurons = {call.name: math.prod(call.outputs[0].shape[2:]) for call in model.plan.spiking} if rates else {}
-    stands = workdir.standing(config, options.checkpoint, checkpoint)
+    stands = standing.standing(config, options.checkpoint, checkpoint)
     return {
         "workdir": options.workdir or None, "weights": options.weights, "model": config.model, "dataset": info.name,
         "neuron": config.neuron,
@@ -123,7 +123,7 @@ def describe(record: dict[str, Any]) -> str:
         how = f"mean of {record['seeds']} draws, standard deviation {100 * spread:.2f}"
     else:
         how = "one draw" if record["seeds"] == 1 else f"{record['seeds']} draws"
-    stands = workdir.Standing(record["checkpoint"], record["step"], record["run_step"] or 0, record["run_steps"])
+    stands = standing.Standing(record["checkpoint"], record["step"], record["run_step"] or 0, record["run_steps"])
     lines = [f"{record['model']} on {record['dataset']}, {stands.describe()}, "
              + ("ReLU, no time" if record["neuron"] == "relu" else f"T = {record['timesteps']}")
              + f", {record['records']} test records",

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfspike import datasets, distribution
 from tfspike.datasets import streams
-from tfspike.distribution import Place
+from tfspike.distribution import Worker
 from tfspike.models import losses
 
 _DRAW = 1_000_003
@@ -65,27 +65,27 @@ class Evaluator:
       images, labels, indices, info: as in `streams.EvalStream`.
       part: records per replica and step; answers to Poisson input depend on it, through the noise alone.
       strategy: None for one device.
-      where: this worker.
+      worker: this worker.
       loss: what the network was trained with, for `Result.loss`.
     """
 
     def __init__(self, model: Any, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
                  indices: np.ndarray | None = None, strategy: tf.distribute.Strategy | None = None,
-                 where: Place = Place(), loss: str = "squared"):  # noqa: B008 (frozen)
+                 worker: Worker = Worker(), loss: str = "squared"):  # noqa: B008 (frozen)
         self.model, self.loss = model, loss
         self.strategy = strategy or tf.distribute.get_strategy()
-        self.where = where
+        self.worker = worker
         self._replicas = self.strategy.num_replicas_in_sync
         count = len(labels) if indices is None else len(indices)
         part = min(part, max(1, count))
         self.stream = streams.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
-                                         shard=(where.worker, where.workers))
+                                         shard=(worker.index, worker.count))
         self._step = tf.function(self._compute, autograph=False, reduce_retracing=True)
 
     def run(self, draw: int = 0) -> Result:
         """All records once, under the noise of draw number `draw`."""
         outputs, totals = [], np.zeros(len(self.model.spiking_layers) + 1)
-        batches = distribution.distribute(self.strategy, self.stream.dataset(), self.where)
+        batches = distribution.distribute(self.strategy, self.stream.dataset(), self.worker)
         for k, (images, _, weights) in enumerate(batches):
             first_seed = tf.constant(draw * _DRAW + k * self._replicas, tf.int64)
             output, sums = self._step(images, weights, first_seed)

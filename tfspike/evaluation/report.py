@@ -23,7 +23,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import comparison, pages, plots
 from tfspike.evaluation.pages import Picture
 from tfspike.runs import loading as run_loading
-from tfspike.runs import provenance, workdir
+from tfspike.runs import provenance, standing, workdir
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
 _MISTAKES = 12
@@ -94,8 +94,8 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
     say(f"analysing {len(test)} test images over {model.timesteps} steps")
     result = analysis.analyse(model, _Normalised(test.images, info), test.labels,
                               _option(options, "batch_size") or config.batch_size)
-    about = workdir.about(run)
-    stands = workdir.standing(config, _option(options, "checkpoint") or "best", checkpoint)
+    about = workdir.run_metadata(run)
+    stands = standing.standing(config, _option(options, "checkpoint") or "best", checkpoint)
     versions = about.get("versions") or {}
     facts = [("network", config.model), ("data", f"{info.name}, {len(test):,} test images"),
              (_PART, _ALL if len(test) == len(every) else f"the first {len(test):,} of {len(every):,}"),
@@ -127,7 +127,7 @@ def require_several(runs: Sequence[str]) -> list[str]:
     return folders
 
 
-def _checkpoint(stands: workdir.Standing) -> str:
+def _checkpoint(stands: standing.Standing) -> str:
     more = f"; the run is {stands.unfinished}" if not stands.finished else ""
     return f"{stands.which}, step {stands.step}{more}"
 
@@ -393,7 +393,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 def _record(run: str, options: Any, say: Callable[[str], None]) -> dict[str, Any]:
     which = _option(options, "checkpoint") or "best"
     settings = config_lib.read_run(run)
-    stands = workdir.standing(settings, which, workdir.open_checkpoint(run, say, which))
+    stands = standing.standing(settings, which, standing.open_checkpoint(run, say, which))
     try:
         with open(os.path.join(run, FOLDER, RECORD), encoding="utf-8") as file:
             record = json.load(file)

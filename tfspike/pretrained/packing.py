@@ -26,7 +26,7 @@ from tfspike.pretrained import cards as model_cards
 from tfspike.pretrained import files as weight_files
 from tfspike.pretrained.files import FOLDER
 from tfspike.runs import loading as run_loading
-from tfspike.runs import results, workdir
+from tfspike.runs import results, standing, workdir
 
 _DRAWS = 3  # of random input
 
@@ -90,7 +90,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         known here, or the files cannot be written.
     """
     config = config_lib.read_run(options.workdir)
-    about = workdir.about(options.workdir)
+    about = workdir.run_metadata(options.workdir)
     if config.neuron == "relu" or "converted" in about:
         raise UserError(f"Weights are packed of networks trained on spikes, and {options.workdir} holds "
                         f"{'an ANN' if config.neuron == 'relu' else 'a converted network'}; give another --workdir.")
@@ -101,7 +101,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     from tfspike import datasets, evaluation
     from tfspike.engine.folding import fold
 
-    info, checkpoint = run_loading.data_info(options.workdir), workdir.open_checkpoint(options.workdir, say, "best")
+    info, checkpoint = run_loading.data_info(options.workdir), standing.open_checkpoint(options.workdir, say, "best")
     # in 16 bits another processor would round to other spikes, and so to other answers
     exact = dataclasses.replace(config, precision="float32")
     model = run_loading.build_model(exact, info)

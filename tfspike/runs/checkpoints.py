@@ -24,13 +24,11 @@ from typing import Any
 import numpy as np
 
 from tfspike.errors import UserError
-from tfspike.files import Arrays, _sync_folder, checksum, disk_is_full, read_arrays, write_arrays, write_bytes
+from tfspike.files import Arrays, checksum, disk_is_full, read_arrays, sync_folder, write_arrays, write_bytes
 
 VERSION = 1
 PARTS = ("model", "optimizer")
 _NAME = re.compile(r"step_(\d{9,})")
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +91,11 @@ def save(folder: str, step: int, parts: Mapping[str, Mapping[str, np.ndarray]], 
         write_bytes(os.path.join(aside, "meta.json"), lambda file: file.write(text.encode()))
         sums = {name: checksum(os.path.join(aside, name)) for name in sorted(os.listdir(aside))}
         write_bytes(os.path.join(aside, "checksums.json"), lambda file: file.write(json.dumps(sums, indent=1).encode()))
-        _sync_folder(aside)
+        sync_folder(aside)
         if os.path.lexists(path):  # of a part of the run that is being repeated
             _remove(path)
         os.rename(aside, path)
-        _sync_folder(folder)
+        sync_folder(folder)
         point(folder, "last", step)
         if best:
             point(folder, "best", step)
@@ -122,7 +120,7 @@ def point(folder: str, pointer: str, step: int) -> None:
     if os.path.isdir(target) and not os.path.islink(target):
         _remove(target)
     os.replace(aside, target)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def target_of(folder: str, pointer: str) -> int | None:
@@ -155,24 +153,12 @@ def set_aside_after(folder: str, step: int) -> None:
             os.rename(os.path.join(folder, name_of(later)), aside)
 
 
-
-
-
-
-
-
 def _unwritable(folder: str, error: OSError) -> UserError:
     if disk_is_full(error):
         return UserError(f"The disk that holds {folder} is full ({error.strerror}). The checkpoints written before are "
                          "intact: make room and start the same command again.")
     return UserError(f"Cannot write a checkpoint into {folder}: {error.strerror or error}. Checkpoints written before "
                      "are intact; give a --workdir that can be written.")
-
-
-
-
-
-
 
 
 def _remove(path: str) -> None:
@@ -257,24 +243,9 @@ def newest(folder: str, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-
-
 def _followed(path: str) -> str:
     """The folder that a pointer file names; links are followed by the operating system."""
     if os.path.isfile(path):
         step = target_of(os.path.dirname(path), os.path.basename(path))
         return path if step is None else os.path.join(os.path.dirname(path), name_of(step))
     return os.path.realpath(path) if os.path.islink(path) else path
-
-
-# ---- variables ---------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-

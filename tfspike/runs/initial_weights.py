@@ -13,9 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike.models import variables
-from tfspike.runs import workdir
 from tfspike.errors import UserError
+from tfspike.models import variables
+from tfspike.runs import standing, workdir
 
 
 def load(model: Any, path: str, say: workdir.Say) -> None:
@@ -57,7 +57,7 @@ def kind_of(path: str) -> str:
 def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
     kind = kind_of(path)
     if kind == "checkpoint":
-        return "by path", workdir.open_checkpoint(path, say, "best").arrays("model")
+        return "by path", standing.open_checkpoint(path, say, "best").arrays("model")
     try:
         if kind == ".keras file":
             import tfspike.models  # noqa: F401 (registers the layers that the file names)

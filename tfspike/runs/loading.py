@@ -7,12 +7,14 @@ import os
 from typing import Any
 
 from tfspike import config as config_lib
-from tfspike.models import variables
-from tfspike.runs.checkpoints import Checkpoint
 from tfspike.config.config import FIELDS, SPIKING_ONLY, Config
 from tfspike.errors import UserError
+from tfspike.models import variables
+from tfspike.runs.checkpoints import Checkpoint
 from tfspike.runs.provenance import continuing_command, to_copy
-from tfspike.runs.workdir import CONVERTED, Say, about, check_unedited, open_checkpoint, standing
+from tfspike.runs.standing import open_checkpoint, standing
+from tfspike.runs.starting import check_unedited
+from tfspike.runs.workdir import CONVERTED, Say, run_metadata
 
 
 def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
@@ -77,7 +79,7 @@ def data_info(workdir: str) -> Any:
     """The `datasets.DatasetInfo` of a run; raises UserError where there is none."""
     from tfspike import datasets
 
-    data = about(workdir).get("data")
+    data = run_metadata(workdir).get("data")
     return datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
 
 
@@ -86,7 +88,7 @@ def _converted(workdir: str, timesteps: int | None) -> Any:
 
     Its shortcuts may carry factors, which no configuration describes: layers and weights come from the .keras file.
     """
-    if "converted" not in about(workdir):
+    if "converted" not in run_metadata(workdir):
         return None
     import keras
 

@@ -24,11 +24,11 @@ from typing import Any
 from tfspike import config as config_lib
 from tfspike import files
 from tfspike.config import flags
-from tfspike.runs import provenance, workdir
 from tfspike.config.config import FIELDS, Config
-from tfspike.errors import UserError
-from tfspike.runs.provenance import without_paths
 from tfspike.config.settings import normalise_all, setting, shown
+from tfspike.errors import UserError
+from tfspike.runs import provenance, standing, workdir
+from tfspike.runs.provenance import without_paths
 
 COLUMNS: dict[str, str] = {
     "date": "day on which training ended, UTC, as 2026-01-31",
@@ -104,7 +104,7 @@ def record(options: ResultOptions) -> tuple[dict[str, str], bool]:
     """
     config = config_lib.read_run(options.workdir)
     finished = read_finished(options.workdir, config)
-    about = workdir.about(options.workdir)
+    about = workdir.run_metadata(options.workdir)
     events = read_events(os.path.join(options.workdir, METRICS))
     evaluation = read_evaluation(options.evaluation)
     row = make_row(config, about, events, evaluation, finished, options.machine)
@@ -144,11 +144,11 @@ def read_finished(folder: str, config: Config) -> dict[str, Any]:
             return done
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    if "converted" in workdir.about(folder):
+    if "converted" in workdir.run_metadata(folder):
         raise UserError(f"{folder} holds a converted network, which was not trained; record the run of its ANN.")
     try:
-        last = workdir.open_checkpoint(folder, lambda line: None, "last")
-        where = workdir.standing(config, "last", last).unfinished
+        last = standing.open_checkpoint(folder, lambda line: None, "last")
+        where = standing.standing(config, "last", last).unfinished
     except UserError:
         where = ""
     raise UserError(f"The run in {folder} is {where or 'not finished'}: {path} does not say that all {config.epochs} "

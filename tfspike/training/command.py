@@ -16,10 +16,10 @@ import tensorflow as tf
 from tfspike import distribution, files, output
 from tfspike.analysis import summary
 from tfspike.config.config import Config, RunOptions
-from tfspike.distribution import Place
+from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.models import diagnosis, variables
-from tfspike.runs import checkpoints, provenance, workdir
+from tfspike.runs import checkpoints, provenance, standing, starting, workdir
 from tfspike.runs.run_log import RunLog
 from tfspike.training import dry_run
 from tfspike.training.progress import Progress
@@ -52,10 +52,10 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
       UserError: something the user can put right (exit code 2).
     """
     options = options or RunOptions()
-    where = distribution.place(config.strategy)
-    say = say or (output.line if where.is_chief else lambda line: None)
+    worker = distribution.this_worker(config.strategy)
+    say = say or (output.line if worker.is_chief else lambda line: None)
     try:
-        return dry_run.run(config, options, say) if options.dry_run else _run(config, options, where, say)
+        return dry_run.run(config, options, say) if options.dry_run else _run(config, options, worker, say)
     except diagnosis.Diverged as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -82,43 +82,43 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
         raise
 
 
-def _run(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
-    with workdir.held(str(config.workdir)) if where.is_chief else contextlib.nullcontext():
-        return _run_held(config, options, where, say)
+def _run(config: Config, options: RunOptions, worker: Worker, say: workdir.Say) -> int:
+    with workdir.held(str(config.workdir)) if worker.is_chief else contextlib.nullcontext():
+        return _run_held(config, options, worker, say)
 
 
-def _run_held(config: Config, options: RunOptions, where: Place, say: workdir.Say) -> int:
-    start = workdir.decide(config, options, say) if where.is_chief else workdir.Start("new", "")
+def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.Say) -> int:
+    start = starting.plan_start(config, options, say) if worker.is_chief else starting.Start("new", "")
     say(start.sentence)
     if start.kind == "finished":
         return 0
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = distribution.make_strategy(config.strategy)
-    trainer = Trainer(config, strategy, where, say)
+    trainer = Trainer(config, strategy, worker, say)
     with Signals() as stop:
         _begin(trainer, start, options)
         say(summary.layer_table(trainer.model, config.batch_size // strategy.num_replicas_in_sync,
                                 optimizer=config.optimizer))
-        log = RunLog(str(config.workdir), config.tensorboard, trainer.progress.step, where.is_chief)
+        log = RunLog(str(config.workdir), config.tensorboard, trainer.progress.step, worker.is_chief)
         try:
             trainer.train(log, stop)
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError,
                 tf.errors.InternalError, tf.errors.CancelledError) as error:
-            if where.workers == 1:
+            if worker.count == 1:
                 raise
             raise WorkerLost from error
         finally:
             log.close()
-    if where.is_chief:
+    if worker.is_chief:
         _finish(trainer, config, say)
     return 0
 
 
-def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
+def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None:
     """First weights, or those of the checkpoint; writes config.json."""
     config, progress = trainer.config, trainer.progress
-    if trainer.where.is_chief:
+    if trainer.worker.is_chief:
         if start.checkpoint is not None:
             _refuse_other_data(trainer, str(config.workdir))
             progress.restore(start.checkpoint)
@@ -140,7 +140,7 @@ def _begin(trainer: Trainer, start: workdir.Start, options: RunOptions) -> None:
             wanted = progress.step if trainer.evaluator is None else (progress.best or {}).get("step")
             if wanted in checkpoints.steps(progress.folder):
                 checkpoints.point(progress.folder, "best", int(wanted))
-    progress.share(trainer.strategy, trainer.where)
+    progress.share(trainer.strategy, trainer.worker)
 
 
 def _best_of(progress: Progress, source: str, say: workdir.Say) -> checkpoints.Checkpoint | None:
@@ -159,7 +159,7 @@ def _best_of(progress: Progress, source: str, say: workdir.Say) -> checkpoints.C
 
 def _refuse_other_data(trainer: Trainer, folder: str) -> None:
     """Data that changed between the parts of a run would make it another experiment."""
-    before = workdir.about(folder).get("data")
+    before = workdir.run_metadata(folder).get("data")
     if before and before != trainer.data_record():
         now = trainer.data_record()
         keys = ", ".join(key for key in now if before.get(key) != now[key])
@@ -172,7 +172,7 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
     if config.export:
         from tfspike import export
 
-        best = workdir.open_checkpoint(str(config.workdir), say, "best")
+        best = standing.open_checkpoint(str(config.workdir), say, "best")
         variables.restore(trainer.model.variables, best.arrays("model"), f"The checkpoint {best.path}")
         say(f"Exporting the weights of step {best.step} ({', '.join(config.export)}).")
         example = trainer.data.images[trainer.train_index[:_EXAMPLES]]

@@ -16,7 +16,7 @@ from tfspike.config.config import Config, RunOptions
 from tfspike.errors import UserError
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.models import diagnosis, variables
-from tfspike.runs import checkpoints, workdir
+from tfspike.runs import checkpoints, starting, workdir
 from tfspike.training.optimisation import learning_rate
 from tfspike.training.trainer import Trainer
 
@@ -40,9 +40,9 @@ def run(config: Config, options: RunOptions, say: workdir.Say) -> int:
     """
     began = time.monotonic()
     _require_writable(str(config.workdir))
-    say(f"Dry run. The real one would say: {workdir.decide(config, options, say).sentence}")
+    say(f"Dry run. The real one would say: {starting.plan_start(config, options, say).sentence}")
     if config.strategy == "multi_worker":
-        distribution.place(config.strategy)
+        distribution.this_worker(config.strategy)
         say("Only this worker is tried: the others would have to start with it.")
     strategy = distribution.make_strategy("one" if config.strategy == "multi_worker" else config.strategy)
     replicas = strategy.num_replicas_in_sync
@@ -50,7 +50,7 @@ def run(config: Config, options: RunOptions, say: workdir.Say) -> int:
     with tempfile.TemporaryDirectory(prefix="tfspike-dry-run-") as folder:
         small = dataclasses.replace(config, batch_size=replicas * min(_BATCH, real_batch), workdir=folder,
                                     steps_per_epoch=1, lr_milestones=())
-        trainer = Trainer(small, strategy, distribution.Place(), say)
+        trainer = Trainer(small, strategy, distribution.Worker(), say)
         if config.batch_size > len(trainer.train_index):
             raise UserError(f"a batch of {config.batch_size} is larger than the {len(trainer.train_index)} training "
                             f"records; choose a batch size of at most {len(trainer.train_index)}.")
@@ -77,7 +77,7 @@ def _require_writable(path: str) -> None:
 def _two_steps(trainer: Trainer, say: workdir.Say) -> dict[str, float]:
     """Returns the mean firing rate of every layer."""
     watch, length = diagnosis.Watch(trainer.model, trainer.config), trainer.progress.steps_per_epoch
-    batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.where))
+    batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.worker))
     for step in (1, 2):
         began = time.monotonic()
         trainer.optimizer.learning_rate = rate = learning_rate(trainer.config, step - 1, length)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfspike import distribution
 from tfspike.config.config import Config
-from tfspike.distribution import Place
+from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.models import diagnosis, variables
 from tfspike.runs import checkpoints, workdir
@@ -128,13 +128,13 @@ class Progress:
         variables.restore(self._optimizer.variables, checkpoint.arrays("optimizer"), source)
         self.step, self.last_saved = checkpoint.step, checkpoint.path
 
-    def share(self, strategy: tf.distribute.Strategy, where: Place) -> None:
+    def share(self, strategy: tf.distribute.Strategy, worker: Worker) -> None:
         """Gives every worker the first one's weights and step."""
-        if where.workers == 1:
+        if worker.count == 1:
             return
         shared = [*self._model.variables, *self._optimizer.variables]
         mine = [*(variable.value.numpy() for variable in shared), np.asarray(self.step, np.int32)]
-        *values, step = distribution.from_chief(strategy, where, mine)
+        *values, step = distribution.from_chief(strategy, worker, mine)
         for variable, value in zip(shared, values):
             variable.assign(value)
         self.step = int(step)

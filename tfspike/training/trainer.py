@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfspike import datasets, distribution
 from tfspike.config.config import Config
 from tfspike.datasets import streams
-from tfspike.distribution import Place
+from tfspike.distribution import Worker
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.models import diagnosis
 from tfspike.models.initialisation import initialise_rates
@@ -39,19 +39,19 @@ class Trainer:
     Args:
       config: resolved settings.
       strategy: of the run.
-      where: this worker.
+      worker: this worker.
       say: takes lines for the user.
     """
 
-    def __init__(self, config: Config, strategy: tf.distribute.Strategy, where: Place, say: workdir.Say):
-        self.config, self.strategy, self.where, self.say = config, strategy, where, say
+    def __init__(self, config: Config, strategy: tf.distribute.Strategy, worker: Worker, say: workdir.Say):
+        self.config, self.strategy, self.worker, self.say = config, strategy, worker, say
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
         self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra)
         self.train_index, self.val_index = streams.split_indices(len(self.data), config.val_fraction, config.seed,
                                                                  self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)
         self.stream = streams.TrainStream(self.data.images, self.data.labels, self.train_index, config.batch_size,
-                                          config.seed, self.info, shard=(where.worker, where.workers))
+                                          config.seed, self.info, shard=(worker.index, worker.count))
         steps_per_epoch = config.steps_per_epoch or max(self.stream.steps_per_epoch, config.min_steps_per_epoch)
         keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
         with strategy.scope():
@@ -60,7 +60,7 @@ class Trainer:
             self.optimizer.build(self.model.trainable_variables)
         self.train_step = TrainStep(self.model, self.optimizer, strategy, config)
         self.evaluator = Evaluator(self.model, self.data.images, self.data.labels, self.info, config.batch_size,
-                                   self.val_index, strategy, where, config.loss) if len(self.val_index) else None
+                                   self.val_index, strategy, worker, config.loss) if len(self.val_index) else None
         self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, self.evaluator is not None)
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
                                                  for part in (self.train_index, self.val_index)))
@@ -104,9 +104,9 @@ class Trainer:
         self.watch.last_checkpoint = at.last_saved
         if at.step >= at.last_step:
             return
-        batches = iter(distribution.distribute(self.strategy, self.stream.dataset(at.step), self.where))
+        batches = iter(distribution.distribute(self.strategy, self.stream.dataset(at.step), self.worker))
         self.speed = Speed(at.step)
-        wanted = self.config.profile and self.where.is_chief
+        wanted = self.config.profile and self.worker.is_chief
         with Profile(str(self.config.workdir), at.step, at.last_step, wanted, self.say) as profile:
             self._loop(batches, stop, profile)
 
@@ -147,7 +147,7 @@ class Trainer:
 
     def _asked_to_stop(self, stop: Signals, values: tf.Tensor) -> bool:
         """Whether to stop after this step. Several workers stop after the same one: the flag went through it."""
-        if self.where.workers == 1:
+        if self.worker.count == 1:
             return stop.received is not None
         return self.train_step.numbers(values)["stop"] > 0
 
@@ -195,7 +195,7 @@ class Trainer:
                  + text)
         if rates:
             self.say("  spikes per step: " + "  ".join(f"{name} {rate:.4f}" for name, rate in rates.items()))
-        energy = self.board.energy() if self.where.is_chief else {}
+        energy = self.board.energy() if self.worker.is_chief else {}
         by_layer = {f"epoch_rate/{name}": rate for name, rate in rates.items()}
         self.log.scalars(at.step, {**record, **by_layer, **energy}, dict.fromkeys(energy, self.board.energy_note),
                          event="epoch", epoch=epoch)
@@ -206,7 +206,7 @@ class Trainer:
 
     def _save(self, best: bool = False) -> None:
         """Writes a checkpoint of this moment, and all that was logged until now."""
-        if not self.where.is_chief:
+        if not self.worker.is_chief:
             return
         lock = workdir.settle_again(self.config, self.data_record(), self.say)
         if lock is not None:  # the best so far went with the old folder
