@@ -60,10 +60,11 @@ def exported(workdir: str, formats: Any, *flags: str) -> dict[str, dict[str, Any
     from tfspike.export import __main__ as export
 
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = export.main([f"--workdir={workdir}", f"--format={','.join(formats)}", *flags])
-    if status:
-        raise UserError(err.getvalue().removeprefix("error: ").rstrip())
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            export.main([f"--workdir={workdir}", f"--format={','.join(formats)}", *flags])
+    except SystemExit:
+        raise UserError(err.getvalue().removeprefix("Error: ").rstrip()) from None
     return reports(out.getvalue())
 
 

@@ -138,6 +138,7 @@ WITH_COMMANDS = [path for path in ALL_PROSE if path.name != "CHANGELOG.md"]  # w
 READERS: dict[str, Callable[[list[str]], Any]] = {
     "train.py": flags.parse, "eval.py": eval_options.parse_eval,
     "tfspike.conversion": lambda words: importlib.import_module("tfspike.conversion.options").parse(words),
+    "tfspike.export": lambda words: importlib.import_module("tfspike.export.options").parse(words),
     "tfspike.pretrained": lambda words: flags.parse_as(importlib.import_module("tfspike.pretrained").PackOptions, words, ""),
     "tfspike.results": lambda words: flags.parse_as(importlib.import_module("tfspike.results").ResultOptions, words, "")}
 

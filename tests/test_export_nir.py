@@ -16,6 +16,7 @@ import tfspike
 from tfspike import datasets
 from tfspike.errors import UserError
 from tfspike.export import verify
+from tfspike.export.options import ExportOptions
 from tfspike.export.standalone import simulate_nir
 from tfspike.runs import loading as run_loading
 
@@ -25,6 +26,10 @@ from tfspike.export import nir_graph, nir_import  # noqa: E402
 # A Python that has torch, nir, nirtorch and the libraries; TensorFlow need not be there.
 TORCH = os.environ.get("TFSPIKE_TORCH_PYTHON") or (sys.executable if importlib.util.find_spec("torch") else None)
 WORKER = os.path.join(os.path.dirname(__file__), "torch_nir_worker.py")
+
+
+def test_the_command_takes_every_target():
+    assert ExportOptions.__dataclass_fields__["target"].metadata["choices"] == tuple(nir_graph.TARGETS)
 
 
 def network(name="resnet9", leak=0.9, **kwargs):
