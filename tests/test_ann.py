@@ -21,6 +21,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import ann, variables
+from tfspike.models.network import Network, window_of
 from tfspike.neurons import encoders, layers
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.runs import checkpoints, initial_weights
@@ -299,3 +300,10 @@ def test_a_dry_run_tries_every_stage(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert "block9_b_relu" in text and "export: keras" in text and "spikes" not in text
     assert not (tmp_path / "run").exists()
+
+
+def test_both_kinds_of_model_are_networks() -> None:
+    spiking, twin = pair("lenet", hidden=0)
+    assert isinstance(spiking, Network) and isinstance(twin, Network)
+    assert spiking.is_spiking and not twin.is_spiking and (twin.timesteps, twin.spiking_layers) == (1, [])
+    assert window_of(spiking) is spiking.plan and window_of(twin) is None and window_of(keras.Sequential()) is None

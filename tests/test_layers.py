@@ -262,6 +262,25 @@ def test_over_time_refuses_layers_with_state(inner: Any) -> None:
         OverTime(inner())(tf.constant(currents(4)))
 
 
+def test_over_time_asks_for_state_without_touching_what_is_trained() -> None:
+    dense, random, batch = keras.layers.Dense(3), keras.layers.Dropout(0.5), keras.layers.BatchNormalization()
+    dense.build((None, 4))
+    batch.build((None, 3))
+    dense.trainable = random.trainable = batch.trainable = False  # frozen after they were built
+    nested = keras.Sequential([keras.Input((4,)), dense, keras.layers.BatchNormalization()])
+    both = keras.Sequential([keras.Input((4,)), dense, keras.layers.Dense(2)])
+    flags: list[bool] = []
+    trainable = keras.layers.Layer.trainable
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.layers.Layer, "trainable", trainable.setter(lambda self, value: flags.append(value)))
+        for layer in (dense, both):
+            assert OverTime(layer)(tf.constant(currents(4))).shape[-1] in (2, 3)
+        for layer, state in ((random, "seed_generator_state"), (batch, "moving_mean"), (nested, "moving_variance")):
+            with pytest.raises(ValueError, match=f"stateless.*{state}"):
+                OverTime(layer)
+    assert not flags and not dense.trainable and not any(v.trainable for v in dense.variables) and both.trainable
+
+
 def test_over_time_takes_frozen_layers_and_models_of_them_come_back(tmp_path: Any) -> None:
     inner = keras.layers.Conv2D(4, 3)
     inner.trainable = False

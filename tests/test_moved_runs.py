@@ -236,8 +236,9 @@ def test_reports_and_results_say_so_too(second: Path) -> None:
 
 def test_exports_say_so_too(second: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from tfspike.export import __main__ as export
+    from tfspike.export import formats
 
-    monkeypatch.setattr(export, "save", lambda *args, **kwargs: {})
+    monkeypatch.setattr(formats, "save", lambda *args, **kwargs: {})
     assert export.main(["--workdir=second", "--format=keras"]) == 0
     assert "Warning: the run in second is unfinished, at step 4 of 6." in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ import keras
 
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
-from tfspike.models.ann import ReluModel
+from tfspike.models.network import Network
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -136,7 +136,7 @@ def memory(model: keras.Model, batch_size: int, training: bool = True, optimizer
                   int(FRAMEWORK + compiler + per_layer * len(context.plan.spiking)))
 
 
-def layer_table(model: keras.Model, batch_size: int, training: bool = True, optimizer: str = "sgd",
+def layer_table(model: Network, batch_size: int, training: bool = True, optimizer: str = "sgd",
                 rates: Mapping[str, float] | None = None) -> str:
     """The layers as text, with totals and the memory estimate below.
 
@@ -144,7 +144,7 @@ def layer_table(model: keras.Model, batch_size: int, training: bool = True, opti
       model, batch_size, training, optimizer: as for `layers`.
       rates: mean firing rates by layer, spikes per step, to be shown beside.
     """
-    if isinstance(model, ReluModel):
+    if not model.is_spiking:
         return _ann_table(model)
     rows = layers(model, batch_size, training, optimizer)
     head = ["layer", "kind", "output", "parameters", "MACs/step", "memory"] + (["spikes/step"] if rates else [])

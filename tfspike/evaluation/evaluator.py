@@ -17,6 +17,7 @@ from tfspike import datasets, distribution
 from tfspike.datasets import streams
 from tfspike.distribution import Worker
 from tfspike.models import losses
+from tfspike.models.network import Network
 
 _DRAW = 1_000_003
 _LARGEST = 2**31 - 1
@@ -69,7 +70,7 @@ class Evaluator:
       loss: what the network was trained with, for `Result.loss`.
     """
 
-    def __init__(self, model: Any, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
+    def __init__(self, model: Network, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
                  indices: np.ndarray | None = None, strategy: tf.distribute.Strategy | None = None,
                  worker: Worker = Worker(), loss: str = "squared"):  # noqa: B008 (frozen)
         self.model, self.loss = model, loss

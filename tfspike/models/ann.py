@@ -31,14 +31,20 @@ _STEPWISE = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, kera
 
 @keras.saving.register_keras_serializable("tfspike")
 class ReluModel(keras.Model):
-    """`ReluModel(inputs, outputs)`: a functional Keras model, with what training and evaluation ask a network for.
+    """`ReluModel(inputs, outputs)`: a functional Keras model that is a `tfspike.models.network.Network`.
 
     An ordinary Keras model in every way; it has one step of time and no spiking layers.
     """
 
-    plan = None
-    engine = None
-    timesteps = 1
+    @property
+    def is_spiking(self) -> bool:
+        """False: it has no time."""
+        return False
+
+    @property
+    def timesteps(self) -> int:
+        """1: one pass is all."""
+        return 1
 
     @property
     def spiking_layers(self) -> list[str]:

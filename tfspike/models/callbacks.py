@@ -17,6 +17,7 @@ import numpy as np
 
 from tfspike.checks import check_count
 from tfspike.models.diagnosis import Diverged, Watch, weight_names
+from tfspike.models.network import window_of
 from tfspike.neurons.surrogates import LEAK_AWARE
 
 _FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first weights shows at once
@@ -38,7 +39,7 @@ class FitWatch(Watch):
     def __init__(self, model: Any):
         super().__init__(model, None)
         self._model = model
-        plan = getattr(model, "plan", None)
+        plan = window_of(model)
         self._neurons = {} if plan is None else {call.name: call.layer for call in plan.spiking}
         self._has_norms = plan is not None and bool(plan.norms)
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfspike.config.config import Config
 from tfspike.errors import UserError
+from tfspike.models.network import window_of
 from tfspike.neurons.layers import SpikingLayer
 from tfspike.variants import VARIANTS
 
@@ -120,7 +121,7 @@ def nonfinite_layer(model: keras.Model) -> str | None:
 
 def feeding_weights(model: keras.Model) -> dict[str, list[str]]:
     """The layers with weights between each spiking layer and the spiking layers before it; {} without a plan."""
-    plan = getattr(model, "plan", None)
+    plan = window_of(model)
     if plan is None:
         return {}
     producers = {id(output): call for call in plan.window for output in call.outputs}
@@ -157,7 +158,8 @@ class Watch:
         self._config = config
         self.last_checkpoint: str | int | None = None
         self.last_living: str | int | None = None
-        self._spiking = list(model.spiking_layers) if getattr(model, "plan", None) is not None else []
+        window = window_of(model)
+        self._spiking = [] if window is None else [call.name for call in window.spiking]
         self._weights = [layer_of(variable) for variable in model.trainable_variables]
         self._feeding = feeding_weights(model)
         self._start_norm = {name: float(np.linalg.norm(np.asarray(v.value.numpy(), np.float32)))

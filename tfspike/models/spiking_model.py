@@ -62,6 +62,11 @@ class SpikingModel(keras.Model):
         self._lazy().pop("engine", None)
 
     @property
+    def is_spiking(self) -> bool:
+        """True: its neurons fire, over a window of time steps."""
+        return True
+
+    @property
     def timesteps(self) -> int:
         """T, steps in the window."""
         return self._required_plan().encoder.layer.timesteps

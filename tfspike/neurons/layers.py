@@ -295,16 +295,7 @@ class OverTime(TimeMajor):
         self._refuse_state()
 
     def _refuse_state(self) -> None:
-        # Keras counts frozen weights among those that are none: free them all to ask, and freeze them again
-        flags = [(layer, layer.trainable) for layer in with_layers_inside(self.layer)]
-        frozen = [variable for variable in self.layer.variables if not variable.trainable]
-        for layer, _ in flags:  # a Sequential does not tell those inside
-            layer.trainable = True
-        kept = [variable.name for variable in self.layer.non_trainable_variables]
-        for layer, trainable in flags:
-            layer.trainable = trainable
-        for variable in frozen:
-            variable.trainable = False
+        kept = [variable.name for variable in self.layer.variables if not _may_be_trained(variable, self.layer)]
         if kept:
             raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
                              "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "
@@ -343,6 +334,14 @@ class OverTime(TimeMajor):
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
+
+
+def _may_be_trained(variable: keras.Variable, layer: keras.layers.Layer) -> bool:
+    """Whether a variable of this layer is a weight, frozen or not, in place of a statistic or a seed."""
+    value = variable.value
+    if isinstance(value, tf.Variable):
+        return value.trainable  # as it was made: freezing a layer changes Keras' flag alone
+    return variable.trainable or not layer.trainable  # cast, as everything is in a model's `call` of mixed precision
 
 
 def with_layers_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -72,7 +72,7 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
         return converted, config, info, checkpoint
     model = build_model(config, info, timesteps)
     variables.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
-    return (model if config.neuron == "relu" else fold(model)), config, info, checkpoint
+    return (fold(model) if model.is_spiking else model), config, info, checkpoint
 
 
 def data_info(workdir: str) -> Any:

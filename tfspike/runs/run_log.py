@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike.errors import UserError
+from tfspike.models.network import window_of
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tb"
@@ -134,7 +135,7 @@ class RunLog:
           model: a spiking model.
           example: an input `[B, ...]`; only shape and dtype are used.
         """
-        if getattr(model, "plan", None) is None or not self._once(_GRAPH):
+        if window_of(model) is None or not self._once(_GRAPH):
             return
         example = tf.convert_to_tensor(example)
         signature = tf.TensorSpec([None, *example.shape[1:]], example.dtype, "images")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +11,7 @@ from tfspike import analysis
 from tfspike.analysis import simulation
 from tfspike.analysis.energy import EnergyModel
 from tfspike.config.config import Config
+from tfspike.models.network import Network
 from tfspike.runs import provenance
 from tfspike.runs.run_log import RunLog
 
@@ -29,7 +29,7 @@ class Board:
       held_out: its first validation images likewise; none of a run without validation.
     """
 
-    def __init__(self, config: Config, model: Any, training: np.ndarray, held_out: np.ndarray):
+    def __init__(self, config: Config, model: Network, training: np.ndarray, held_out: np.ndarray):
         self._config, self._model, self._training = config, model, training
         # unseen images, as a report's are, where there are any
         self._metered, self._kind = (held_out, "held-out") if len(held_out) else (training, "training")
@@ -56,7 +56,7 @@ class Board:
         filters = simulation.first_filters(self._model)
         if filters is not None:
             pictures["first_layer_filters"] = plots.filter_sheet(filters)
-        if self._model.plan is not None:
+        if self._model.is_spiking:
             train = simulation.spike_trains(self._model, tf.convert_to_tensor(self._training[:1]))
             pictures["spike_raster"] = plots.raster_picture(train)
         log.images(step, pictures)
@@ -69,7 +69,7 @@ class Board:
 
     def energy(self) -> dict[str, float]:
         """Energy of an image in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
-        if self._model.plan is None:
+        if not self._model.is_spiking:
             return {}
         snn, ann = (EnergyModel().picojoules(operations)
                     for operations in analysis.operations(self._model, self._metered))

@@ -19,6 +19,7 @@ from tfspike.config.config import Config
 from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.models import diagnosis, variables
+from tfspike.models.network import Network
 from tfspike.runs import checkpoints, workdir
 
 
@@ -54,7 +55,7 @@ class Progress:
       last_saved: path of the newest checkpoint; None without one.
     """
 
-    def __init__(self, config: Config, model: Any, optimizer: Any, steps_per_epoch: int, validated: bool):
+    def __init__(self, config: Config, model: Network, optimizer: Any, steps_per_epoch: int, validated: bool):
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self._model, self._optimizer, self._validated = model, optimizer, validated
         self.step = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +10,7 @@ import tensorflow as tf
 from tfspike import distribution
 from tfspike.config.config import Config
 from tfspike.models import diagnosis, losses
+from tfspike.models.network import Network
 from tfspike.training.optimisation import decays
 
 
@@ -25,7 +27,7 @@ class TrainStep:
       config: of the run; `batch_size` is the global batch.
     """
 
-    def __init__(self, model: Any, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
+    def __init__(self, model: Network, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
         self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
         penalised = ["firing_rate", "spike_penalty"] if config.spike_penalty > 0 else []
         self._names = ["loss", *penalised, "correct", "stop",
@@ -70,7 +72,7 @@ class TrainStep:
         sums |= {name: value / replicas for name, value in stats.items()}  # a mean over replicas, as a sum
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([sums[name] for name in self._names]))
 
-    def _apply(self, grads: list[tf.Tensor], variables: list[Any], replicas: int) -> None:
+    def _apply(self, grads: list[tf.Tensor], variables: Sequence[Any], replicas: int) -> None:
         config = self.config
         if config.clip_norm > 0:
             grads, _ = tf.clip_by_global_norm(grads, config.clip_norm)
