@@ -102,6 +102,32 @@ def test_without_a_callback_fit_warns_once() -> None:
     assert len(texts) == 1 and texts[0].startswith("b: 100 % of neurons silent") and "tfspike.Diagnosis()" in texts[0]
 
 
+def test_who_has_warned_looks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    weights = tfspike.Diagnosis._weights
+    monkeypatch.setattr(tfspike.Diagnosis, "_weights", lambda self: passes.append(1) or weights(self))
+    model = net(weak=("b",))
+    with pytest.warns(UserWarning, match="b: 100 % of neurons silent"):
+        model.fit(*DATA, batch_size=2, verbose=0)
+    assert len(passes) == 2  # before the first batch, and behind it
+    model.fit(*DATA, batch_size=2, verbose=0)
+    assert len(passes) == 2
+
+
+def test_weights_of_any_type_are_watched() -> None:
+    layer = keras.layers.Dense(2, dtype="bfloat16")
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    callback = tfspike.Diagnosis(say=lambda text: None)
+    callback.set_model(model)
+    norms, before = callback._weights()
+    assert next(iter(norms.values())) == pytest.approx(np.linalg.norm(layer.kernel.numpy().astype("f")), rel=1e-3)
+    assert callback._weights()[1] == before
+    layer.kernel.assign(layer.kernel + 1.0)
+    after = callback._weights()[1]
+    assert [after[name] != before[name] for name in before] == [True, False]
+
+
 @pytest.mark.parametrize("given", [None, [], keras.callbacks.LambdaCallback(), [[keras.callbacks.LambdaCallback()]]])
 def test_fit_takes_callbacks_in_every_form(given: Any) -> None:
     with pytest.warns(UserWarning, match="b: 100 % of neurons silent"):

@@ -172,6 +172,20 @@ def test_the_last_checkpoint_of_a_living_network_is_named_and_a_dead_ones_is_not
     assert "--init_from=step_30" in str(stopped.value) and "--learning_rate" in str(stopped.value)
 
 
+def test_a_collapse_without_a_silent_layer_is_one_sentence_after_the_other(lenet):
+    watch, said = Watch(lenet, Config(on_collapse="continue")), []
+    for step in range(1, 25):
+        said += watch.update(step, dead(lenet))
+    (text,) = said
+    assert "for 20 steps. It cannot recover by itself. Start again" in text and "  " not in text
+
+
+def test_the_names_of_statistics_are_known_beforehand(lenet):
+    count = {name: tf.ones((2, 3)) for name in lenet.spiking_layers}
+    stats = layer_statistics(count, T, [None] * 4, lenet.trainable_variables)
+    assert list(stats) == diagnosis.statistic_names(lenet.spiking_layers, lenet.trainable_variables)
+
+
 def test_a_network_without_gradient_on_a_few_batches_is_left_in_peace(lenet):
     watch = Watch(lenet, Config())
     for step in range(1, 200):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,62 +25,40 @@ _FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first wei
 _START = 'kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")'
 
 
-class FitWatch(Watch):
-    """`Watch` for `fit`: without a run's configuration, and with remedies in terms of the Python API.
-
-    Gradients are not at hand there; `grad_norm/...` holds how far weights moved since the last look. It is zero where
-    every gradient is.
+class FitAdvice:
+    """`Advice` in terms of Python, for a model in `fit`, which has no configuration.
 
     Args:
       model: a built and compiled Keras model, spiking or not.
     """
 
-    _collapse_patience = 10
+    stops_on_collapse = False
 
     def __init__(self, model: Any):
-        super().__init__(model, None)
         self._model = model
-        plan = window_of(model)
-        self._neurons = {} if plan is None else {call.name: call.layer for call in plan.spiking}
-        self._has_norms = plan is not None and bool(plan.norms)
+        window = window_of(model)
+        self._neurons = {} if window is None else {call.name: call.layer for call in window.spiking}
+        self.normalised = window is not None and bool(window.norms)
+        self.needs_spikes = any(layer.surrogate == LEAK_AWARE for layer in self._neurons.values())
 
-    def first(self, step: int, stats: Mapping[str, float]) -> list[str]:
-        """Of `update`, what keeps a network from learning at all: silent layers, and no gradient."""
-        self._first_step = step if self._first_step is None else self._first_step
-        found = [*self._silent(step, stats), *self._collapse(step, stats)]
-        self._remember(stats)
-        return found
-
-    def _restart(self) -> str:
-        return "Start again with other first weights or a smaller learning rate."
-
-    @property
-    def _stops_on_collapse(self) -> bool:
-        return False
-
-    @property
-    def _normalised(self) -> bool:
-        return self._has_norms
-
-    @property
-    def _needs_spikes(self) -> bool:
-        return any(layer.surrogate == LEAK_AWARE for layer in self._neurons.values())
-
-    def _update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
+    def update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
         return {}  # of single updates, which are not looked at here
 
-    def _louder(self, layer: str) -> str:
-        if self._normalised:
+    def restart(self, last_living: str | int | None) -> str:
+        return "Start again with other first weights or a smaller learning rate."
+
+    def louder(self, layer: str) -> str:
+        if self.normalised:
             return f"more timesteps (now {self._model.timesteps}) or a smaller learning rate (now {self._rate():g})"
         return (f"give the synapses in front of it {_START} (Keras' own start is too weak to fire), call "
                 "tfspike.initialisation.initialise_rates(model, images) before fit, or lower its threshold"
                 f"{self._threshold(layer)}")
 
-    def _quieter(self, layer: str) -> str:
+    def quieter(self, layer: str) -> str:
         return ("smaller first weights, tfspike.initialisation.initialise_rates(model, images) before fit, or a higher "
                 f"threshold{self._threshold(layer)}")
 
-    def _smaller_steps(self) -> str:
+    def smaller_steps(self) -> str:
         optimizer = self._model.optimizer
         clip = optimizer.clipnorm or optimizer.global_clipnorm
         bound = f"a smaller clipnorm (now {clip:g})" if clip else "clipnorm=1.0 in the optimizer (bounds every update)"
@@ -91,6 +70,29 @@ class FitWatch(Watch):
 
     def _rate(self) -> float:
         return float(self._model.optimizer.learning_rate)
+
+
+class FitWatch(Watch):
+    """`Watch` for `fit`.
+
+    Gradients are not at hand there; `grad_norm/...` is 1 of a weight that moved since the last look, else 0. It is zero
+    where every gradient is.
+
+    Args:
+      model: a built and compiled Keras model, spiking or not.
+    """
+
+    _collapse_patience = 10
+
+    def __init__(self, model: Any):
+        super().__init__(model, FitAdvice(model))
+
+    def first(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        """Of `update`, what keeps a network from learning at all: silent layers, and no gradient."""
+        self._first_step = step if self._first_step is None else self._first_step
+        found = [*self._silent(step, stats), *self._collapse(step, stats)]
+        self._remember(stats)
+        return found
 
 
 class Diagnosis(keras.callbacks.Callback):
@@ -117,9 +119,14 @@ class Diagnosis(keras.callbacks.Callback):
         self._watch: Any = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._watch, self._diverged = FitWatch(self.model), False
         self._step = self._before = self._looked = 0
-        self._weights = self._values()
+        self._done = self._has_spoken()
+        if not self._done:
+            self._watch, self._sums = FitWatch(self.model), self._weights()[1]
+
+    def _has_spoken(self) -> bool:
+        """Whether all has been said before this `fit`."""
+        return False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._before = self._step
@@ -135,30 +142,36 @@ class Diagnosis(keras.callbacks.Callback):
 
     def _look(self, logs: Mapping[str, float] | None) -> None:
         self._looked = self._step
-        if self._diverged:
+        if self._done:
             return
         try:
             for text in self._found(self._statistics(logs or {})):
                 self._say(text)
         except Diverged as error:
-            self._diverged = True
+            self._done = True
             self._say(str(error))
 
     def _found(self, stats: Mapping[str, float]) -> list[str]:
         return self._watch.update(self._step, stats)
 
     def _statistics(self, logs: Mapping[str, float]) -> dict[str, float]:
-        before, self._weights = self._weights, self._values()
-        found = dict(getattr(self.model, "activity_statistics", dict)())
-        found |= {f"weight_norm/{name}": _norm(value) for name, value in self._weights.items()}
+        before = self._sums
+        norms, self._sums = self._weights()
+        found = {**getattr(self.model, "activity_statistics", dict)(),
+                 **{f"weight_norm/{name}": norm for name, norm in norms.items()}}
         if float(self.model.optimizer.learning_rate) > 0.0:  # else weights stand still whatever the gradient
-            found |= {f"grad_norm/{name}": _norm(value - before[name]) for name, value in self._weights.items()}
+            found |= {f"grad_norm/{name}": float(value != before[name]) for name, value in self._sums.items()}
         return found | ({"loss": float(logs["loss"])} if "loss" in logs else {})
 
-    def _values(self) -> dict[str, np.ndarray]:
+    def _weights(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Norms and checksums of all weights by name, from one pass; none of them is kept."""
+        norms, sums = {}, {}
         variables = self.model.trainable_variables
-        return {name: np.array(v.value.numpy(), np.float32)
-                for name, v in zip(weight_names(variables), variables)}
+        for name, variable in zip(weight_names(variables), variables):
+            value = variable.value.numpy()
+            norms[name] = float(np.linalg.norm(value.astype(np.float64)))
+            sums[name] = zlib.crc32(value.tobytes())
+        return norms, sums
 
 
 class FirstWarning(Diagnosis):
@@ -169,14 +182,13 @@ class FirstWarning(Diagnosis):
         super().__init__()
         self._told = model._lazy()
 
-    def _look(self, logs: Mapping[str, float] | None) -> None:
-        if "warned" not in self._told:
-            super()._look(logs)
+    def _has_spoken(self) -> bool:
+        return "warned" in self._told
 
     def _found(self, stats: Mapping[str, float]) -> list[str]:
         texts = self._watch.first(self._step, stats)[:1]
         if texts:
-            self._told["warned"] = True
+            self._told["warned"] = self._done = True
         return [f"{text} (tfspike.Diagnosis() as a callback watches for more.)" for text in texts]
 
 
@@ -189,10 +201,6 @@ def watched(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
         if not any(isinstance(callback, Diagnosis) for callback in listed):
             bound.arguments["callbacks"] = [*listed, FirstWarning(model)]
     return bound.args[1:], bound.kwargs
-
-
-def _norm(value: np.ndarray) -> float:
-    return float(np.linalg.norm(value.astype(np.float64)))
 
 
 def _warn(text: str) -> None:

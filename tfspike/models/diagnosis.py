@@ -1,4 +1,4 @@
-"""Why a network does not learn: statistics of every layer, and warnings that name the layer, the cause and the flag.
+"""Why a network does not learn: statistics of every layer, and warnings that name the layer, the cause and the remedy.
 
 `layer_statistics` runs inside the training step, on spike counts, gradients and weights that are there anyway. `Watch`
 reads its numbers outside the graph and turns them into sentences. Numbers that are not finite end the run (`Diverged`).
@@ -20,9 +20,9 @@ import tensorflow as tf
 
 from tfspike.config.config import Config
 from tfspike.errors import UserError
+from tfspike.models.advice import Advice, RunAdvice, counted, factor, listed, named, percent
 from tfspike.models.network import window_of
 from tfspike.neurons.layers import SpikingLayer
-from tfspike.variants import VARIANTS
 
 SATURATED_RATE = 0.95    # spikes per step from which a neuron counts as saturated
 SILENT_SHARE = 0.95      # share of silent neurons from which a layer is warned about
@@ -145,7 +145,7 @@ class Watch:
 
     Args:
       model: the model before its first step of this command.
-      config: of the run.
+      config: of the run; or, where there is none, what helps in other words than its flags.
 
     Attributes:
       last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by `saved`.
@@ -154,8 +154,8 @@ class Watch:
 
     _collapse_patience = COLLAPSE_PATIENCE
 
-    def __init__(self, model: keras.Model, config: Config | None):
-        self._config = config
+    def __init__(self, model: keras.Model, config: Config | Advice):
+        self._advice: Advice = RunAdvice(config) if isinstance(config, Config) else config
         self.last_checkpoint: str | int | None = None
         self.last_living: str | int | None = None
         window = window_of(model)
@@ -168,12 +168,6 @@ class Watch:
         self._said: set[tuple[str, str]] = set()
         self._alive: set[str] = set()                 # layers that were seen firing
         self._first_step: int | None = None
-
-    @property
-    def config(self) -> Config:
-        """Of the run."""
-        assert self._config is not None
-        return self._config
 
     # ---- public ------------------------------------------------------------------------------------------------
 
@@ -225,8 +219,8 @@ class Watch:
         if self.last_checkpoint is None:
             good = "There is no checkpoint from before; start again"
         else:
-            good = f"The last good checkpoint is {_checkpoint(self.last_checkpoint)}; start a new run, from it or anew,"
-        raise Diverged(f"{what} (step {step}): training has diverged. {good} with {self._smaller_steps()}.")
+            good = f"The last good checkpoint is {named(self.last_checkpoint)}; start a new run, from it or anew,"
+        raise Diverged(f"{what} (step {step}): training has diverged. {good} with {self._advice.smaller_steps()}.")
 
     # ---- states of a layer -------------------------------------------------------------------------------------
 
@@ -242,9 +236,9 @@ class Watch:
             if not self._due(first, "silent", step, patience):
                 continue
             self._said.add((first, "silent"))
-            text = f"{first}: {_percent(shares[first])} of neurons silent {self._duration(first, 'silent', step)}"
+            text = f"{first}: {percent(shares[first])} of neurons silent {self._duration(first, 'silent', step)}"
             if behind:
-                text += f", and with them the {_count(len(behind), 'layer')} behind it ({_list(behind)})"
+                text += f", and with them the {counted(len(behind), 'layer')} behind it ({listed(behind)})"
             warnings.append(f"{text}. {self._why_silent(first, stats)}")
         return warnings
 
@@ -256,7 +250,7 @@ class Watch:
             if self._due(layer, "saturated", step):
                 self._said.add((layer, "saturated"))
                 warnings.append(
-                    f"{layer}: {_percent(share)} of neurons saturated (above {SATURATED_RATE} spikes per step) "
+                    f"{layer}: {percent(share)} of neurons saturated (above {SATURATED_RATE} spikes per step) "
                     f"{self._duration(layer, 'saturated', step)}, so they tell little about the image. "
                     f"{self._why_saturated(layer, stats)}")
         return warnings
@@ -264,20 +258,20 @@ class Watch:
     def _starved(self, step: int, stats: Mapping[str, float]) -> list[str]:
         warnings = []
         for layer in self._layers(stats):
-            share = stats.get(f"zero_gradient/{layer}", 0.0) if self._needs_spikes else 0.0
+            share = stats.get(f"zero_gradient/{layer}", 0.0) if self._advice.needs_spikes else 0.0
             sparse = stats.get(f"silent/{layer}", 0.0) < SILENT_SHARE  # else said already
             self._mark(layer, "starved", step, share if sparse else 0.0, NO_GRADIENT_SHARE)
             if self._due(layer, "starved", step):
                 self._said.add((layer, "starved"))
                 warnings.append(
-                    f"{layer}: on any one image {_percent(share)} of neurons get no gradient "
+                    f"{layer}: on any one image {percent(share)} of neurons get no gradient "
                     f"{self._duration(layer, 'starved', step)}, because they do not fire on it; learning is slow. "
-                    f"Let them fire more often: {self._louder(layer)}.")
+                    f"Let them fire more often: {self._advice.louder(layer)}.")
         return warnings
 
     def _steps_too_large(self, step: int, stats: Mapping[str, float]) -> list[str]:
         """A single update as large as the weights it changes forgets what was learnt."""
-        ratios = self._update_ratios(stats)
+        ratios = self._advice.update_ratios(stats)
         worst = max(ratios, key=ratios.__getitem__, default=None)
         for name, ratio in ratios.items():
             self._mark(name, "overshoot", step, ratio, 1.0)
@@ -285,15 +279,15 @@ class Watch:
             return []
         too_large = [name for name, ratio in ratios.items() if ratio >= 1.0]
         self._said.update((name, "overshoot") for name in too_large)
-        others = f" ({_count(len(too_large), 'layer')} in all: {_list(too_large)})" if len(too_large) > 1 else ""
-        return [f"{worst}: at step {step} one update is {_factor(ratios[worst])} as large as the weights themselves"
-                f"{others}, so every step undoes the one before. Use {self._smaller_steps()}."]
+        others = f" ({counted(len(too_large), 'layer')} in all: {listed(too_large)})" if len(too_large) > 1 else ""
+        return [f"{worst}: at step {step} one update is {factor(ratios[worst])} as large as the weights themselves"
+                f"{others}, so every step undoes the one before. Use {self._advice.smaller_steps()}."]
 
     def _collapse(self, step: int, stats: Mapping[str, float]) -> list[str]:
         norms = [value for name, value in stats.items() if name.startswith("grad_norm/")]
         layers = self._layers(stats)
         no_gradient = bool(norms) and not any(norms)
-        no_output = self._needs_spikes and bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
+        no_output = self._advice.needs_spikes and bool(layers) and stats.get(f"rate/{layers[-1]}", 1.0) == 0.0
         self._mark("network", "collapsed", step, float((no_gradient and stats.get("loss") != 0.0) or no_output), 1.0)
         if not self.is_collapsed:
             self.last_living = self.last_living or self.last_checkpoint
@@ -303,10 +297,10 @@ class Watch:
         what = ("every gradient is exactly zero" if no_gradient
                 else f"no spike comes out of {layers[-1]}, so the output is zero for every image")
         silent = [layer for layer in layers if stats.get(f"silent/{layer}", 0.0) >= SILENT_SHARE]
-        why = f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)}" if silent else ""
-        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. {why} It cannot "
-                f"recover by itself. {self._restart()}")
-        if self._stops_on_collapse:
+        why = f"It begins at {silent[0]}. {self._why_silent(silent[0], stats)} " if silent else ""
+        text = (f"The network has collapsed: {what} {self._duration('network', 'collapsed', step)}. {why}It cannot "
+                f"recover by itself. {self._advice.restart(self.last_living)}")
+        if self._advice.stops_on_collapse:
             raise Collapsed(text)
         return [text]
 
@@ -327,115 +321,45 @@ class Watch:
         Raises:
           Collapsed: the last step had no gradient, unless `config.on_collapse` is "continue".
         """
-        if self.is_collapsed and self._stops_on_collapse:
-            raise Collapsed(f"The network has collapsed: no gradient reaches any weight "
-                            f"{self._duration('network', 'collapsed', step)}, up to the last one. {self._restart()}")
-
-    def _restart(self) -> str:
-        """What to do about a collapse."""
-        if self.last_living is None:
-            return f"Start again (--resume=never) with {self._smaller_steps()}."
-        return (f"Start again with {self._smaller_steps()}; the last checkpoint of it alive is "
-                f"{_checkpoint(self.last_living)}, and --init_from={_checkpoint(self.last_living)} with another "
-                "--workdir begins there.")
+        if self.is_collapsed and self._advice.stops_on_collapse:
+            lasting = self._duration("network", "collapsed", step)
+            raise Collapsed(f"The network has collapsed: no gradient reaches any weight {lasting}, up to the last one. "
+                            f"{self._advice.restart(self.last_living)}")
 
     # ---- causes ------------------------------------------------------------------------------------------------
 
     def _why_silent(self, layer: str, stats: Mapping[str, float]) -> str:
         grown = self._grown(layer, stats)
         if grown:
-            return f"Likely cause: {grown}. {self._fate()} with {self._smaller_steps()}."
+            return f"Likely cause: {grown}. {self._fate()} with {self._advice.smaller_steps()}."
         if layer in self._alive:
             return "It did fire earlier in this run, so updates have driven it there. " \
-                   f"{self._fate()} with {self._smaller_steps()}."
+                   f"{self._fate()} with {self._advice.smaller_steps()}."
         return "Likely cause: the currents into it are too small for its threshold. Let it fire: " \
-               f"{self._louder(layer)}."
-
-    @property
-    def _stops_on_collapse(self) -> bool:
-        return self.config.on_collapse == "stop"
-
-    @property
-    def _normalised(self) -> bool:
-        """Whether scales of weights and thresholds are normalised away."""
-        return self.config.norm != "none"
-
-    @property
-    def _needs_spikes(self) -> bool:
-        """Whether a neuron without a spike gets no gradient."""
-        return self.config.surrogate == "leak_aware"
+               f"{self._advice.louder(layer)}."
 
     def _fate(self) -> str:
-        if self._needs_spikes:
+        if self._advice.needs_spikes:
             return "Silent neurons get no gradient and stay silent: start again"
         return "If it does not recover, start again"
 
     def _why_saturated(self, layer: str, stats: Mapping[str, float]) -> str:
-        grown = self._grown(layer, stats)
+        grown, smaller_steps = self._grown(layer, stats), self._advice.smaller_steps()
         if grown or self._since[layer, "saturated"] != self._first_step:
-            return f"Likely cause: {grown or 'updates that are too large'}. Start again with {self._smaller_steps()}."
-        if self._normalised:
-            return f"Use {self._smaller_steps()}."
+            return f"Likely cause: {grown or 'updates that are too large'}. Start again with {smaller_steps}."
+        if self._advice.normalised:
+            return f"Use {smaller_steps}."
         return "Likely cause: the currents into it are far above its threshold. Make them smaller: " \
-               f"{self._quieter(layer)}."
-
-    def _quieter(self, layer: str) -> str:
-        """Flags that make a layer fire less."""
-        return f"--init=rate (aims at --target_rate={self.config.target_rate:g}), a smaller --kappa (now " \
-               f"{self._kappa():g}) or a higher --threshold (now {self.config.threshold:g})"
+               f"{self._advice.quieter(layer)}."
 
     def _grown(self, layer: str, stats: Mapping[str, float]) -> str:
         """Says by how much the weights into `layer` (or, failing that, in front of it) have grown, if they have."""
         for name in self._feeding.get(layer, []):
             before, now = self._start_norm.get(name, 0.0), stats.get(f"weight_norm/{name}", 0.0)
             if before > 0.0 and now > GROWTH * before:
-                return f"updates that are too large: the weights of {name} have grown {_factor(now / before)} " \
+                return f"updates that are too large: the weights of {name} have grown {factor(now / before)} " \
                        "since the start"
         return ""
-
-    def _update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
-        """Size of the next update over the size of the weights, per weight. Adam's updates are about the rate each,
-        whatever the gradient, and their ratio is not a sign of trouble: left out."""
-        if self.config.optimizer != "sgd":
-            return {}
-        norms = {name: value for name, value in stats.items() if name.startswith("grad_norm/")}
-        total = math.sqrt(sum(value * value for value in norms.values()))
-        clip = min(1.0, self.config.clip_norm / total) if self.config.clip_norm and total else 1.0
-        rate = stats.get("learning_rate", self.config.learning_rate)
-        return {_layer(name): rate * clip * value / stats[weight] for name, value in norms.items()
-                if stats.get(weight := name.replace("grad_norm/", "weight_norm/"), 0.0) > 0.0
-                and not name.endswith((".gamma", ".beta"))}  # which begin at 1 and 0, whatever is small for them
-
-    def _louder(self, layer: str) -> str:
-        """Flags that make a layer fire more, the likely culprit first."""
-        if self._normalised:  # currents have the size of the threshold already
-            return f"more --timesteps (now {self.config.timesteps}) or a smaller --learning_rate (now " \
-                   f"{self.config.learning_rate:g})"
-        usual = VARIANTS[self.config.model].kappa
-        ways = [f"lower --threshold (now {self.config.threshold:g}, usually 1)"] if self.config.threshold > 1.0 else []
-        if self._kappa() < usual:
-            ways.append(f"raise --kappa (now {self._kappa():g}, usually {usual:g})")
-        if self.config.init != "rate":
-            ways.append("--init=rate (scales the first weights until every layer fires)")
-        else:
-            ways.append(f"raise --target_rate (now {self.config.target_rate:g})")
-        if self._kappa() >= usual:
-            ways.append(f"raise --kappa (now {self._kappa():g})")
-        if self.config.threshold <= 1.0:
-            ways.append(f"lower --threshold (now {self.config.threshold:g})")
-        return f"{', '.join(ways[:-1])} or {ways[-1]}"
-
-    def _smaller_steps(self) -> str:
-        """Flags that make updates smaller, or their cause."""
-        usual, clip = VARIANTS[self.config.model].kappa, self.config.clip_norm
-        ways = [f"a smaller --learning_rate (now {self.config.learning_rate:g})",
-                f"a smaller --clip_norm (now {clip:g})" if clip else "--clip_norm=1 (bounds every update)"]
-        if self._kappa() > 2 * usual:
-            ways.insert(0, f"a smaller --kappa (now {self._kappa():g}, usually {usual:g})")
-        return f"{', '.join(ways[:-1])} or {ways[-1]}"
-
-    def _kappa(self) -> float:
-        return VARIANTS[self.config.model].kappa if self.config.kappa is None else self.config.kappa
 
     # ---- bookkeeping -------------------------------------------------------------------------------------------
 
@@ -457,7 +381,7 @@ class Watch:
 
     def _duration(self, layer: str, state: str, step: int) -> str:
         steps = step - self._since[layer, state]
-        return f"for {_count(steps, 'step')}" if steps else f"at step {step}"
+        return f"for {counted(steps, 'step')}" if steps else f"at step {step}"
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
@@ -472,26 +396,5 @@ def _runs(layers: Sequence[str], holds: Callable[[str], bool]) -> list[list[str]
     return [list(run) for found, run in itertools.groupby(layers, holds) if found]
 
 
-def _percent(share: float) -> str:
-    """Rounded down, so that 100 % means all."""
-    return f"{math.floor(100 * share + 1e-4)} %"
-
-
-def _factor(ratio: float) -> str:
-    return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times" if ratio < 1e6 else f"{ratio:.0e} times"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... {names[-1]}"
-
-
 def _number(value: float) -> str:
     return "NaN" if math.isnan(value) else "infinite"
-
-
-def _checkpoint(where: str | int) -> str:
-    return f"that of step {where}" if isinstance(where, int) else str(where)
