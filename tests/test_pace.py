@@ -2,15 +2,16 @@
 
 import pytest
 
-from tfspike.training.pace import Pace, clock, spoken
+from tfspike.training import pace
+from tfspike.training.pace import Pace, Speed, clock, spoken
 
 
 def lines(seconds_per_step, last_step=1000, steps=50, first=0):
-    pace, said = Pace(last_step, 5), []
+    forecast, said = Pace(last_step, 5), []
     for number in range(1, steps + 1):
         # two steps of compilation, which last a minute each
         now = 60.0 * min(number, 2) + seconds_per_step * max(0, number - 2)
-        said += [(number, line) for line in pace.after(first + number, now)]
+        said += [(number, line) for line in forecast.after(first + number, now)]
     return said
 
 
@@ -44,3 +45,15 @@ def test_a_run_of_a_few_steps_says_nothing():
     (3600 * 3.44, "3.4 hours", "3:26:24"), (86400 * 2.5, "2.5 days", "60:00:00")])
 def test_durations_in_words_and_on_a_clock(seconds, words, digits):
     assert (spoken(seconds), clock(seconds)) == (words, digits)
+
+
+def test_speed_leaves_out_what_is_done_between_epochs_and_the_time_left_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    speed = Speed(40)
+    now[0] += 5.0
+    assert speed.look(50) == 2.0 and speed.left(50, 90) == 20.0
+    now[0] += 15.0  # validation
+    speed.restart(50)
+    now[0] += 1.0
+    assert speed.look(54) == 4.0 and speed.left(54, 68) == 21.0

@@ -173,7 +173,7 @@ class Config:
             raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
         if self.export == ("none",):
             object.__setattr__(self, "export", ())
-        if self.neuron == "relu":
+        if not self.is_spiking:
             self._validate_relu()
         if self.dataset in EVENT_DATASETS and self.encoder != "none":
             raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
@@ -204,9 +204,14 @@ class Config:
                             "none.")
 
     @property
+    def is_spiking(self) -> bool:
+        """Whether its neurons fire, over a window of time steps; else the network is an ordinary ANN."""
+        return self.neuron != "relu"
+
+    @property
     def random_input(self) -> bool:
         """Whether answers depend on a draw of the input's noise."""
-        return self.neuron == "lif" and self.encoder == "poisson"
+        return self.is_spiking and self.encoder == "poisson"
 
     def warnings(self) -> list[str]:
         """Returns sentences about legal settings that are probably not meant."""

@@ -23,7 +23,7 @@ def digest(config: Config) -> str:
 def default_workdir(config: Config) -> str:
     """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
     dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
-    kind = config.gradient if config.neuron == "lif" else config.neuron
+    kind = config.gradient if config.is_spiking else config.neuron
     return os.path.join("runs", f"{config.model}-{dataset}-{kind}-{digest(config)}")
 
 

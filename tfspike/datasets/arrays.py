@@ -217,8 +217,8 @@ def _load_subset(split: str) -> Arrays:
 
 
 def _load_nmnist(split: str, data_dir: str | None, timesteps: int | None) -> Arrays:
-    if timesteps is None or timesteps < 1:
-        raise UserError(f"nmnist is binned into T time steps: timesteps must be 1 or more, received {timesteps}.")
+    if timesteps is None:
+        raise UserError("nmnist is binned into T time steps: timesteps must be 1 or more, received None.")
     recordings = events.load(split, data_dir)
     labels = check_labels(recordings.labels, events.CLASSES, "nmnist", split)
     frames = EventFrames(recordings.events, recordings.offsets, timesteps, name="nmnist")

@@ -98,7 +98,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     return {
         "workdir": options.workdir or None, "weights": options.weights, "model": config.model, "dataset": info.name,
         "neuron": config.neuron,
-        "gradient": config.gradient if config.neuron == "lif" else None,
+        "gradient": config.gradient if config.is_spiking else None,
         "checkpoint": stands.which, "step": stands.step, "finished": stands.finished,
         "run_step": None if stands.wanted is None else stands.trained, "run_steps": stands.wanted,
         "timesteps": model.timesteps,

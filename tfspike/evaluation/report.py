@@ -113,7 +113,7 @@ def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
 def require_spikes(runs: Sequence[str]) -> None:
     """Raises UserError unless all folders hold runs of spiking networks: before minutes are spent on the others."""
     for run in runs:
-        if config_lib.read_run(run).neuron == "relu":
+        if not config_lib.read_run(run).is_spiking:
             raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
                             f"first: {provenance.to_copy('-m tfspike.conversion', run=run)}")
 

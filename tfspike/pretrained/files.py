@@ -41,7 +41,7 @@ class Entry:
       path: of its .npz.
       config: settings of the training, without paths.
       info: of the data.
-      card: the model card, plain JSON; `tfspike.model_cards` says what is in it.
+      card: the model card, plain JSON; `tfspike.pretrained.cards` says what is in it.
       fingerprint: `scores` of one noise image.
     """
 

@@ -91,9 +91,9 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     """
     config = config_lib.read_run(options.workdir)
     about = workdir.run_metadata(options.workdir)
-    if config.neuron == "relu" or "converted" in about:
+    if not config.is_spiking or "converted" in about:
         raise UserError(f"Weights are packed of networks trained on spikes, and {options.workdir} holds "
-                        f"{'an ANN' if config.neuron == 'relu' else 'a converted network'}; give another --workdir.")
+                        f"{'a converted network' if config.is_spiking else 'an ANN'}; give another --workdir.")
     finished = results.read_finished(options.workdir, config)
     source = _source(options, config.dataset)
     folder, page = _targets(options)

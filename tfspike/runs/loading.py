@@ -29,7 +29,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
     from tfspike.models.settings import NetworkSettings
 
     shared = {field.name for field in dataclasses.fields(NetworkSettings)} & FIELDS.keys() - {"timesteps"}
-    if config.neuron == "relu":
+    if not config.is_spiking:
         if timesteps is not None:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
                             "an ANN (--neuron=relu); leave it out, or convert the ANN: "

@@ -242,8 +242,8 @@ def make_row(config: Config, about: Mapping[str, Any], events: Sequence[Mapping[
     row = {
         "date": datetime.datetime.fromtimestamp(events[-1]["time"], datetime.timezone.utc).date().isoformat(),
         "config_hash": digest, "model": config.model, "dataset": config.dataset,
-        "gradient": config.gradient if config.neuron == "lif" else config.neuron,
-        "timesteps": config.timesteps if config.neuron == "lif" else 1, "epochs": config.epochs,
+        "gradient": config.gradient if config.is_spiking else config.neuron,
+        "timesteps": config.timesteps if config.is_spiking else 1, "epochs": config.epochs,
         "seed": config.seed,
         "command": without_paths(str(commands[0])), "commit": about.get("commit") or "",
         **{name: versions.get(name, "") for name in ("tfspike", "python", "keras", "numpy")},

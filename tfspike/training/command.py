@@ -1,9 +1,4 @@
-"""The training loop: small, and its own, because exact resume, several workers and signals need every step in hand.
-
-A run is a function of its configuration: batch k follows from (seed, k), noise and dropout from step counters that are
-weights, the learning rate from the steps done. So weights, optimiser state and step are all that a checkpoint needs,
-and a run killed anywhere ends with the bits of one that was not.
-"""
+"""What train.py does: starts or continues a run, exports its best weights, and ends with an exit code."""
 
 from __future__ import annotations
 
@@ -31,9 +26,6 @@ _EXAMPLES = 8  # images that exports are compared on
 
 class WorkerLost(RuntimeError):
     """Another worker of the cluster is gone, so that no step can be completed."""
-
-
-# ---- the command -------------------------------------------------------------------------------------------------
 
 
 def run(config: Config, options: RunOptions | None = None, say: workdir.Say | None = None) -> int:

@@ -1,4 +1,8 @@
-"""The training loop of a run."""
+"""The training loop: small, and its own, because exact resume, several workers and signals need every step in hand.
+
+A run is a function of its configuration, and a run killed anywhere ends with the bits of one that was not: see
+`tfspike.training.progress`.
+"""
 
 from __future__ import annotations
 
