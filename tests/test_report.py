@@ -160,7 +160,7 @@ def test_the_same_accuracy_is_looked_for_from_where_every_run_stays_at_it():
 def test_a_record_of_some_images_is_not_taken_for_that_of_all(tmp_path, monkeypatch):
     facts = {"checkpoint": "best, step 3", "part of the test set": "the first 20 of 1,000"}
     record = {"facts": facts, "timesteps": 25, "images": 20}
-    monkeypatch.setattr(report.workdir, "open_checkpoint", lambda *_: SimpleNamespace(step=3, meta={}))
+    monkeypatch.setattr(report.standing, "open_checkpoint", lambda *_: SimpleNamespace(step=3, meta={}))
     monkeypatch.setattr(config, "read_run", lambda _: SimpleNamespace(timesteps=25))
 
     class AnalysedAnew(Exception):

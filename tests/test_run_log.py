@@ -14,8 +14,10 @@ import tensorflow as tf
 
 from tfspike import models
 from tfspike.analysis.simulation import final_states, first_filters, spike_trains
+from tfspike.config import Config
 from tfspike.errors import UserError
 from tfspike.runs.run_log import RunLog
+from tfspike.training.board import Board
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -219,8 +221,9 @@ def test_only_the_chief_writes(tmp_path, model, images):
     log.scalars(1, {"loss": 1.0})
     log.text("command", "x")
     log.hyperparameters({"a": 1})
-    log.histograms(1, model)
-    log.images(1, model, images)
+    log.histograms(1, {"weights": np.ones(3)})
+    log.images(1, {"picture": np.zeros((2, 2, 3), np.uint8)})
+    Board(Config(), model, images, images).pictures(log, 1)
     log.graph(model, images)
     log.flush()
     log.close()
@@ -238,8 +241,7 @@ def test_tensorboard_gets_weights_spikes_membranes_pictures_and_graph(tmp_path, 
     log = RunLog(tmp_path)
     activity = model.observe(images)[1]
     assert all(float(tf.reduce_sum(count)) > 0 for count in activity.values())
-    log.histograms(3, model, example=images)
-    log.images(3, model, images)
+    Board(Config(), model, images, images).pictures(log, 3)
     log.graph(model, images)
     log.graph(model, images)
     log.close()
