@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for path in sorted((ROOT / "tfspike").rglob("*.py")) if ">>>" in path.read_text(encoding="utf-8")}
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ALL_PROSE = [*PROSE, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md", ROOT / "benchmarks" / "README.md",
+ALL_PROSE = [*PROSE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "results" / "README.md", ROOT / "benchmarks" / "README.md",
              ROOT / "tfspike" / "data" / "README.md"]
 
 
@@ -174,7 +174,7 @@ def complaint(words: list[str]) -> str | None:
         return None
     program, arguments = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
     program = program.removeprefix("./")
-    if program in ("venv", "pip", "pytest"):
+    if program in ("venv", "pip", "pytest", "build"):
         return None
     if program in READERS and arguments:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,13 @@ def refused(path: Path) -> set[str]:
 def test_every_part_has_its_line() -> None:
     named = [name for rooms in ROOMS for name in rooms]
     assert sorted(named) == sorted({name_of(path) for path in SOURCES} - {"__init__"})
+
+
+def test_the_rooms_of_contributing_are_these() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .+ \|$", page, re.MULTILINE)
+    assert [sorted(re.findall(r"\w+", row)) for row in rows] == [sorted(rooms) for rooms in ROOMS]
+    assert len(page.splitlines()) <= 90, "one page"
 
 
 def test_few_modules_lie_outside_of_rooms() -> None:
