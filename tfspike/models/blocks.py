@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import keras
 
@@ -34,7 +33,7 @@ class Builder:
     dropout: float
     kappa: float
     seed: int
-    dtype: Any = None
+    dtype: str | keras.DTypePolicy | None = None
     surrogate: str = "leak_aware"
     surrogate_width: float = 1.0
     norm: str | None = None
@@ -51,7 +50,7 @@ class Builder:
         return keras.initializers.VarianceScaling(self.kappa, "fan_in", "untruncated_normal", seed=self.next_seed())
 
 
-def conv(x: Any, b: Builder, filters: int, kernel: int, stride: int, name: str) -> Any:
+def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: int, name: str) -> keras.KerasTensor:
     """A convolution without bias at every step; (kernel - 1) / 2 pixels of padding on every side at any stride."""
     padding = "same" if stride == 1 else "valid"
     if stride > 1 and kernel > 1:
@@ -62,7 +61,7 @@ def conv(x: Any, b: Builder, filters: int, kernel: int, stride: int, name: str) 
     return OverTime(layer, name=name)(x)
 
 
-def lif(x: Any, b: Builder, name: str) -> Any:
+def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons and, where the network has it, dropout on their spikes."""
     x = LIF(b.leak, b.threshold, b.gradient, b.surrogate, b.surrogate_width, dtype=b.dtype, name=f"{name}_lif")(x)
     if b.dropout:
@@ -70,19 +69,19 @@ def lif(x: Any, b: Builder, name: str) -> Any:
     return x
 
 
-def norm(x: Any, b: Builder, name: str, paths: int = 1) -> Any:
+def norm(x: keras.KerasTensor, b: Builder, name: str, paths: int = 1) -> keras.KerasTensor:
     """Where the network has it, normalisation of currents, of which `paths` add up in front of the neurons."""
     if b.norm is None:
         return x
     return ThresholdNorm(b.threshold, 1 / math.sqrt(paths), b.gradient, dtype=b.dtype, name=f"{name}_norm")(x)
 
 
-def conv_lif(x: Any, b: Builder, filters: int, kernel: int, name: str) -> Any:
+def conv_lif(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, name: str) -> keras.KerasTensor:
     """Convolution, normalisation and LIF neurons."""
     return lif(norm(conv(x, b, filters, kernel, 1, name), b, name), b, name)
 
 
-def pool(x: Any, b: Builder, name: str) -> Any:
+def pool(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """2x2 average pooling and, where the network has them, pooling neurons; an odd last row or column is dropped."""
     if b.pooling == "average":
         return OverTime(keras.layers.AveragePooling2D(2, dtype=b.dtype), name=name)(x)
@@ -91,7 +90,8 @@ def pool(x: Any, b: Builder, name: str) -> Any:
                      name=name)(x)
 
 
-def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], name: str) -> Any:
+def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int],
+                   name: str) -> keras.KerasTensor:
     """conv a - LIF - conv b, the shortcut's current added to the current of the second LIF (no neuron on it).
 
     Main path and shortcut see the same, masked, spikes. The shortcut is a 1x1 convolution where the channels change,
@@ -110,7 +110,7 @@ def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], n
     return lif(current, b, f"{name}_b")
 
 
-def dense(x: Any, b: Builder, units: int, name: str) -> Any:
+def dense(x: keras.KerasTensor, b: Builder, units: int, name: str) -> keras.KerasTensor:
     """A dense layer without bias at every step."""
     layer = keras.layers.Dense(units, use_bias=False, kernel_initializer=b.weights(), dtype=b.dtype, name="dense")
     return OverTime(layer, name=name)(x)
