@@ -21,7 +21,7 @@ from tfspike.engine.stepper import Window
 from tfspike.neurons import gradients
 
 T, B, STEP = 11, 3, 5
-LEAKS = (0.5, 0.9, 0.99)
+LEAKS = (0.5, 0.9, pytest.param(0.99, marks=pytest.mark.slow))
 GRADIENTS = ("event", "rate")
 BUILDERS = {"blocks": nets.from_blocks, "by_hand": nets.by_hand}
 ROUNDING = 2e-5
@@ -231,7 +231,7 @@ def test_a_chunk_has_four_to_eight_steps_of_any_batch(timesteps: int, neurons: i
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, T, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 8, T, 100, *(pytest.param(c, marks=pytest.mark.slow) for c in (2, 5))])
 def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -> None:
     model, _, inputs, dL_do = scene("residual", gradient)
     output, wanted = run("layers", model, inputs, dL_do)
