@@ -23,3 +23,10 @@ def _defaults_of_tests() -> Iterator[None]:
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def layer_by_layer() -> Iterator[None]:
+    """The test has a model that the engine does not run, and the user is told of it."""
+    with pytest.warns(UserWarning, match="layer by layer, which takes more time and memory"):
+        yield

@@ -229,6 +229,7 @@ def test_rate_trains_a_window_longer_than_a_byte_in_one_chunk(kernel: str) -> No
     assert_roads_agree(model, inputs)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_event_trains_a_window_longer_than_a_byte_layer_by_layer_and_infers_by_the_engine() -> None:
     model = trained("event", "leak_aware", timesteps=kernels.MOST_STEPS + 1)
     assert model.engine is not None and not model.engine.can_train
