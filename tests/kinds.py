@@ -107,7 +107,7 @@ SMALL: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "tiny": KINDS["tiny"],
     "bright": lambda: _halved(_bright()),                     # 14x14x1
     "imbalanced": lambda: _halved(_ones_and_few_others()),    # 16x16x3
-    "events": lambda: moving(300, 18, 5),                     # 18x18x2, 5 steps
+    "events": lambda: moving(300, 22),                        # 22x22x2
 }
 
 
