@@ -184,9 +184,9 @@ def test_a_layer_without_counterpart_is_named() -> None:
             return models.blocks.LIF().neuron
 
     image = keras.Input((3,))
-    x = models.encoders.create("poisson", 2)(image)
-    x = models.OverTime(keras.layers.Dense(2, use_bias=False))(Other(name="other")(x))
-    model = models.SpikingModel(image, models.Readout()(x))
+    x = tfspike.PoissonEncoder(2)(image)
+    x = tfspike.OverTime(keras.layers.Dense(2, use_bias=False))(Other(name="other")(x))
+    model = models.SpikingModel(image, tfspike.Readout()(x))
     with pytest.raises(UserError, match="'other', a Other"):
         ann.twin(model)
 

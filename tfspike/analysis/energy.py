@@ -253,9 +253,16 @@ def fan_out(layer: keras.layers.Layer, shape: tuple[int, ...], zero_weights: boo
         counter.build((None, *shape))
         kernel = tf.convert_to_tensor(layer.kernel.value).numpy()
         counter.kernel.assign(np.ones_like(kernel) if zero_weights else (kernel != 0).astype(kernel.dtype))
-    inputs = tf.ones((1, *shape))
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        total = tf.reduce_sum(counter(inputs))
-    targets = tape.gradient(total, inputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    # A graph leaves out the gradient of the kernel, which nobody asks for; and oneDNN's, of a strided 1x1 kernel of few
+    # channels, writes beyond its memory (uxlfoundation/oneDNN#6035)
+    @tf.function(autograph=False)
+    def targets_of() -> tf.Tensor:
+        inputs = tf.ones((1, *shape))
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(inputs)
+            total = tf.reduce_sum(counter(inputs))
+        return tape.gradient(total, inputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    targets = targets_of()
     return np.rint(targets.numpy()[0]).astype(np.int64)
