@@ -14,7 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: processes share the cores,
 
 @pytest.fixture(autouse=True)
 def _defaults_of_tests() -> Iterator[None]:
-    """Kernels that need no compiler; and a test that changes Keras' global dtype policy cannot change the next one."""
+    """Kernels that need no compiler; and no test depends on those before it, by random numbers or by Keras' policy."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
     if "tensorflow" in sys.modules:
         # compiling costs a second for every new shape; the tests of the engine name each kernel, runs of train.py use it
         from tfspike.engine import kernels
