@@ -106,14 +106,14 @@ def picture(found: dict, net: str, windows: list[int]) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--timesteps", nargs="+", type=int, default=[4, 25, 100])
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--data_dir", help="prepared data sets; without it the images are noise")
     parser.add_argument("--out", default="depth")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     os.makedirs(options.out, exist_ok=True)
     found: dict = {}
     for net in options.nets:

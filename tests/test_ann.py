@@ -59,6 +59,7 @@ def test_a_twin_has_the_weights_of_its_spiking_network_in_the_same_order(name: s
     assert {"LIF", "PoolingIF", "OverTime", "Readout"}.isdisjoint(kinds)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_twin_has_all_the_weights_frozen_and_shared_ones_and_statistics_too() -> None:
     inputs = keras.Input((6,))
     shared, neurons = tfspike.OverTime(keras.layers.Dense(6, use_bias=False)), tfspike.LIF(0.9, name="a_lif")
@@ -101,7 +102,7 @@ def test_the_twin_of_a_normalised_network_normalises_over_the_batch() -> None:
     assert all(np.ptp(layer.moving_mean) > 0 for layer in norms)  # the running statistics follow
 
     probe = keras.Model(twin.inputs, [norms[0].input, norms[0].output])
-    currents, normalised = (value.numpy() for value in probe(x, training=True))
+    currents, normalised = (value.numpy() for value in probe([x], training=True))
     np.testing.assert_allclose(normalised.mean((0, 1, 2)), 0.0, atol=1e-5)
     np.testing.assert_allclose(normalised, (currents - currents.mean((0, 1, 2))) / currents.std((0, 1, 2)), atol=1e-3)
 

@@ -58,6 +58,7 @@ def test_the_table_tells_when_the_goal_was_reached_in_every_seed() -> None:
     assert b.endswith("| not reached |")
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_the_last_spike_factor_scales_the_slope_of_rate() -> None:
     rng = np.random.default_rng(0)
     model = models.create("lenet", (12, 12, 1), 4, T, gradient="rate", encoder=None, leak=LEAK, threshold=THRESHOLD,

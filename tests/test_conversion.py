@@ -294,11 +294,11 @@ def test_an_own_keras_network_is_converted_too() -> None:
     net = keras.Model(image, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(x)))
     images = np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 1)).astype("f")
     for method in conversion.METHODS:
-        model = conversion.convert(net, images, method, timesteps=800).model
+        model = conversion.convert(net, images, method, timesteps=400).model
         assert [type(call.layer).__name__ for call in model.plan.spiking] == ["LIF", "PoolingIF", "LIF"]
-        assert all(count.numpy().sum() > 0 for count in model.observe(images)[1].values())
-        scores, logits = model(images).numpy(), net(images).numpy()
-        assert np.corrcoef(scores.ravel(), logits.ravel())[0, 1] > 0.9, method
+        scores, counts = tf.function(model.observe, autograph=False)(tf.constant(images))  # windows are long
+        assert all(count.numpy().sum() > 0 for count in counts.values())
+        assert np.corrcoef(scores.numpy().ravel(), net(images).numpy().ravel())[0, 1] > 0.9, method
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ def test_a_measurement_is_kept_without_places_of_the_machine(run: Path, tmp_path
 
 def test_the_folder_is_a_run_to_eval_and_to_every_window(converted: tuple[Path, dict[str, Any]]) -> None:
     out, made = converted
-    record = evaluation.evaluate_run(EvalOptions(workdir=str(out), seeds=1), lambda line: None)
+    record = evaluation.evaluate_run(EvalOptions(workdir=str(out), seeds=1, images=200), lambda line: None)
     assert (record["timesteps"], record["neuron"]) == (40, "lif")
     assert record["test_accuracy"] == pytest.approx(made["accuracy"]["40"], abs=0.06)
     assert all(rate > 0 for rate in record["rates"].values())

@@ -657,7 +657,8 @@ class TestImageFiles:
         self.write(tmp_path / "a.png", np.full((16, 12, 1), 77, np.uint8))
         with pytest.raises(UserError, match="16x12.*8x8"):
             image_files.load_images([tmp_path], (8, 8, 1))
-        assert (image_files.load_images([tmp_path], (8, 8, 1), resize=True)[0] == 77).all()
+        with pytest.warns(UserWarning, match="a.png has other proportions"):
+            assert (image_files.load_images([tmp_path], (8, 8, 1), resize=True)[0] == 77).all()
 
     def test_unreadable_and_missing_files_are_named(self, tmp_path):
         with pytest.raises(UserError, match="no PNG or JPEG"):

@@ -21,7 +21,7 @@ from tfspike.engine.stepper import Window
 from tfspike.neurons import gradients
 
 T, B, STEP = 11, 3, 5
-LEAKS = (0.5, 0.9, 0.99)
+LEAKS = (0.5, 0.9, pytest.param(0.99, marks=pytest.mark.slow))
 GRADIENTS = ("event", "rate")
 BUILDERS = {"blocks": nets.from_blocks, "by_hand": nets.by_hand}
 ROUNDING = 2e-5
@@ -55,7 +55,7 @@ def run(road: str, model: SpikingModel, inputs: np.ndarray, dL_do: np.ndarray) -
 
 @pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize(("name", "build"), itertools.product(SPECS, BUILDERS))
+@pytest.mark.parametrize(("name", "build"), list(itertools.product(SPECS, BUILDERS)))
 def test_nets_equal_the_oracle_on_both_roads(
     name: str, build: str, gradient: str, leak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene(name, gradient, leak, build=build)
@@ -231,7 +231,7 @@ def test_a_chunk_has_four_to_eight_steps_of_any_batch(timesteps: int, neurons: i
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, T, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 8, T, 100, *(pytest.param(c, marks=pytest.mark.slow) for c in (2, 5))])
 def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -> None:
     model, _, inputs, dL_do = scene("residual", gradient)
     output, wanted = run("layers", model, inputs, dL_do)
@@ -396,6 +396,7 @@ def test_neurons_may_stand_right_behind_the_encoder(gradient: str) -> None:
     assert nets.worst_error(got, wanted) < ROUNDING
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_layer_in_front_of_the_encoder_may_be_frozen_and_freed(gradient: str) -> None:
     inputs = keras.Input((T, 6))
@@ -424,6 +425,7 @@ def test_a_wholly_frozen_model_still_runs_in_training(gradient: str) -> None:
     np.testing.assert_allclose(model(inputs, training=True), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_layers_in_front_of_the_encoder_and_behind_the_readout_train(gradient: str) -> None:
     spec = SPECS["five"]
@@ -520,6 +522,7 @@ def test_training_calls_draw_afresh_and_inference_repeats() -> None:
     np.testing.assert_allclose(model.call_layers(x, seed=1), model(x, seed=1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_model_without_a_window_is_computed_layer_by_layer() -> None:
     inputs = keras.Input((T, 6))
     spikes = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
@@ -551,6 +554,7 @@ def special(call: str) -> tuple[keras.Model, SpikingModel]:
     return keras.Model(inputs, output), SpikingModel(inputs, output)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("call", ["initial_state", "return_state", "every_step"])
 def test_calls_that_say_more_than_their_input_are_computed_as_keras_computes_them(call: str) -> None:
     plain, model = special(call)
@@ -563,6 +567,7 @@ def test_calls_that_say_more_than_their_input_are_computed_as_keras_computes_the
     np.testing.assert_array_equal(model(data, training=True), wanted)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_dropout_may_be_told_to_stay_on() -> None:
     _, model = special("training")
     nets.set_grid_weights(model, 4.0)
@@ -572,6 +577,7 @@ def test_dropout_may_be_told_to_stay_on() -> None:
     assert not np.array_equal(answers[0], answers[1]) and not np.array_equal(answers[1], answers[2])
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_first_call_in_inference_draws_no_noise() -> None:
     # The plan is made within it; reading the graph must not make training the default of that call
     model = special("none")[1]
@@ -726,6 +732,7 @@ def test_outputs_keep_the_structure_they_were_declared_with() -> None:
     assert SpikingModel(inputs, scores)(data).shape == (B, 2)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_model_of_two_inputs_is_computed_layer_by_layer() -> None:
     inputs, more = keras.Input((T, 6)), keras.Input((2,))
     x = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
@@ -748,6 +755,7 @@ def test_a_model_that_leaves_the_fast_road_says_why() -> None:
             assert model.engine is None
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("what", ["into_the_window", "to_the_output", "spikes_to_the_output"])
 def test_what_bypasses_the_window_is_computed_as_keras_computes_it(what: str) -> None:
     inputs = keras.Input((6,))
@@ -768,6 +776,7 @@ def test_what_bypasses_the_window_is_computed_as_keras_computes_it(what: str) ->
     np.testing.assert_array_equal(model(data), wanted)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_layers_with_different_gradients_are_computed_layer_by_layer() -> None:
     inputs = keras.Input((T, 6))
     x = LIF(0.9, gradient="event")(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
@@ -780,6 +789,7 @@ def test_layers_with_different_gradients_are_computed_layer_by_layer() -> None:
     np.testing.assert_array_equal(output, model(nets.spike_inputs(T, B, (6,))))
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_synapse_that_is_not_linear_gives_the_same_gradients_or_no_engine() -> None:
     # "rate" goes through means, which is exact for linear synapses only
     inputs = keras.Input((T, 6))

@@ -398,22 +398,30 @@ def compiled_functions(path):
     return [function.signature.name for function in library if function.attr["_XlaMustCompile"].b]
 
 
-@pytest.mark.parametrize("encoder", ["poisson", "direct"])
-def test_saving_with_tensorflow_gives_a_file_that_runs_without_the_library(encoder, tmp_path):
-    """Not compared beyond its prediction: `tf.saved_model.save` asks nothing of the model."""
-    model = network(encoder, hidden=0)
-    tf.saved_model.save(model, str(tmp_path / "saved"))
-    x = images() / 128.0 - 1.0
-    np.save(tmp_path / "x.npy", x)
-    code = ("import sys, numpy, tensorflow as tf; x = numpy.load(sys.argv[2]); model = tf.saved_model.load(sys.argv[1]); "
-            "(y,) = model.signatures['serving_default'](tf.constant(x)).values(); numpy.save(sys.argv[2], y); "
+@pytest.fixture(scope="module")
+def saved_with_tensorflow(tmp_path_factory):
+    """{encoder: (prediction of a model, the same of its file in a process without the library)}."""
+    folder = tmp_path_factory.mktemp("tensorflow")
+    models, x = {encoder: network(encoder, hidden=0) for encoder in ("poisson", "direct")}, images() / 128.0 - 1.0
+    np.save(folder / "x.npy", x)
+    for encoder, model in models.items():
+        tf.saved_model.save(model, str(folder / encoder))
+    code = ("import sys, numpy, tensorflow as tf; x = numpy.load('x.npy')\n"
+            "for name in sys.argv[1:]:\n"
+            "    (y,) = tf.saved_model.load(name).signatures['serving_default'](tf.constant(x)).values()\n"
+            "    numpy.save(f'{name}.npy', y)\n"
             "assert not [name for name in sys.modules if name.startswith('tfspike')]")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "saved", tmp_path / "x.npy"], capture_output=True,
-                          text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, *models], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
-    want = model(x).numpy()
+    return {encoder: (model(x).numpy(), np.load(folder / f"{encoder}.npy")) for encoder, model in models.items()}
+
+
+@pytest.mark.parametrize("encoder", ["poisson", "direct"])
+def test_saving_with_tensorflow_gives_a_file_that_runs_without_the_library(encoder, saved_with_tensorflow):
+    """Not compared beyond its prediction: `tf.saved_model.save` asks nothing of the model."""
+    want, found = saved_with_tensorflow[encoder]
     assert np.ptp(want) > 0.01
-    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), want, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("encoder, dtype, form, named", [

@@ -74,6 +74,7 @@ def test_white_and_black_ink_on_a_transparent_ground_stay_visible(tmp_path: Path
         np.testing.assert_array_equal(told(tmp_path / "a.png", note), pixels)
 
 
+@pytest.mark.filterwarnings("ignore:.* has dark ink on a bright ground:UserWarning")  # said beside what is asked for
 def test_for_sets_like_mnist_both_become_white_ink_on_black(tmp_path: Path) -> None:
     for ink in (0, 255):
         transparent("RGBA", ink).save(tmp_path / f"{ink}.png")

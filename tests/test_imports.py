@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,11 +59,19 @@ def parts(path: Path) -> set[str]:
     return found - {name_of(path)}
 
 
+def for_type_checkers(path: Path) -> dict[str, str]:
+    """`{name: module}` of what a face imports for type checkers alone."""
+    return {alias.name: str(line.module) for block in ast.parse(path.read_text()).body
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+            for line in block.body if isinstance(line, ast.ImportFrom) for alias in line.names
+            if alias.asname == alias.name}  # `as` says that the name is handed on
+
+
 def refused(path: Path) -> set[str]:
     """What a file imports against the rule."""
     name = name_of(path)
-    if name == "__init__":
-        return parts(path) - {"faces"}  # whatever else it hands on is loaded when it is used
+    if name == "__init__":  # whatever else it hands on is loaded when it is used
+        return parts(path) - {"faces"} - {module.split(".")[1] for module in for_type_checkers(path).values()}
     row = next(i for i, rooms in enumerate(ROOMS) if name in rooms)
     return parts(path) - {other for rooms in ROOMS[row + 1:] for other in rooms}
 
@@ -69,6 +79,13 @@ def refused(path: Path) -> set[str]:
 def test_every_part_has_its_line() -> None:
     named = [name for rooms in ROOMS for name in rooms]
     assert sorted(named) == sorted({name_of(path) for path in SOURCES} - {"__init__"})
+
+
+def test_the_rooms_of_contributing_are_these() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .+ \|$", page, re.MULTILINE)
+    assert [sorted(re.findall(r"\w+", row)) for row in rows] == [sorted(rooms) for rooms in ROOMS]
+    assert len(page.splitlines()) <= 90, "one page"
 
 
 def test_few_modules_lie_outside_of_rooms() -> None:
@@ -85,6 +102,17 @@ def test_the_face_of_a_room_only_hands_names_on(path: Path) -> None:
     source = path.read_text()
     assert len(source.splitlines()) <= LARGEST_FACE
     assert not [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+@pytest.mark.parametrize("path", [path for path in sorted(PACKAGE.rglob("__init__.py")) if "_HOME =" in path.read_text()],
+                         ids=lambda path: path.parent.name)
+def test_type_checkers_are_told_of_every_name_that_is_handed_on(path: Path) -> None:
+    name = ".".join(path.parent.relative_to(ROOT).parts)
+    face = importlib.import_module(name)
+    home = {part: f"{name}.{module}" for part, module in face._HOME.items()}
+    if name == "tfspike":
+        home |= {part: f"{name}.{face._MODULES[part]}" for part in face.__all__ if part in face._MODULES}
+    assert for_type_checkers(path) == home
 
 
 @pytest.mark.parametrize(("room", "line"), [
@@ -124,22 +152,30 @@ def test_nothing_branches_on_the_name_of_a_network(path: Path) -> None:
     assert not compared
 
 
-@pytest.mark.parametrize("module", ["", *(f".{name}" for name in WITHOUT_TENSORFLOW)])
-def test_importing_it_imports_no_tensorflow(module: str) -> None:
-    code = f"import sys, tfspike{module}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "set()", done.stdout + done.stderr
-
-
-def test_what_has_moved_is_found_under_its_former_name() -> None:
-    code = "import pickle, tfspike.layers, tfspike.neurons.layers as layers\n" \
-           "from tfspike.gradients import Neuron\nfrom tfspike.neurons import gradients\n" \
-           "assert tfspike.layers is layers and Neuron is gradients.Neuron\n" \
-           "assert layers.__spec__.name == layers.__name__ == 'tfspike.neurons.layers'\n" \
-           "assert pickle.loads(b'ctfspike.layers\\nLIF\\n.') is layers.LIF\n" \
-           "assert all(getattr(tfspike, name) for name in dir(tfspike) if name[0] != '_')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def heavy() -> dict[str, list[str]]:
+    """`{module: which of TensorFlow and Keras it loads that those before it had not}`, all in one process."""
+    code = ("import importlib, json, sys\nfound, before = {}, set()\n"
+            "for name in sys.argv[1:]:\n"
+            "    importlib.import_module(name)\n"
+            "    now = {'tensorflow', 'keras'} & set(sys.modules)\n"
+            "    found[name], before = sorted(now - before), now\n"
+            "import tfspike\ntfspike.UserError\nassert 'keras' not in sys.modules\n"
+            "tfspike.LIF\nfound['tfspike.LIF'] = sorted({'tensorflow', 'keras'} & set(sys.modules))\n"
+            "print(json.dumps(found))")
+    names = ["tfspike", *(f"tfspike.{name}" for name in WITHOUT_TENSORFLOW)]
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", ["", *(f".{name}" for name in WITHOUT_TENSORFLOW)])
+def test_importing_it_imports_no_tensorflow(module: str, heavy: dict[str, list[str]]) -> None:
+    assert heavy[f"tfspike{module}"] == []
+
+
+def test_an_export_loads_tensorflow_when_it_is_used(heavy: dict[str, list[str]]) -> None:
+    assert heavy["tfspike.LIF"] == ["keras", "tensorflow"]
 
 
 @pytest.mark.parametrize("command", ["conversion", "export", "pretrained", "results", "runs.results"])
@@ -149,15 +185,19 @@ def test_commands_are_found_by_their_module(command: str) -> None:
     assert done.returncode == 0 and "sage: " in done.stdout and not done.stderr, done.stderr
 
 
-def test_an_export_loads_tensorflow_when_it_is_used() -> None:
-    code = "import sys, tfspike; tfspike.UserError; assert 'keras' not in sys.modules; tfspike.LIF; " \
-           "assert 'keras' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
+# What has moved is found under its former name.
+MOVED = "import pickle, tfspike.layers, tfspike.neurons.layers as layers\n" \
+        "from tfspike.gradients import Neuron\nfrom tfspike.neurons import gradients\n" \
+        "assert tfspike.layers is layers and Neuron is gradients.Neuron\n" \
+        "assert layers.__spec__.name == layers.__name__ == 'tfspike.neurons.layers'\n" \
+        "assert pickle.loads(b'ctfspike.layers\\nLIF\\n.') is layers.LIF\n" \
+        "assert all(getattr(tfspike, name) for name in dir(tfspike) if name[0] != '_')\n" \
+        "import keras"
 
 
 @pytest.mark.parametrize("first", [
     "import tfspike, keras", "import keras, tfspike", "import tfspike, tensorflow as tf; tf.keras.models; import keras",
-    "import tfspike.layers, keras", "from tfspike import encoders; import keras"])
+    pytest.param(MOVED, id="what has moved"), "from tfspike import encoders; import keras"])
 def test_keras_knows_our_classes_whatever_is_imported_first(first: str) -> None:
     code = f"{first}\nfor name in ('SpikingModel', 'LIF', 'LIFCell', 'PoissonEncoder', 'ReluModel', 'ThresholdNorm'):\n" \
            "    assert keras.saving.get_registered_object(f'tfspike>{name}') is not None, name"
@@ -166,18 +206,20 @@ def test_keras_knows_our_classes_whatever_is_imported_first(first: str) -> None:
 
 
 def test_a_saved_model_is_found_and_pickled_by_keras_alone(tmp_path: Path) -> None:
+    import keras
+
+    import tfspike
+
     path = tmp_path / "model.keras"
-    code = "import sys, tfspike, keras, pickle\n" \
-           "x = keras.Input((3, 4))\n" \
-           f"tfspike.SpikingModel(x, tfspike.Readout()(tfspike.LIF()(tfspike.SpikeInput(3)(x)))).save({str(path)!r})\n"
+    x = keras.Input((3, 4))
+    tfspike.SpikingModel(x, tfspike.Readout()(tfspike.LIF()(tfspike.SpikeInput(3)(x)))).save(path)
     again = f"import tfspike, keras, pickle\nmodel = keras.models.load_model({str(path)!r})\n" \
             "assert type(model).__name__ == 'SpikingModel'\n" \
             "for copy in (keras.models.clone_model(model), pickle.loads(pickle.dumps(model)),\n" \
             "             keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))):\n" \
             "    assert type(copy) is type(model) and [v.name for v in copy.layers] == [v.name for v in model.layers]"
-    for lines in (code, again):
-        done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", again], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_backend_other_than_tensorflow_is_refused_in_one_sentence() -> None:

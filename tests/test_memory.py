@@ -16,9 +16,6 @@ import tensorflow as tf
 
 import nets
 from tfspike.engine import kernels
-from tfspike.neurons import noise
-from tfspike.neurons.custom_gradient import custom_gradient
-from tfspike.neurons.shared_function import shared
 
 ROOT = Path(__file__).resolve().parents[1]
 T, B = 6, 2
@@ -76,75 +73,6 @@ def test_layer_by_layer_leaves_no_graph_either() -> None:
     graph = build_and_drop()
     gc.collect()
     assert graph() is None
-
-
-@pytest.mark.parametrize("single", [True, False])
-@pytest.mark.parametrize("graph", [True, False])
-def test_a_custom_gradient_is_that_of_tensorflow(single: bool, graph: bool) -> None:
-    def function(x: tf.Tensor, y: tf.Tensor) -> Any:
-        return (x * y if single else (x * y, x + y)), lambda *up: (3.0 * up[0], 5.0 * up[-1])
-
-    def gradients(decorator: Any, x: tf.Tensor) -> Any:
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(x)
-            found = tf.nest.flatten(decorator(function)(x, 2.0 * x))
-        return [found, [tape.gradient(part, x) for part in found], tape.gradient(found, x)]  # asked for repeatedly
-
-    run = tf.function(gradients, autograph=False) if graph else gradients
-    ours, theirs = (run(decorator, tf.constant([1.0, 2.0])) for decorator in (custom_gradient, tf.custom_gradient))
-    tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
-
-
-def test_a_custom_gradient_in_a_loop_is_that_of_tensorflow() -> None:
-    def through(decorator: Any) -> np.ndarray:
-        @tf.function(autograph=False)
-        def run(x: tf.Tensor) -> tf.Tensor:
-            square = decorator(lambda x: (x * x, lambda up: 7.0 * x * up))
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                out = tf.while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, square(x)), (0, x))[1]
-            return tape.gradient(out, x)
-        return run(tf.constant([1.1, -0.5])).numpy()
-
-    np.testing.assert_array_equal(through(custom_gradient), through(tf.custom_gradient))
-    assert np.abs(through(custom_gradient)).min() > 0
-
-
-def test_a_shared_function_is_traced_once_for_all_graphs() -> None:
-    traced: list[Any] = []
-
-    @shared
-    def double(x: tf.Tensor, factor: float) -> tf.Tensor:
-        traced.append((x.shape, factor))
-        return factor * x
-
-    for _ in range(3):
-        out = tf.function(lambda x: double(x, 2.0) + double(x, 2.0), autograph=False)(tf.ones(3))
-        np.testing.assert_array_equal(out, np.full(3, 4.0))
-    np.testing.assert_array_equal(double(tf.ones(3), 3.0), np.full(3, 3.0))
-    assert traced == [((3,), 2.0), ((3,), 3.0)]
-
-
-def test_a_shared_function_for_any_batch_keeps_the_shapes_of_each() -> None:
-    traced: list[Any] = []
-
-    def negative(x: tf.Tensor) -> tf.Tensor:
-        traced.append(x.shape)
-        return -x
-
-    function = shared(negative, any_batch=True)
-    shapes = []
-    for batch in (1, 5, None):
-        tf.function(lambda x: shapes.append(function(x).shape.as_list()), autograph=False).get_concrete_function(
-            tf.TensorSpec((batch, 3)))
-    assert shapes == [[1, 3], [5, 3], [None, 3]] and len(traced) == 1
-    np.testing.assert_array_equal(function(tf.ones((4, 3))), -np.ones((4, 3)))
-
-
-def test_folding_numbers_into_a_key_is_that_of_tensorflow() -> None:
-    key = tf.constant([3, 4])
-    wanted = tf.random.fold_in(tf.random.fold_in(key, 5, alg=noise.ALGORITHM), 6, alg=noise.ALGORITHM)
-    np.testing.assert_array_equal(noise.fold(key, 5, tf.constant(6, tf.int64)), wanted)
 
 
 def test_inference_compiles_for_the_sizes_that_come_back() -> None:

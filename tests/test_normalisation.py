@@ -231,6 +231,7 @@ def test_rate_trains_a_window_longer_than_a_byte_in_one_chunk(kernel: str) -> No
     assert_roads_agree(model, inputs)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_event_trains_a_window_longer_than_a_byte_layer_by_layer_and_infers_by_the_engine() -> None:
     model = trained("event", "leak_aware", timesteps=kernels.MOST_STEPS + 1)
     assert model.engine is not None and not model.engine.can_train
@@ -246,7 +247,7 @@ def test_a_residual_net_learns_a_batch_with_every_layer_alive(gradient: str, sur
     model, inputs, labels = residual(gradient, surrogate), images(8), np.arange(8) % 4
     optimizer = keras.optimizers.Adam(0.01)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train() -> tf.Tensor:
         with tf.GradientTape() as tape:
             output = model(inputs, training=True)
@@ -273,7 +274,7 @@ def test_the_gradient_of_resnet20_keeps_its_size_with_depth_while_it_trains(grad
     optimizer = keras.optimizers.AdamW(0.003)
     optimizer.build(model.trainable_variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train() -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             output, activity = model.observe(inputs, training=True)

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in `run`, and in `evaluation.txt` what eval.py printed of it."""
     folder = tmp_path_factory.mktemp("results")
     assert training.run(runs.tiny(folder / "run"), say=lambda line: None) == 0
-    record = evaluation.evaluate_run(EvalOptions(workdir=str(folder / "run"), seeds=2), lambda line: None)
+    record = evaluation.evaluate_run(EvalOptions(workdir=str(folder / "run"), seeds=2, batch_size=100), lambda line: None)
     (folder / "evaluation.txt").write_text(f"{evaluation.describe(record)}\n{evaluation.json_line(record)}\n")
     return folder
 
@@ -107,9 +107,10 @@ def test_spikes_per_image_are_those_that_the_network_counts(trained: Path) -> No
 
     test = datasets.load("mnist_subset", "test")
     counted = []
-    for draw in range(2):  # the same seeds as eval.py: draw d, part j, of the run's batch size
-        for j, start in enumerate(range(0, 1000, 8)):
-            _, activity = model.observe(info.normalise(test.images[start:start + 8]), training=False, seed=draw * 1_000_003 + j)
+    for draw in range(2):  # the same seeds as eval.py: draw d, part j
+        for j, start in enumerate(range(0, 1000, 100)):
+            images = info.normalise(test.images[start:start + 100])
+            _, activity = model.observe(images, training=False, seed=draw * 1_000_003 + j)
             counted.append(sum(float(np.sum(count)) for count in activity.values()))
     assert record["neuron_spikes_per_image"] == pytest.approx(sum(counted) / 2000, rel=1e-5) and sum(counted) > 0
 

@@ -345,6 +345,7 @@ def test_a_layer_that_may_mix_steps_is_named_with_its_remedy_and_everything_goes
         Window(model)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("what", ["ReLU", "Tanh"])
 def test_reports_are_made_of_nets_with_layers_that_are_not_ours(what: str) -> None:
     model, _ = net(on_train=FOREIGN[what][0]())
@@ -396,6 +397,7 @@ def test_a_window_that_changes_its_length_is_computed_as_keras_does() -> None:
     np.testing.assert_array_equal(model(images()), plain(images()))
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_observe_counts_where_states_are_passed_on() -> None:
     inputs = keras.Input((N,))
     first = OverTime(keras.layers.Dense(N))(DirectEncoder(T)(inputs))
@@ -524,6 +526,7 @@ def test_a_model_with_a_call_of_its_own_is_run_by_it_and_not_looked_into() -> No
             look()
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("what", ["neuron", "foreign"])
 def test_keras_own_export_holds_what_ours_refuse(what: str, tmp_path: Any) -> None:
     model, _ = net(neurons=LearntLeak()) if what == "neuron" else net(on_train=keras.layers.BatchNormalization())

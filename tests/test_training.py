@@ -271,7 +271,7 @@ def test_a_remainder_changes_no_answer() -> None:
 
 def test_a_workdir_is_all_that_evaluation_needs(run: Path) -> None:
     lines: list[str] = []
-    record = evaluation.evaluate_run(EvalOptions(workdir=str(run), seeds=2), lines.append)
+    record = evaluation.evaluate_run(EvalOptions(workdir=str(run), seeds=2, batch_size=100), lines.append)
     assert record["records"] == 1000 and record["seeds"] == 2 and record["timesteps"] == 10
     assert record["test_accuracy"] == pytest.approx(np.mean(record["test_accuracies"])) and record["test_accuracy"] > 0.4
     assert record["test_accuracy_std"] == pytest.approx(np.std(record["test_accuracies"], ddof=1))
@@ -290,7 +290,8 @@ def test_a_part_of_the_test_records_is_the_first_of_them(run: Path) -> None:
     answers = evaluator.Evaluator(model, test.images[:150], test.labels[:150], info, settings.batch_size).run()
     assert record["records"] == 150 and record["test_accuracy"] == answers.accuracy < 1
     assert "the first 150 of 1,000 test records" in lines
-    assert evaluation.evaluate_run(dataclasses.replace(options, images=5000), lines.append)["records"] == 1000
+    all_of_them = dataclasses.replace(options, images=5000, batch_size=250)
+    assert evaluation.evaluate_run(all_of_them, lines.append)["records"] == 1000
 
 
 def test_a_run_is_loaded_with_the_weights_of_its_checkpoint(run: Path) -> None:

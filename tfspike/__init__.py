@@ -10,11 +10,33 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import sys
+import typing
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from tfspike.faces import Moved
+
+if typing.TYPE_CHECKING:  # what _HOME and _MODULES say, for type checkers
+    from tfspike.errors import UserError as UserError
+    from tfspike.models.callbacks import Diagnosis as Diagnosis
+    from tfspike.models.spiking_model import SpikingModel as SpikingModel
+    from tfspike.neurons import gradients as gradients
+    from tfspike.neurons import layers as layers
+    from tfspike.neurons.cells import LeakyIntegratorCell as LeakyIntegratorCell
+    from tfspike.neurons.cells import LIFCell as LIFCell
+    from tfspike.neurons.cells import PoolingIFCell as PoolingIFCell
+    from tfspike.neurons.encoders import DirectEncoder as DirectEncoder
+    from tfspike.neurons.encoders import LatencyEncoder as LatencyEncoder
+    from tfspike.neurons.encoders import PoissonEncoder as PoissonEncoder
+    from tfspike.neurons.encoders import SpikeInput as SpikeInput
+    from tfspike.neurons.layers import LIF as LIF
+    from tfspike.neurons.layers import LeakAware as LeakAware
+    from tfspike.neurons.layers import OverTime as OverTime
+    from tfspike.neurons.layers import PoolingIF as PoolingIF
+    from tfspike.neurons.layers import Readout as Readout
+    from tfspike.neurons.layers import WindowDropout as WindowDropout
+    from tfspike.neurons.normalisation import ThresholdNorm as ThresholdNorm
 
 __version__ = "0.1.0"
 

@@ -33,7 +33,7 @@ import tensorflow as tf
 from tfspike.checks import number
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
-from tfspike.neurons.encoders import DirectEncoder, LatencyEncoder, PoissonEncoder
+from tfspike.neurons.encoders import DirectEncoder, Encoder, LatencyEncoder, PoissonEncoder
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
 
@@ -129,7 +129,7 @@ class Synapse:
 
     name: str
     kind: str
-    source: Any
+    source: keras.KerasTensor
     events: str
     fan_out: np.ndarray
     connections: int
@@ -184,14 +184,14 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
     return [Synapse(**group) for group in found if "target" in group]
 
 
-def _encoded(encoder: Any) -> str:
+def _encoded(encoder: Encoder) -> str:
     encode = type(encoder).encode  # a subclass may have its own
     if encode is DirectEncoder.encode:
         return "real"
     return "spikes" if encode in (PoissonEncoder.encode, LatencyEncoder.encode) else "mixed"
 
 
-def _through(call: plans.Call, sources: list[Any], events: list[str],
+def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[str],
              present: list[np.ndarray]) -> tuple[list[dict[str, Any]], str, np.ndarray]:
     """What a call without neurons adds: its groups of connections, the kind of values it gives, and where."""
     layer = call.layer.layer if isinstance(call.layer, OverTime) else call.layer
@@ -223,7 +223,7 @@ def _through(call: plans.Call, sources: list[Any], events: list[str],
     return [], kind, (keras.ops.convert_to_numpy(passed)[0, 0] != 0).astype(np.float32)
 
 
-def _group(name: str, kind: str, source: Any, events: str, effective: np.ndarray, there: np.ndarray,
+def _group(name: str, kind: str, source: keras.KerasTensor, events: str, effective: np.ndarray, there: np.ndarray,
            dense: np.ndarray | None = None) -> dict[str, Any]:
     connections = int(np.sum((effective if dense is None else dense) * (there != 0)))
     return {"name": name, "kind": kind, "source": source, "events": events, "fan_out": effective,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +23,7 @@ from tfspike.analysis.simulation import Simulation
 from tfspike.checks import check_count
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
+from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.encoders import DirectEncoder
 
 DRAW = 1_000_003  # batch j of draw d is encoded with seed d * DRAW + j, as everywhere in the library
@@ -242,6 +243,14 @@ def settled(accuracy_by_step: Sequence[float] | np.ndarray, accuracy: float) -> 
     return int(below[-1]) + 1 if len(below) else 0
 
 
+class Images(Protocol):
+    """An array `[N, ...]`, or what is read a slice at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 def layer_record(layer: LayerActivity) -> dict[str, Any]:
     """A layer as plain numbers, fit for JSON."""
     return {"name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "neurons": layer.neurons,
@@ -251,8 +260,8 @@ def layer_record(layer: LayerActivity) -> dict[str, Any]:
             "ann_acs_per_image": layer.ann.acs, "spikes_per_image_until_step": list(layer.spikes_by_step)}
 
 
-def analyse(model: Any, images: Any, labels: Any, batch_size: int = 100, seed: int = 0,
-            timesteps: int | None = None) -> Analysis:
+def analyse(model: SpikingModel, images: Images, labels: np.ndarray | Sequence[int], batch_size: int = 100,
+            seed: int = 0, timesteps: int | None = None) -> Analysis:
     """Runs a network once over images and counts everything.
 
     Args:
@@ -283,7 +292,7 @@ def analyse(model: Any, images: Any, labels: Any, batch_size: int = 100, seed: i
     return tally.result(model, labels.astype(np.int64), classes, seed)
 
 
-def operations(model: Any, images: Any, seed: int = 0) -> tuple[Operations, Operations]:
+def operations(model: SpikingModel, images: Images, seed: int = 0) -> tuple[Operations, Operations]:
     """Operations per image of the network and of an ANN of the same shape, from a handful of images.
 
     Nothing is compiled, which for a few images would take longer than running them does.
@@ -320,7 +329,7 @@ class _Tally:
         self.columns: list[tuple[np.ndarray, ...]] = []
         self._step = tf.function(self._chunk, reduce_retracing=False) if compiled else self._chunk
 
-    def add(self, images: Any, seed: int) -> None:
+    def add(self, images: Images, seed: int) -> None:
         """Runs a batch, its noise keyed by `seed`."""
         inputs, key, membranes = self.simulation.start(images, seed)
         spikes, potentials = [], []
@@ -360,7 +369,7 @@ class _Tally:
         return (predictions.T.astype(np.int32), (top[..., 0] - top[..., -1]).T,
                 np.cumsum(spikes, 0, dtype=np.float64).T)
 
-    def result(self, model: Any, labels: np.ndarray, classes: int, seed: int) -> Analysis:
+    def result(self, model: SpikingModel, labels: np.ndarray, classes: int, seed: int) -> Analysis:
         predictions, margins, spikes = (np.concatenate(column) for column in zip(*self.columns))
         counted = self._counted(len(labels))
         weighted = [(synapse, ops) for synapse, ops in counted if synapse.kind == "weights"]

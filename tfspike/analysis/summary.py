@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import cast
 
 import keras
 
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
+from tfspike.models.ann import ReluModel
 from tfspike.models.network import Network
+from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -145,7 +147,7 @@ def layer_table(model: Network, batch_size: int, training: bool = True, optimize
       rates: mean firing rates by layer, spikes per step, to be shown beside.
     """
     if not model.is_spiking:
-        return _ann_table(model)
+        return _ann_table(cast(ReluModel, model))
     rows = layers(model, batch_size, training, optimizer)
     head = ["layer", "kind", "output", "parameters", "MACs/step", "memory"] + (["spikes/step"] if rates else [])
     lines = [head]
@@ -156,11 +158,12 @@ def layer_table(model: Network, batch_size: int, training: bool = True, optimize
     macs = sum(row.macs_per_step for row in rows)
     totals = ["total", "", "", _whole(sum(row.parameters for row in rows)), _short(macs),
               _bytes(sum(sum(row.memory.values()) for row in rows))] + ([""] if rates else [])
-    return "\n".join([*_aligned([*lines, totals]), "", _sentence(memory(model, batch_size, training, optimizer), model,
-                                                                   batch_size, training, macs)])
+    return "\n".join([*_aligned([*lines, totals]), "", _sentence(memory(model, batch_size, training, optimizer),
+                                                                   cast(SpikingModel, model), batch_size, training,
+                                                                   macs)])
 
 
-def _ann_table(model: Any) -> str:
+def _ann_table(model: ReluModel) -> str:
     """The layers of a network without time. Its memory is not estimated: it is that of any Keras model."""
     rows = []
     for layer in model.layers:
@@ -174,7 +177,7 @@ def _ann_table(model: Any) -> str:
                       f"{_short(macs)} multiply-accumulates per image; no time steps (--neuron=relu)."])
 
 
-def _sentence(estimate: Memory, model: Any, batch_size: int, training: bool, macs: int) -> str:
+def _sentence(estimate: Memory, model: SpikingModel, batch_size: int, training: bool, macs: int) -> str:
     parts = [("weights", estimate.weights), ("states", estimate.states), ("recorded spikes", estimate.record),
              ("a chunk forward", estimate.forward), ("a chunk backward", estimate.backward),
              ("framework", estimate.framework)]
@@ -212,17 +215,18 @@ def memory_warning(model: keras.Model, batch_size: int, optimizer: str = "sgd",
 class _Context:
     """What the rows of one model share."""
 
-    def __init__(self, model: Any, batch_size: int, training: bool, optimizer: str):
+    def __init__(self, model: SpikingModel, batch_size: int, training: bool, optimizer: str) -> None:
         self.timesteps: int = model.timesteps  # raises UserError where there is no plan
-        self.plan: plans.Plan = model.plan
+        self.plan = model._required_plan()
         self.batch, self.training = batch_size, training
         self.slots = OPTIMIZER_SLOTS.get(optimizer, 2)
         engine = model.engine
         # layer by layer: whole windows, with what autodiff keeps of them, instead of a record
-        self.by_layers = engine is None or (training and not engine.can_train)
+        used = engine if engine is None or engine.can_train or not training else None
+        self.by_layers = used is None
         self.rule = "event" if engine is None else engine.gradient
-        self.gradient = "event" if self.by_layers else engine.gradient
-        self.chunk = self.timesteps if self.by_layers else engine.chunks(batch_size, training)[0]
+        self.gradient = "event" if used is None else used.gradient
+        self.chunk = self.timesteps if used is None else used.chunks(batch_size, training)[0]
         steps = math.ceil(self.timesteps / self.chunk) * math.ceil(self.chunk / 8)
         self.record_bytes = 0 if self.by_layers else steps
 

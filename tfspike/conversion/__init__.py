@@ -8,8 +8,19 @@
 `tfspike.conversion.balance` has the mathematics and what is lost.
 """
 
+from typing import TYPE_CHECKING
+
 from tfspike.faces import on_use
 
-__all__ = ["METHODS", "Conversion", "build", "convert"]
+if TYPE_CHECKING:  # what _HOME says, for type checkers
+    from tfspike.conversion.balance import Conversion as Conversion
+    from tfspike.conversion.balance import build as build
+    from tfspike.conversion.balance import convert as convert
+    from tfspike.conversion.options import METHODS as METHODS
 
-__getattr__ = on_use(__name__, {"METHODS": "options", **dict.fromkeys(__all__[1:], "balance")})
+_HOME = {"METHODS": "options",
+         "Conversion": "balance", "build": "balance", "convert": "balance"}
+
+__all__ = sorted(_HOME)
+
+__getattr__ = on_use(__name__, _HOME)

@@ -9,6 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from tfspike import files
 from tfspike.errors import UserError
 from tfspike.evaluation import plots
@@ -19,7 +21,7 @@ class Picture:
     """A figure with its file name and the sentence that goes under it."""
 
     name: str
-    figure: Any
+    figure: Figure
     caption: str
 
 

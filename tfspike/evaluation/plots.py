@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -21,11 +21,18 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
+if TYPE_CHECKING:
+    from tfspike.analysis.energy import EnergyModel
+    from tfspike.analysis.measure import Analysis, LayerActivity
+    from tfspike.analysis.simulation import Trace
+
+P = ParamSpec("P")
+
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"
 INK, PALE = "#24313d", "#d9dfe4"
 KINDS = {"input": ORANGE, "lif": BLUE, "pooling": SKY, "readout": GREEN}
 WIDTH, DPI = 4.6, 192
-_STYLE: Any = {
+_STYLE: Any = {  # matplotlib's own type lists 300 names
     "font.size": 11, "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10,
     "axes.edgecolor": "#8896a3", "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e7ebee",
@@ -46,11 +53,11 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tu
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
-def _styled(function: Any) -> Any:
+def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draws under this file's style without leaving a trace in the caller's settings."""
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_STYLE):
             return function(*args, **kwargs)
 
@@ -92,7 +99,7 @@ def rates_by_epoch(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
-def activity(layers: Sequence[Any], measure: str) -> Figure:
+def activity(layers: Sequence[LayerActivity], measure: str) -> Figure:
     """A bar per layer, the input on top; `measure` is "spikes" (per image) or "rate" (per neuron and step)."""
     layers = [layer for layer in layers if layer.kind != "readout"]
     values = [getattr(layer, measure) for layer in layers]
@@ -114,7 +121,7 @@ def activity(layers: Sequence[Any], measure: str) -> Figure:
 
 
 @_styled
-def accuracy_over_time(result: Any, share: float = 0.99) -> Figure:
+def accuracy_over_time(result: Analysis, share: float = 0.99) -> Figure:
     """Accuracy at every step and with early exit, and where `share` of the final accuracy is reached for good."""
     figure, axes = _figure(3.6)
     steps = np.arange(1, result.timesteps + 1)
@@ -136,7 +143,7 @@ def accuracy_over_time(result: Any, share: float = 0.99) -> Figure:
 
 
 @_styled
-def accuracy_over_spikes(result: Any) -> Figure:
+def accuracy_over_spikes(result: Analysis) -> Figure:
     """Accuracy against the spikes spent until then, all layers and the input."""
     figure, axes = _figure(3.6)
     axes.plot(result.spikes_by_step, result.accuracy_by_step, color=BLUE, label="all images stop at the same step")
@@ -151,7 +158,7 @@ def accuracy_over_spikes(result: Any) -> Figure:
 
 
 @_styled
-def energy_by_layer(layers: Sequence[Any], model: Any) -> Figure:
+def energy_by_layer(layers: Sequence[LayerActivity], model: EnergyModel) -> Figure:
     """Energy per image of the synapses into every layer, beside the ANN's."""
     layers = [layer for layer in layers if layer.kind != "input"]
     figure, axes = _figure(1.3 + 0.42 * len(layers))
@@ -241,7 +248,7 @@ def _cycle(count: int) -> list[str]:
 
 
 @_styled
-def raster(trace: Any, image: np.ndarray, class_names: Sequence[str]) -> Figure:
+def raster(trace: Trace, image: np.ndarray, class_names: Sequence[str]) -> Figure:
     """One image's window: the picture, every layer's spikes with the membrane of one neuron, and the readout."""
     steps = len(trace.readout)
     heights = [2.6]
@@ -268,11 +275,12 @@ def raster(trace: Any, image: np.ndarray, class_names: Sequence[str]) -> Figure:
             axes = figure.add_subplot(grid[place])
             time = np.arange(1, steps + 1)
             axes.plot(time, layer.membrane, color=BLUE, linewidth=1.2)
-            axes.axhline(layer.threshold, color=RED, linewidth=1, linestyle="--")
+            threshold = layer.threshold or 0.0  # the input alone has none
+            axes.axhline(threshold, color=RED, linewidth=1, linestyle="--")
             fired = np.flatnonzero(layer.fired)
             axes.plot(fired + 1, layer.membrane[fired], "o", color=RED, markersize=3.5)
             _bare(axes, steps)
-            axes.set_yticks([0, layer.threshold], ["0", f"{layer.threshold:g}"], fontsize=9)
+            axes.set_yticks([0, threshold], ["0", f"{threshold:g}"], fontsize=9)
             place += 1
     axes = figure.add_subplot(grid[place])
     _readout(axes, trace.readout, class_names)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tfspike.checks import check_count
+from tfspike.datasets import DatasetInfo
 from tfspike.datasets.image_files import load_images
 from tfspike.errors import UserError
 from tfspike.models import losses
+from tfspike.models.spiking_model import SpikingModel
 
 _BATCH = 32
 
@@ -31,8 +33,8 @@ class Prediction(NamedTuple):
     confidence: float
 
 
-def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]] | str, seeds: int = 1,
-                  resize: bool = False, loss: str = "squared") -> list[Prediction]:
+def predict_files(model: SpikingModel, info: DatasetInfo, paths: Sequence[str | os.PathLike[str]] | str,
+                  seeds: int = 1, resize: bool = False, loss: str = "squared") -> list[Prediction]:
     """Classifies PNG and JPEG files, and folders of them, read as `tfspike.image_files` says.
 
     Confidence is the probability that the scores V_T / T stand for (`tfspike.losses.probabilities`).
@@ -62,5 +64,5 @@ def predict_files(model: Any, info: Any, paths: Sequence[str | os.PathLike[str]]
             for file, label, row in zip(files, scores.argmax(axis=1), shares)]
 
 
-def _scores(model: Any, images: np.ndarray, seeds: int) -> np.ndarray:
+def _scores(model: SpikingModel, images: np.ndarray, seeds: int) -> np.ndarray:
     return np.mean([np.asarray(model(images, training=False, seed=seed)) for seed in range(seeds)], axis=0)

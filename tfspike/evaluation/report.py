@@ -13,14 +13,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from tfspike import analysis, datasets
 from tfspike import config as config_lib
 from tfspike.analysis import simulation
 from tfspike.analysis.energy import EnergyModel, Operations
+from tfspike.analysis.measure import Images
 from tfspike.errors import UserError
 from tfspike.evaluation import comparison, pages, plots
+from tfspike.evaluation.options import EvalOptions
 from tfspike.evaluation.pages import Picture
 from tfspike.runs import loading as run_loading
 from tfspike.runs import provenance, standing, workdir
@@ -55,7 +58,7 @@ class RunResults:
     commands: Sequence[str]
     epochs: Sequence[Mapping[str, Any]]
     result: analysis.Analysis
-    images: Any
+    images: np.ndarray
     class_names: Sequence[str]
     traces: Sequence[tuple[int, simulation.Trace]]
     filters: np.ndarray | None
@@ -65,7 +68,8 @@ class RunResults:
 # ---- one run -----------------------------------------------------------------------------------------------------
 
 
-def write(run: str, options: Any = None, energy: EnergyModel | None = None, say: Callable[[str], None] = print) -> str:
+def write(run: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
+          say: Callable[[str], None] = print) -> str:
     """Analyses a run on its test set and writes its report.
 
     Args:
@@ -83,7 +87,7 @@ def write(run: str, options: Any = None, energy: EnergyModel | None = None, say:
     return write_report(collect(run, options, energy, say), os.path.join(run, FOLDER))
 
 
-def collect(run: str, options: Any = None, energy: EnergyModel | None = None,
+def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
             say: Callable[[str], None] = print) -> RunResults:
     """What `write` puts on paper; arguments and errors as there."""
     require_spikes([run])
@@ -135,17 +139,17 @@ def _checkpoint(stands: standing.Standing) -> str:
 class _Normalised:
     """Stored images as the network takes them, a slice at a time."""
 
-    def __init__(self, images: Any, info: datasets.DatasetInfo):
+    def __init__(self, images: Images, info: datasets.DatasetInfo):
         self._images, self._info = images, info
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, part: Any) -> np.ndarray:
+    def __getitem__(self, part: slice) -> np.ndarray:
         return self._info.normalise(self._images[part])
 
 
-def _option(options: Any, name: str) -> Any:
+def _option(options: EvalOptions | None, name: str) -> Any:
     return getattr(options, name, None)
 
 
@@ -163,7 +167,7 @@ def mistakes(result: analysis.Analysis) -> list[int]:
     return [int(i) for i in wrong[np.argsort(-result.margins[wrong, -1], kind="stable")]]
 
 
-def _filters(model: Any) -> np.ndarray | None:
+def _filters(model: keras.Model) -> np.ndarray | None:
     for variable in model.trainable_variables:
         if len(variable.shape) == 4:
             return np.asarray(variable.value, np.float32)
@@ -357,7 +361,7 @@ def _neurobench_rows(result: analysis.Analysis) -> list[tuple[str, str]]:
 # ---- several runs ------------------------------------------------------------------------------------------------
 
 
-def compare(runs: Sequence[str], out: str, options: Any = None, energy: EnergyModel | None = None,
+def compare(runs: Sequence[str], out: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
             say: Callable[[str], None] = print) -> str:
     """Puts two or more runs side by side.
 
@@ -390,7 +394,7 @@ def _names(folders: Sequence[str]) -> list[str]:
     return names
 
 
-def _record(run: str, options: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _record(run: str, options: EvalOptions | None, say: Callable[[str], None]) -> dict[str, Any]:
     which = _option(options, "checkpoint") or "best"
     settings = config_lib.read_run(run)
     stands = standing.standing(settings, which, standing.open_checkpoint(run, say, which))

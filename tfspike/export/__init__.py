@@ -6,7 +6,15 @@
 `info` is the data set's `DatasetInfo`, or anything with `scale`, `offset` and `class_names`.
 """
 
+from typing import TYPE_CHECKING
+
 from tfspike.faces import on_use
+
+if TYPE_CHECKING:  # what _HOME says, for type checkers
+    from tfspike.export.formats import FORMATS as FORMATS
+    from tfspike.export.formats import save as save
+    from tfspike.export.nir_graph import to_nir as to_nir
+    from tfspike.export.nir_import import from_nir as from_nir
 
 _HOME = {"FORMATS": "formats", "save": "formats",
          "to_nir": "nir_graph",

@@ -51,7 +51,7 @@ class ReluModel(keras.Model):
         """None of its neurons fire."""
         return []
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None,
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None,
              seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """Images `[B, H, W, C]` to logits `[B, classes]`, float32; `seed` is not used, as nothing here is random."""
         return super().call(inputs, training=training, mask=mask)
@@ -75,7 +75,8 @@ class Dropout(WindowDropout):
             return activations
         return activations * tf.cast(self.draw_mask(tf.shape(activations)), activations.dtype)
 
-    def compute_output_spec(self, activations: Any, training: Any = None) -> keras.KerasTensor:  # type: ignore[override]
+    def compute_output_spec(self, activations: keras.KerasTensor,  # type: ignore[override]
+                            training: bool | None = None) -> keras.KerasTensor:
         return keras.KerasTensor(activations.shape, dtype=self.compute_dtype)
 
 
@@ -96,7 +97,8 @@ def twin(model: SpikingModel) -> ReluModel:
     if why is not None:
         raise UserError(f"A twin stands for layers of the library and of Keras, and {why}.")
     inputs = keras.Input(plan.encoder.outputs[0].shape[2:], dtype="float32", name="input")
-    copies: dict[int, tuple[Any, Any]] = {}  # of every layer with weights: what holds them here, and in the twin
+    # of every layer with weights: what holds them here, and in the twin
+    copies: dict[int, tuple[keras.layers.Layer, keras.layers.Layer]] = {}
 
     def counterpart(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = call.layer
@@ -126,7 +128,7 @@ def twin(model: SpikingModel) -> ReluModel:
     return net
 
 
-def _without_time(layer: keras.layers.Layer) -> tuple[Any, Any]:
+def _without_time(layer: keras.layers.Layer) -> tuple[keras.layers.Layer, keras.layers.Layer]:
     """What of a layer of the window holds its weights, and the counterpart that shall have them."""
     if isinstance(layer, ThresholdNorm):
         # every value is one of a batch: the gradient is the plain one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 
@@ -34,7 +33,7 @@ class Builder:
                                                   seed=self.next_seed())
 
 
-def conv(x: Any, b: Builder, filters: int, kernel: int, stride: int, name: str) -> Any:
+def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: int, name: str) -> keras.KerasTensor:
     """A convolution without bias at every step; (kernel - 1) / 2 pixels of padding on every side at any stride."""
     padding, dtype = "same" if stride == 1 else "valid", b.settings.dtype
     if stride > 1 and kernel > 1:
@@ -45,7 +44,7 @@ def conv(x: Any, b: Builder, filters: int, kernel: int, stride: int, name: str) 
     return OverTime(layer, name=name)(x)
 
 
-def lif(x: Any, b: Builder, name: str) -> Any:
+def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons and, where the network has it, dropout on their spikes."""
     s = b.settings
     x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, dtype=s.dtype, name=f"{name}_lif")(x)
@@ -54,7 +53,7 @@ def lif(x: Any, b: Builder, name: str) -> Any:
     return x
 
 
-def norm(x: Any, b: Builder, name: str, paths: int = 1) -> Any:
+def norm(x: keras.KerasTensor, b: Builder, name: str, paths: int = 1) -> keras.KerasTensor:
     """Where the network has it, normalisation of currents, of which `paths` add up in front of the neurons."""
     s = b.settings
     if s.norm is None:
@@ -62,12 +61,12 @@ def norm(x: Any, b: Builder, name: str, paths: int = 1) -> Any:
     return ThresholdNorm(s.threshold, 1 / math.sqrt(paths), s.gradient, dtype=s.dtype, name=f"{name}_norm")(x)
 
 
-def conv_lif(x: Any, b: Builder, filters: int, kernel: int, name: str) -> Any:
+def conv_lif(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, name: str) -> keras.KerasTensor:
     """Convolution, normalisation and LIF neurons."""
     return lif(norm(conv(x, b, filters, kernel, 1, name), b, name), b, name)
 
 
-def pool(x: Any, b: Builder, name: str) -> Any:
+def pool(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """2x2 average pooling and, where the network has them, pooling neurons; an odd last row or column is dropped."""
     s = b.settings
     average = keras.layers.AveragePooling2D(2, dtype=s.dtype)
@@ -78,7 +77,8 @@ def pool(x: Any, b: Builder, name: str) -> Any:
                      name=name)(x)
 
 
-def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], name: str) -> Any:
+def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int],
+                   name: str) -> keras.KerasTensor:
     """conv a - LIF - conv b, the shortcut's current added to the current of the second LIF (no neuron on it).
 
     Main path and shortcut see the same, masked, spikes. The shortcut is a 1x1 convolution where the channels change,
@@ -97,7 +97,7 @@ def residual_block(x: Any, b: Builder, filters: int, strides: tuple[int, int], n
     return lif(current, b, f"{name}_b")
 
 
-def dense(x: Any, b: Builder, units: int, name: str) -> Any:
+def dense(x: keras.KerasTensor, b: Builder, units: int, name: str) -> keras.KerasTensor:
     """A dense layer without bias at every step."""
     layer = keras.layers.Dense(units, use_bias=False, kernel_initializer=b.weights(), dtype=b.settings.dtype,
                                name="dense")

@@ -10,17 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
+from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import gradients
 from tfspike.neurons.layers import OverTime, PoolingIF, SpikingLayer
 
 _HALVINGS = 12
 
 
-def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: int = 0) -> dict[str, float]:
+def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target_rate: float = 0.1,
+                     seed: int = 0) -> dict[str, float]:
     """Rescales the model's weights in place.
 
     Args:
@@ -42,7 +45,7 @@ def initialise_rates(model: Any, inputs: Any, target_rate: float = 0.1, seed: in
     plan.refuse_own_neurons("Rate-targeted initialisation")
     reached: dict[str, float] = {}
     # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
-    kernels: dict[int, list[Any]] = {}
+    kernels: dict[int, list[keras.Variable]] = {}
     scaled: set[int] = set()  # a kernel that feeds several layers is scaled for the first of them
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -98,12 +101,13 @@ def _still_needed(plan: plans.Plan, position: int) -> set[int]:
     return needed
 
 
-def _currents(call: plans.Call, plan: plans.Plan, values: dict[int, Any]) -> tf.Tensor:
+def _currents(call: plans.Call, plan: plans.Plan, values: dict[int, tf.Tensor]) -> tf.Tensor:
     """The currents into a spiking layer, computed anew from the spikes below it with the weights as they are now."""
     return plans.run(_synapses(call, plan), values)[id(call.args[0])]
 
 
-def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, Any], weights: list[Any], target: float) -> float:
+def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, tf.Tensor], weights: list[keras.Variable],
+             target: float) -> float:
     """Scales `weights` until the layer's mean rate is at the target, by bisection of the factor's logarithm."""
     with_weights = tf.cast(values[id(call.args[0])], tf.float32)
     originals = [tf.convert_to_tensor(weight.value) for weight in weights]

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfspike.errors import UserError
 from tfspike.files import Arrays
 
+if TYPE_CHECKING:
+    import keras
 
-def collect(variables: Iterable[Any]) -> Arrays:
+
+def collect(variables: Iterable[keras.Variable]) -> Arrays:
     """Values of Keras variables by their name."""
     return {name: np.array(variable.value.numpy()) for name, variable in named(variables)}
 
 
-def learnt(model: Any) -> list[Any]:
+def learnt(model: keras.Model) -> list[keras.Variable]:
     """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
     return [*model.trainable_variables,
             *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance"))]
 
 
-def restore(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], source: str) -> None:
+def restore(variables: Iterable[keras.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
     """Assigns values to Keras variables; all are checked before the first one is changed.
 
     Raises:
@@ -53,7 +56,7 @@ def check_shapes(wanted: Mapping[str, tuple[tuple[int, ...], str]], arrays: Mapp
                             f"{kind} of shape {shape}: it is of another network.")
 
 
-def named(variables: Iterable[Any]) -> list[tuple[str, Any]]:
+def named(variables: Iterable[keras.Variable]) -> list[tuple[str, keras.Variable]]:
     """Keras variables with the names they have in a checkpoint: their paths, equal ones told apart by a number."""
     seen: dict[str, int] = {}
     pairs = []

@@ -15,6 +15,8 @@ from tfspike.checks import check_leak, check_threshold, is_count
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
 
+Shape = tuple[int | None, ...]
+
 
 class _Cell(keras.layers.Layer):
     """State and shapes that the three cells share: one membrane potential `[B, *shape]`, float32."""
@@ -47,7 +49,8 @@ class _Cell(keras.layers.Layer):
         """The membrane potential before the first step: zeros, `[batch_size, *shape]` float32."""
         return [tf.zeros((batch_size, *self._shape), tf.float32)]
 
-    def compute_output_shape(self, input_shape: Any, states_shape: Any = None) -> Any:
+    def compute_output_shape(self, input_shape: Shape,
+                             states_shape: list[Shape] | None = None) -> tuple[Shape, list[Shape]]:
         return input_shape, [input_shape]
 
     def get_config(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 import tensorflow as tf
 
 _COLLECTION = "tfspike/custom_gradients"
+WithGradient = tuple[Any, Callable[..., Any]]  # a tensor or a tuple of tensors, and their gradient
 
 
-def custom_gradient(function: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callable[..., Any]:
+def custom_gradient(function: Callable[..., WithGradient]) -> Callable[..., Any]:
     """The decorator `tf.custom_gradient` for functions of tensors, which read no variables.
 
     Args:

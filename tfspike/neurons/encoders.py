@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfspike.checks import check_choice, check_count
 from tfspike.errors import UserError
 from tfspike.neurons import noise
-from tfspike.neurons.custom_gradient import custom_gradient
+from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
 from tfspike.neurons.shared_function import shared
 
 NAMES = ("poisson", "direct", "latency", None)
@@ -62,10 +62,11 @@ class Encoder(noise.NoisyLayer):
         """The train `[T, B, ...]` of `inputs`, with the gradient that the encoder passes on to them."""
         return train
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (self.timesteps, *input_shape)
 
-    def compute_output_spec(self, inputs: Any, training: Any = None, seed: Any = None) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: keras.KerasTensor, training: bool | None = None,
+                            seed: int | tf.Tensor | None = None) -> keras.KerasTensor:
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class PoissonEncoder(Encoder):
                                                   "encoder=\"direct\", with model.call_layers(x)")
 
         @custom_gradient
-        def expected(inputs: tf.Tensor):
+        def expected(inputs: tf.Tensor) -> WithGradient:
             def grad(upstream: tf.Tensor) -> tf.Tensor:
                 total = tf.reduce_sum(tf.cast(upstream, tf.float32), axis=0)
                 return tf.cast(tf.where(tf.abs(inputs) <= 1.0, total, 0.0), inputs.dtype)
@@ -173,11 +174,11 @@ class SpikeInput(Encoder):
         train = tf.cast(train, self.compute_dtype)
         return tf.ensure_shape(train, (steps, *train.shape[1:]))
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         self._check_length(input_shape)
         return (self.timesteps, input_shape[0], *input_shape[2:])
 
-    def _check_length(self, shape: Any) -> None:
+    def _check_length(self, shape: tuple[int | None, ...]) -> None:
         if len(shape) < 2 or shape[1] is not None and shape[1] != self.timesteps:
             raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
                             f"Received: shape {tuple(shape)}.")
@@ -196,7 +197,7 @@ def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.T
                "input, where gradients of the weights alone are wanted.")
 
     @custom_gradient
-    def refused(inputs: tf.Tensor):
+    def refused(inputs: tf.Tensor) -> WithGradient:
         def grad(upstream: tf.Tensor) -> tf.Tensor:
             if tf.executing_eagerly():
                 raise UserError(message)
@@ -204,7 +205,7 @@ def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.T
         return tf.identity(inputs), grad
 
     @custom_gradient
-    def joined(outputs: tf.Tensor, inputs: tf.Tensor):
+    def joined(outputs: tf.Tensor, inputs: tf.Tensor) -> WithGradient:
         return tf.identity(outputs), lambda upstream: (upstream, tf.zeros_like(inputs))
 
     return joined(outputs, refused(inputs)) if inputs.dtype.is_floating else outputs

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfspike.checks import check_choice, check_positive, check_share
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
-from tfspike.neurons.custom_gradient import custom_gradient
+from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
 
 _FUSED = ("float32", "bfloat16", "float16")  # what the fused operation takes
 _LEAST = 1e-5
@@ -55,10 +55,10 @@ class ThresholdNorm(keras.layers.Layer):
             raise UserError(f"`epsilon` must be at least {_LEAST:g}, the least of the fused normalisation of GPUs. "
                             f"Received: epsilon={epsilon!r}.")
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = (input_shape[-1],)
 
-        def add(start: str, name: str, trainable: bool) -> Any:
+        def add(start: str, name: str, trainable: bool) -> keras.Variable:
             return self.add_weight(shape, start, "float32", trainable=trainable, autocast=False, aggregation="mean",
                                    name=name)
 
@@ -151,7 +151,7 @@ class ThresholdNorm(keras.layers.Layer):
         """
 
         @custom_gradient
-        def once(currents: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        def once(currents: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> WithGradient:
             flat = tf.reshape(currents, [-1, 1, 1, currents.shape[-1]])
             mean = tf.reduce_mean(tf.cast(flat, tf.float32), axis=[0, 1, 2])
             factor = self.alpha * self.threshold
@@ -185,10 +185,10 @@ class ThresholdNorm(keras.layers.Layer):
         """`(factor, offset)` per channel `[C]` of inference: y = factor I + offset."""
         return self._affine(self._gain, self.beta.value, self.moving_mean.value, self.moving_variance.value)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def compute_output_spec(self, currents: Any, training: Any = None) -> keras.KerasTensor:
+    def compute_output_spec(self, currents: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
         return keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class ThresholdNorm(keras.layers.Layer):
 
 
 @custom_gradient
-def _with_gradient_of(train: tf.Tensor, mean: tf.Tensor) -> Any:
+def _with_gradient_of(train: tf.Tensor, mean: tf.Tensor) -> WithGradient:
     """The train `[T, B, ...]` in value, its mean `[1, B, ...]` in gradient."""
 
     def grad(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:

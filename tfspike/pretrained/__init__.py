@@ -6,7 +6,16 @@
     python -m tfspike.pretrained --workdir=RUN                           # a run becomes an entry, with its card
 """
 
+from typing import TYPE_CHECKING
+
 from tfspike.faces import on_use
+
+if TYPE_CHECKING:  # what _HOME says, for type checkers
+    from tfspike.pretrained.files import available as available
+    from tfspike.pretrained.files import check_name as check_name
+    from tfspike.pretrained.networks import load as load
+    from tfspike.pretrained.packing import PackOptions as PackOptions
+    from tfspike.pretrained.packing import pack as pack
 
 _HOME = {"available": "files", "check_name": "files", "load": "networks",
          "PackOptions": "packing", "pack": "packing"}

@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import keras
 import numpy as np
@@ -47,8 +47,8 @@ class RunLog:
         self._folder = pathlib.Path(workdir)
         self._start = int(start_step)
         self._chief = chief
-        self._metrics: Any = None
-        self._writer: Any = None
+        self._metrics: TextIO | None = None
+        self._writer: tf.summary.SummaryWriter | None = None
         self._written: set[tuple[str, int]] = set()
         if not chief:
             return
@@ -62,7 +62,7 @@ class RunLog:
 
     # ---- public ------------------------------------------------------------------------------------------------
 
-    def scalars(self, step: int, values: Mapping[str, Any], notes: Mapping[str, str] | None = None,
+    def scalars(self, step: int, values: Mapping[str, float], notes: Mapping[str, str] | None = None,
                 **about: Any) -> None:
         """One event: a line of `metrics.jsonl`, and a TensorBoard scalar for every number.
 
@@ -72,7 +72,7 @@ class RunLog:
           notes: what TensorBoard says of them, a sentence by name.
           about: further JSON values for the line alone, such as `event="epoch"`.
         """
-        if not self._chief:
+        if self._metrics is None:  # not the chief, or closed
             return
         numbers = {name: float(value) for name, value in values.items()}
         line = {"step": int(step), **about, "time": round(time.time(), 3),
@@ -91,7 +91,7 @@ class RunLog:
         """Whether `histograms` and `images` write anything: what they are made of need not be computed otherwise."""
         return self._writer is not None
 
-    def histograms(self, step: int, values: Mapping[str, Any]) -> None:
+    def histograms(self, step: int, values: Mapping[str, np.ndarray | tf.Tensor]) -> None:
         """A histogram of every array, by name, such as "membrane/conv1_lif".
 
         Args:
@@ -128,7 +128,7 @@ class RunLog:
             with self._tensorboard():
                 api.hparams(plain, trial_id=self._folder.name or "run")
 
-    def graph(self, model: keras.Model, example: Any) -> None:
+    def graph(self, model: keras.Model, example: np.ndarray | tf.Tensor) -> None:
         """The network's graph, layer by layer (`call_layers`); not for models whose graph cannot be traced.
 
         Args:
@@ -149,7 +149,7 @@ class RunLog:
 
         A checkpoint that outlives its metrics would leave a gap in them.
         """
-        if not self._chief:
+        if self._metrics is None:
             return
         with self._explained():
             self._metrics.flush()
@@ -200,6 +200,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[None]:
+        assert self._writer is not None, "whoever writes has asked"
         with self._explained(), self._writer.as_default(), tf.summary.record_if(True):
             yield
 
@@ -301,22 +302,6 @@ def _put(new: pathlib.Path, path: pathlib.Path) -> None:
     os.replace(new, path)
 
 
-# ---- what a window looks like ------------------------------------------------------------------------------------
-
-
-def _sampled(values: Any) -> tf.Tensor:
+def _sampled(values: np.ndarray | tf.Tensor) -> tf.Tensor:
     flat = tf.reshape(tf.convert_to_tensor(values), [-1])
     return flat[::max(1, int(flat.shape[0]) // _HISTOGRAM_VALUES)]
-
-
-
-
-
-
-
-
-# ---- pictures ----------------------------------------------------------------------------------------------------
-
-
-
-

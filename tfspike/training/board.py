@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from tfspike.analysis import simulation
 from tfspike.analysis.energy import EnergyModel
 from tfspike.config.config import Config
 from tfspike.models.network import Network
+from tfspike.models.spiking_model import SpikingModel
 from tfspike.runs import provenance
 from tfspike.runs.run_log import RunLog
 
@@ -72,5 +74,5 @@ class Board:
         if not self._model.is_spiking:
             return {}
         snn, ann = (EnergyModel().picojoules(operations)
-                    for operations in analysis.operations(self._model, self._metered))
+                    for operations in analysis.operations(cast(SpikingModel, self._model), self._metered))
         return {"energy/snn_pj_per_image": snn, "energy/share_of_ann": snn / ann}

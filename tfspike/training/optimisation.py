@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 
@@ -22,7 +21,7 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def decays(variable: Any) -> bool:
+def decays(variable: keras.Variable) -> bool:
     """Whether weight decay applies: to weights, not to the factors and offsets of a normalisation."""
     return len(variable.shape) > 1
 

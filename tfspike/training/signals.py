@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -19,6 +20,9 @@ def _hang_up() -> tuple[int, ...]:
     return () if number is None or signal.getsignal(number) == signal.SIG_IGN else (number,)
 
 
+Handler = Callable[[int, FrameType | None], object] | int | None  # what signal.signal takes and returns
+
+
 class Signals:
     """SIGTERM, SIGHUP and Ctrl-C asked for once: remembered until the step ends; asked for twice: obeyed at once.
 
@@ -26,7 +30,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> Signals:
         for number in (signal.SIGINT, signal.SIGTERM, *_hang_up()):
@@ -36,11 +40,11 @@ class Signals:
                 break
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: Any) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
             self.__exit__()
             signal.raise_signal(number)

@@ -1,0 +1,68 @@
+"""Normalisations become part of the weights in front of them; outputs of whole networks are compared in
+test_normalisation.py, those through every road in test_roads.py."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import nets
+from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, ThresholdNorm
+from tfspike.engine.folding import fold
+from tfspike.errors import UserError
+
+T = 3
+
+
+def network(*between: keras.layers.Layer, use_bias: bool = False) -> SpikingModel:
+    """A convolution, `between`, LIF neurons, a dense layer."""
+    x = keras.Input((T, 4, 4, 1))
+    y = OverTime(keras.layers.Conv2D(2, 3, use_bias=use_bias), name="synapse")(SpikeInput(T)(x))
+    for layer in between:
+        y = layer(y)
+    y = OverTime(keras.layers.Flatten())(LIF(name="lif")(y))
+    return SpikingModel(x, Readout()(OverTime(keras.layers.Dense(2, use_bias=False))(y)))
+
+
+def with_statistics(norm: ThresholdNorm) -> ThresholdNorm:
+    norm.build((T, None, 2, 2, 2))
+    for variable, value in zip(norm.variables, ([1.5, 0.5], [0.25, -0.5], [0.5, 2.0], [4.0, 0.25]), strict=True):
+        variable.assign(value)
+    return norm
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_the_factor_scales_the_weights_and_the_offset_becomes_the_bias(use_bias: bool) -> None:
+    norm = with_statistics(ThresholdNorm(threshold=0.8, epsilon=1e-3))
+    model = network(norm, use_bias=use_bias)
+    if use_bias:
+        model.get_layer("synapse").layer.bias.assign([1.0, -2.0])
+    folded = fold(model)
+    gamma, beta, mean, variance = (v.numpy().astype("d") for v in norm.variables)
+    factor = 0.8 * gamma / np.sqrt(variance + 1e-3)
+    before, (kernel, bias) = model.get_layer("synapse").get_weights(), folded.get_layer("synapse").get_weights()
+    np.testing.assert_allclose(kernel, before[0] * factor, rtol=1e-6)
+    np.testing.assert_allclose(bias, beta - mean * factor + (before[1] * factor if use_bias else 0), rtol=1e-5)
+    assert [layer.name for layer in folded.layers[1:]] == [v.name for v in model.layers[1:] if v is not norm]
+    spikes = nets.spike_inputs(T, 2, (4, 4, 1))
+    np.testing.assert_allclose(folded(spikes), model(spikes), atol=1e-6)
+
+
+def test_a_network_without_normalisation_is_itself() -> None:
+    model = network()
+    assert fold(model) is model
+
+
+def test_how_the_engine_was_configured_is_kept() -> None:
+    model = network(ThresholdNorm())
+    model.configure_engine(chunk=2, kernel="plain")
+    assert (fold(model).engine.kernel, fold(model)._chunk) == ("plain", 2)
+
+
+@pytest.mark.parametrize("between", [
+    lambda: [OverTime(keras.layers.ReLU()), ThresholdNorm(name="n")], lambda: [LIF(name="first"), ThresholdNorm(name="n")],
+    lambda: [ThresholdNorm(), ThresholdNorm(name="n")]])
+def test_a_normalisation_behind_anything_else_is_named(between) -> None:
+    with pytest.raises(UserError, match="'n' cannot be folded: it must follow an OverTime"):
+        fold(network(*between()))

@@ -1,0 +1,54 @@
+"""What training minimises, against NumPy written out, and what reports make of the same scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspike.models import losses
+
+RNG = np.random.default_rng(0)
+SCORES, LABELS = RNG.normal(size=(7, 4)).astype("f"), RNG.integers(0, 4, 7)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    shares = np.exp(scores.astype("d"))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", losses.LOSSES)
+def test_the_loss_of_every_record_is_that_of_its_equation(kind: str, smoothing: float) -> None:
+    wanted = (1 - smoothing) * np.eye(4)[LABELS] + smoothing / 4
+    expected = (np.sum((SCORES - wanted)**2, axis=1) if kind == "squared" else
+                -np.sum(wanted * np.log(softmax(SCORES)), axis=1))
+    found = losses.per_record(kind, tf.constant(SCORES), tf.constant(LABELS), smoothing)
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES)
+def test_the_mean_of_a_report_is_that_of_training_without_smoothing(kind: str) -> None:
+    found = losses.per_record(kind, tf.constant(SCORES), tf.constant(LABELS))
+    assert losses.mean(kind, SCORES, LABELS) == pytest.approx(float(tf.reduce_mean(found)), rel=1e-5)
+    assert losses.mean("cross_entropy", np.array([[1e4, 0.0]]), np.array([1])) == pytest.approx(1e4)  # no overflow
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES)
+def test_scores_become_probabilities(kind: str) -> None:
+    shares = losses.probabilities(kind, SCORES)
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0, rtol=1e-6)
+    assert (shares >= 0).all()
+    if kind == "cross_entropy":
+        np.testing.assert_allclose(shares, softmax(SCORES), rtol=1e-5)
+    else:  # all below 0: nothing is known
+        np.testing.assert_allclose(losses.probabilities(kind, np.array([[0.5, 2.0, -1.0], [-1.0, -1.0, -2.0]])),
+                                   [[1 / 3, 2 / 3, 0], [1 / 3, 1 / 3, 1 / 3]])
+
+
+def test_the_firing_rate_is_spikes_per_neuron_and_step() -> None:
+    activity = {"a": tf.constant(RNG.integers(0, 6, (3, 2, 2, 5)), tf.float32), "b": tf.ones((3, 7))}
+    spikes = float(np.sum(activity["a"])) + 21
+    assert float(losses.firing_rate(activity, 5, 3)) == pytest.approx(spikes / (3 * 27 * 5))
+    assert float(losses.firing_rate(activity, 5, 6)) == pytest.approx(spikes / (6 * 27 * 5)), "a part of a batch of 6"
