@@ -33,7 +33,6 @@ from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
-from tfspike.neurons.surrogates import LEAK_AWARE
 
 
 class Record(NamedTuple):
@@ -44,7 +43,7 @@ class Record(NamedTuple):
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       bits: recorded spikes of every spiking layer, `[chunks, B, ...]` uint8; empty unless asked for.
-      sensitivities: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
+      derivatives: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
       penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
@@ -54,7 +53,7 @@ class Record(NamedTuple):
     states: list[NeuronState]
     input_rate: tf.Tensor
     bits: list[tf.Tensor]
-    sensitivities: list[tf.Tensor]
+    derivatives: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
     penalties: Sequence[tf.Tensor] = ()
 
@@ -111,7 +110,7 @@ class Engine:
     @property
     def _with_surrogate(self) -> list[plans.Call]:
         """Spiking layers with a surrogate."""
-        return [call for call in self.plan.spiking if call.layer.surrogate != LEAK_AWARE]
+        return [call for call in self.plan.spiking if call.layer.neuron.slope_rule.needs_potential]
 
     @property
     def _held(self) -> list[Any]:
