@@ -21,6 +21,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import ann, variables
+from tfspike.neurons import encoders
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.runs import checkpoints, initial_weights
 from tfspike.runs import loading as run_loading
@@ -183,7 +184,7 @@ def test_a_layer_without_counterpart_is_named() -> None:
             return models.blocks.LIF().neuron
 
     image = keras.Input((3,))
-    x = models.encoders.create("poisson", 2)(image)
+    x = encoders.create("poisson", 2)(image)
     x = models.OverTime(keras.layers.Dense(2, use_bias=False))(Other(name="other")(x))
     model = models.SpikingModel(image, models.Readout()(x))
     with pytest.raises(UserError, match="'other', a Other"):

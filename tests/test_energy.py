@@ -14,7 +14,7 @@ from tfspike.analysis.energy import EnergyModel, Operations
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models import blocks
-from tfspike.neurons import layers
+from tfspike.neurons import encoders, layers
 
 TIMESTEPS, BATCH = 3, 3
 
@@ -24,7 +24,7 @@ def small_net(encoder="poisson", zero_weights=False):
     b = blocks.Builder(leak=0.9, threshold=1.0, gradient="rate", dropout=0.2, kappa=2.0, seed=1)
     shape = (7, 9, 2)
     inputs = keras.Input(shape if encoder else (TIMESTEPS, *shape))
-    x = models.encoders.create(encoder, TIMESTEPS, seed=3, name="encoder")(inputs)
+    x = encoders.create(encoder, TIMESTEPS, seed=3, name="encoder")(inputs)
     x = blocks.conv_lif(x, b, 4, 5, "first")
     x = blocks.residual_block(x, b, 4, (1, 1), "same")
     x = blocks.pool(x, b, "pool")
@@ -47,7 +47,7 @@ def trains(model, images):
     def handler(call, args, kwargs):
         return call.layer(*args, seed=0) if call is model.plan.encoder else plans.plain(call, args, kwargs)
 
-    return plans.run((model.plan.encoder, *model.plan.window), {id(model.plan.inputs[0]): tf.constant(images)}, handler)
+    return plans.run((model.plan.encoder, *model.plan.window), {model.plan.inputs[0]: tf.constant(images)}, handler)
 
 
 def slow_convolution(train, kernel, stride, pad):
@@ -85,8 +85,8 @@ def slow_dense(train, kernel):
 def slow_counts(model, images):
     """{synapse: (operations per batch, connections)} of `small_net`."""
     values = trains(model, images)
-    spikes = {call.layer.name: values[id(call.outputs[0])].numpy() for call in model.plan.spiking}
-    spikes["input"] = values[id(model.plan.encoder.outputs[0])].numpy()
+    spikes = {call.layer.name: values[call.output].numpy() for call in model.plan.spiking}
+    spikes["input"] = values[model.plan.encoder.output].numpy()
     kernel = {call.layer.name: tf.convert_to_tensor(call.layer.layer.kernel.value).numpy() for call in model.plan.window
               if getattr(getattr(call.layer, "layer", None), "kernel", None) is not None}
     assert all(np.any(train) for train in spikes.values())
@@ -122,7 +122,7 @@ def test_operations_and_connections_equal_a_visit_to_every_connection(images, ze
     groups = energy.synapses(model.plan)
     assert [group.name for group in groups] == list(slow)
     for group in groups:
-        events = np.count_nonzero(values[id(group.source)].numpy(), axis=(0, 1))
+        events = np.count_nonzero(values[group.source].numpy(), axis=(0, 1))
         assert group.operations(events) == Operations(acs=slow[group.name][0]), group.name
         assert group.connections == slow[group.name][1], group.name
 
@@ -219,7 +219,7 @@ class _Scale(keras.layers.Layer):
 
 def test_a_layer_that_cannot_be_counted_is_named():
     inputs = keras.Input((4,))
-    x = models.encoders.create("poisson", 3)(inputs)
+    x = encoders.create("poisson", 3)(inputs)
     x = layers.OverTime(_Scale(), name="odd_one")(x)
     model = models.SpikingModel(inputs, layers.Readout()(layers.OverTime(keras.layers.Dense(2))(layers.LIF()(x))))
     with pytest.raises(UserError, match="'odd_one', a _Scale, cannot be counted"):

@@ -10,6 +10,7 @@ import keras
 
 from tfspike.neurons.layers import LIF, OverTime, PoolingIF, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.surrogates import LEAK_AWARE
 
 
 @dataclasses.dataclass
@@ -35,7 +36,7 @@ class Builder:
     kappa: float
     seed: int
     dtype: Any = None
-    surrogate: str = "leak_aware"
+    surrogate: str = LEAK_AWARE
     surrogate_width: float = 1.0
     norm: str | None = None
     pooling: str = "neuron"

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfspike.checks import check_count
 from tfspike.models.diagnosis import Diverged, Watch, weight_names
-from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.neurons.slopes import kind_of
 
 _FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first weights shows at once
 _START = 'kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")'
@@ -62,7 +62,7 @@ class FitWatch(Watch):
 
     @property
     def _needs_spikes(self) -> bool:
-        return any(layer.surrogate == LEAK_AWARE for layer in self._neurons.values())
+        return any(kind_of(layer.surrogate).needs_spikes for layer in self._neurons.values())
 
     def _update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
         return {}  # of single updates, which are not looked at here

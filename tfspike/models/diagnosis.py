@@ -21,6 +21,7 @@ import tensorflow as tf
 from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.neurons.layers import SpikingLayer
+from tfspike.neurons.slopes import kind_of
 from tfspike.variants import VARIANTS
 
 SATURATED_RATE = 0.95    # spikes per step from which a neuron counts as saturated
@@ -117,17 +118,16 @@ def feeding_weights(model: keras.Model) -> dict[str, list[str]]:
     plan = getattr(model, "plan", None)
     if plan is None:
         return {}
-    producers = {id(output): call for call in plan.window for output in call.outputs}
+    producers = {output: call for call in plan.window for output in call.outputs}
 
     def weights_behind(x: Any) -> list[str]:
-        call = producers.get(id(x))
+        call = producers.get(x)
         if call is None or isinstance(call.layer, SpikingLayer):
             return []
         own = [call.layer.name] if call.layer.trainable_variables else []
-        tensors = [arg for arg in keras.tree.flatten((call.args, call.kwargs)) if isinstance(arg, keras.KerasTensor)]
-        return [name for tensor in tensors for name in weights_behind(tensor)] + own
+        return [name for tensor in call.sources for name in weights_behind(tensor)] + own
 
-    return {call.name: weights_behind(call.args[0]) for call in plan.spiking}
+    return {call.name: weights_behind(call.source) for call in plan.spiking}
 
 
 class Watch:
@@ -355,7 +355,7 @@ class Watch:
     @property
     def _needs_spikes(self) -> bool:
         """Whether a neuron without a spike gets no gradient."""
-        return self.config.surrogate == "leak_aware"
+        return kind_of(self.config.surrogate).needs_spikes
 
     def _fate(self) -> str:
         if self._needs_spikes:

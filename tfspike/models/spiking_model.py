@@ -160,18 +160,15 @@ class SpikingModel(keras.Model):
             return output, activity if counted else {name: tf.stop_gradient(x) for name, x in activity.items()}
         plan, around = engine.plan, plans.in_phase(training)
         inputs = self._one_input(inputs)
-        values = plans.run(plan.before, {id(plan.inputs[0]): inputs}, around)
-        source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
-        record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables, counted)
+        record = engine.run(plan.into_encoder(inputs, around), bool(training), seed, self.trainable_variables, counted)
         for call, penalty in zip(engine.penalised, record.penalties):
             call.layer.add_loss(penalty)
         # Of the model's input, not the encoder's: a tape may watch frozen weights in between
         output = refuse_gradient(record.output, inputs, "use model.call_layers(x), with encoder=\"direct\" or "
                                                         "PoissonEncoder(..., straight_through=True)")
-        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): output}, around)
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
         self._hear(activity)
-        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+        return self._as_declared(plan.behind_readout(output, around)), activity
 
     def _observe_layers(self, inputs: Any, training: bool | None, seed: Any) -> tuple[Any, dict[str, tf.Tensor]]:
         """Layer by layer; of any graph, with or without a window."""
@@ -191,8 +188,8 @@ class SpikingModel(keras.Model):
                 activity[call.name] = tf.reduce_sum(tf.cast(spikes, tf.float32), axis=0)
             return outputs
 
-        values = plans.run(calls, dict(zip(map(id, symbols), given)), handler)
-        return self._as_declared([values[id(end)] for end in ends]), activity
+        values = plans.run(calls, dict(zip(symbols, given)), handler)
+        return self._as_declared([values[end] for end in ends]), activity
 
     def refuse_own_call(self, what: str) -> None:
         """Raises UserError where the model's class has a `call` of its own, which `what` would not run."""
