@@ -19,6 +19,7 @@ The values are those of the layer-by-layer road (`tfspike.gradients`); tests com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -192,7 +193,7 @@ class Engine:
                 return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
 
             states = dict(zip(self.plan.spiking, record.states))
-            fired = [_spikes_per_record(states[call].count) for call in penalised]
+            fired = [tf.reduce_sum(states[call].count) / tf.cast(tf.shape(inputs)[0], tf.float32) for call in penalised]
             outputs = _Outputs(record.output, record.input_rate, fired, record.states, record.moments)
             return tuple(tf.nest.flatten(outputs)), grad
 
@@ -422,7 +423,7 @@ class Engine:
         if self.chunk is not None:
             chunk = min(self.chunk, self.timesteps, kernels.MOST_STEPS)
         else:
-            largest = max(_size(_feature_shape(call)) for call in self.plan.spiking)
+            largest = max(math.prod(_feature_shape(call)) for call in self.plan.spiking)
             chunk = kernels.choose_chunk(self.timesteps, (batch or 32) * largest)
         return chunk, self.timesteps % chunk
 
@@ -430,11 +431,6 @@ class Engine:
 def _feature_shape(call: plans.Call) -> tuple[int, ...]:
     """Shape of one sample at one step of what a layer of the window takes, without T and B."""
     return tuple(call.args[0].shape[2:])
-
-
-def _spikes_per_record(count: tf.Tensor) -> tf.Tensor:
-    """Spikes of a layer and window per record, one number."""
-    return tf.reduce_sum(count) / tf.cast(tf.shape(count)[0], tf.float32)
 
 
 def _penalty(regularizer: Any, spikes: tf.Tensor) -> tf.Tensor:
@@ -450,10 +446,3 @@ def _padded(values: tf.Tensor, steps: int) -> tf.Tensor:
     """A chunk's values with as many steps as every other chunk has."""
     missing = steps - values.shape[0]
     return tf.pad(values, [[0, missing], *[[0, 0]] * (values.shape.rank - 1)]) if missing else values
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size

@@ -26,9 +26,9 @@ _MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.
 # The layers whose methods other roads than the readable one put their own code in place of, and of those methods the
 # ones that every road calls. A subclass that overrides any other is run by its own `call` alone.
 _BASES: tuple[tuple[type, frozenset[str]], ...] = (
-    (Encoder, frozenset({"encode", "draws", "with_gradient"})), (SpikingLayer, frozenset({"neuron"})),
-    (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()),
-    (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
+    (Encoder, frozenset({"encode", "draws", "with_gradient", "refuses_gradient"})),
+    (SpikingLayer, frozenset({"neuron"})), (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})),
+    (ThresholdNorm, frozenset()), (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
 _ANY_ROAD = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape", "compute_output_spec",
                        "get_build_config", "build_from_config"})
 
@@ -260,6 +260,16 @@ class Plan:
         for call in self.spiking:
             call.layer.neuron.checked()
         return None
+
+    def refuse_trained_front(self) -> None:
+        """Raises UserError where a layer in front of the encoder is trained and the encoder passes it no gradient."""
+        if self.encoder.layer.refuses_gradient:
+            for call in self.before:
+                if getattr(call.layer, "trainable_variables", ()):
+                    raise UserError(f"{_said(call)}, in front of the encoder, cannot be trained, because "
+                                    f"{_said(self.encoder)} passes no gradient to it: freeze it "
+                                    "(layer.trainable = False), or take encoder=\"direct\" or "
+                                    "PoissonEncoder(..., straight_through=True).")
 
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""

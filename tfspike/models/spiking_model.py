@@ -101,7 +101,13 @@ class SpikingModel(keras.Model):
         return super().fit(*args, **kwargs)
 
     def train_step(self, data: Any) -> Any:
-        """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy."""
+        """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
+
+        Raises:
+          UserError: a layer in front of the encoder is trained, and no gradient comes through the encoder.
+        """
+        if self.plan is not None:
+            self.plan.refuse_trained_front()  # a graph would train it with NaN
         heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
         try:
             replica = None if tf.distribute.has_strategy() else tf.distribute.get_replica_context()
@@ -133,7 +139,7 @@ class SpikingModel(keras.Model):
         adds to dL/ds of every step. `count_gradients=False` saves the time that this takes in the backward pass.
 
         Raises:
-          UserError: the model's class has a `call` of its own.
+          UserError: the model's class has a `call` of its own; or, in training in a graph, as `train_step`.
 
         Returns:
           `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass.
@@ -141,6 +147,8 @@ class SpikingModel(keras.Model):
         self.refuse_own_call("`observe`")
         if self.plan is not None:
             inputs = self._one_input(inputs)
+            if training and not tf.executing_eagerly():
+                self.plan.refuse_trained_front()
         return self(inputs, training=training, seed=seed, counts=True, count_gradients=count_gradients)
 
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
