@@ -261,15 +261,17 @@ class Plan:
             call.layer.neuron.checked()
         return None
 
+    @property
+    def trained_front(self) -> list[Call]:
+        """Calls in front of the encoder that are trained now: layers may be frozen and freed at any time."""
+        return [call for call in self.before if getattr(call.layer, "trainable_variables", ())]
+
     def refuse_trained_front(self) -> None:
         """Raises UserError where a layer in front of the encoder is trained and the encoder passes it no gradient."""
-        if self.encoder.layer.refuses_gradient:
-            for call in self.before:
-                if getattr(call.layer, "trainable_variables", ()):
-                    raise UserError(f"{_said(call)}, in front of the encoder, cannot be trained, because "
-                                    f"{_said(self.encoder)} passes no gradient to it: freeze it "
-                                    "(layer.trainable = False), or take encoder=\"direct\" or "
-                                    "PoissonEncoder(..., straight_through=True).")
+        for call in self.trained_front if self.encoder.layer.refuses_gradient else ():
+            raise UserError(f"{_said(call)}, in front of the encoder, cannot be trained, because {_said(self.encoder)} "
+                            "passes no gradient to it: freeze it (layer.trainable = False), or take encoder=\"direct\" "
+                            "or PoissonEncoder(..., straight_through=True).")
 
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
@@ -339,10 +341,9 @@ def hindrance(plan: Plan) -> str | None:
     why = plan.whole()
     if why is not None:
         return why
-    for call in plan.before:
-        if getattr(call.layer, "trainable_variables", ()):  # they may be frozen and freed at any time
-            return (f"{_said(call)}, in front of the encoder, is trained, and the engine passes no gradient to its "
-                    "input: freeze it")
+    for call in plan.trained_front:
+        return f"{_said(call)}, in front of the encoder, is trained, and the engine passes no gradient to its input: " \
+               "freeze it"
     for call in plan.ours:
         if isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout)) and call.layer.trainable_variables:
             return f"{_said(call)} has a trained weight of its own, to which the engine passes no gradient"

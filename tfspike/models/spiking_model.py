@@ -190,6 +190,10 @@ class SpikingModel(keras.Model):
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if isinstance(call.layer, Encoder) and seed is not None and kwargs.get("seed") is None:
                 kwargs = {**kwargs, "seed": seed}
+            if plan is not None and call is plan.encoder and call.layer.refuses_gradient and not plan.trained_front:
+                # only of the model's input: a tape watches frozen weights in between, too
+                train = around(call, tuple(map(tf.stop_gradient, args)), kwargs)
+                return call.layer.with_gradient(train, given[0])
             outputs = around(call, args, kwargs)
             if isinstance(call.layer, SpikingLayer):
                 spikes = keras.tree.flatten(outputs)[0]  # a state may follow
