@@ -182,7 +182,7 @@ def layer_spikes(model: SpikingModel, inputs: Any, step: int = 0) -> list[np.nda
             trains.append(outputs.numpy().astype("d"))
         return outputs
 
-    plans.run((*plan.before, plan.encoder, *plan.window), {id(plan.inputs[0]): tf.convert_to_tensor(inputs)}, handler)
+    plans.run((*plan.before, plan.encoder, *plan.window), {plan.inputs[0]: tf.convert_to_tensor(inputs)}, handler)
     return trains
 
 

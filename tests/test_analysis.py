@@ -56,8 +56,8 @@ def slow(images):
             return out
 
         values = plans.run((plan.encoder, *plan.window),
-                           {id(plan.inputs[0]): tf.constant(images[start:start + BATCH])}, handler)
-        current = values[id(plan.readout.args[0])].numpy()
+                           {plan.inputs[0]: tf.constant(images[start:start + BATCH])}, handler)
+        current = values[plan.readout.source].numpy()
         membrane = np.zeros(current.shape[1:])
         rows = []
         for step in current:
@@ -115,7 +115,7 @@ def test_membrane_updates_are_the_steps_that_change_a_membrane(result, slow):
     for name, current in slow[1].items():
         membrane, updates = np.zeros(current.shape[1:], np.float32), 0
         for t, step in enumerate(current):
-            _, after = gradients.fire(tf.constant(membrane), tf.constant(step), neurons[name])
+            *_, after = gradients.fire(tf.constant(membrane), tf.constant(step), neurons[name])
             updates += membrane.size if t == 0 else np.count_nonzero(after.numpy() != membrane)
             membrane = after.numpy()
         idle += current.size - updates

@@ -205,7 +205,7 @@ def currents_on_calibration(model: Any, images: np.ndarray) -> dict[str, np.ndar
         assert float(tf.reduce_sum(tf.abs(outputs))) > 0, call.layer.name
         return outputs
 
-    plans.run(model.plan.window, {id(model.plan.encoder.outputs[0]): train}, handler)
+    plans.run(model.plan.window, {model.plan.encoder.output: train}, handler)
     return seen
 
 

@@ -48,7 +48,7 @@ def trains(model, images):
     def handler(call, args, kwargs):
         return call.layer(*args, seed=0) if call is model.plan.encoder else plans.plain(call, args, kwargs)
 
-    return plans.run((model.plan.encoder, *model.plan.window), {id(model.plan.inputs[0]): tf.constant(images)}, handler)
+    return plans.run((model.plan.encoder, *model.plan.window), {model.plan.inputs[0]: tf.constant(images)}, handler)
 
 
 def slow_convolution(train, kernel, stride, pad):
@@ -86,8 +86,8 @@ def slow_dense(train, kernel):
 def slow_counts(model, images):
     """{synapse: (operations per batch, connections)} of `small_net`."""
     values = trains(model, images)
-    spikes = {call.layer.name: values[id(call.outputs[0])].numpy() for call in model.plan.spiking}
-    spikes["input"] = values[id(model.plan.encoder.outputs[0])].numpy()
+    spikes = {call.layer.name: values[call.output].numpy() for call in model.plan.spiking}
+    spikes["input"] = values[model.plan.encoder.output].numpy()
     kernel = {call.layer.name: tf.convert_to_tensor(call.layer.layer.kernel.value).numpy() for call in model.plan.window
               if getattr(getattr(call.layer, "layer", None), "kernel", None) is not None}
     assert all(np.any(train) for train in spikes.values())
@@ -123,7 +123,7 @@ def test_operations_and_connections_equal_a_visit_to_every_connection(images, ze
     groups = energy.synapses(model.plan)
     assert [group.name for group in groups] == list(slow)
     for group in groups:
-        events = np.count_nonzero(values[id(group.source)].numpy(), axis=(0, 1))
+        events = np.count_nonzero(values[group.source].numpy(), axis=(0, 1))
         assert group.operations(events) == Operations(acs=slow[group.name][0]), group.name
         assert group.connections == slow[group.name][1], group.name
 

@@ -17,8 +17,8 @@ from nets import SPECS
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikeInput, SpikingModel, UserError, WindowDropout, models
 from tfspike.analysis.simulation import Simulation
 from tfspike.engine import convolution, kernels
-from tfspike.engine.stepper import Window
-from tfspike.neurons import gradients
+from tfspike.export.window import Window
+from tfspike.neurons import gradients, slopes
 
 T, B, STEP = 11, 3, 5
 LEAKS = (0.5, 0.9, pytest.param(0.99, marks=pytest.mark.slow))
@@ -205,7 +205,7 @@ def test_a_library_without_the_leak_term_would_fail(road: str, gradient: str, mo
     model, weights, inputs, dL_do = scene("plain", gradient)
     trains = nets.layer_spikes(model, inputs, STEP)
     _, wanted = oracle_gradients("plain", model, weights, inputs, dL_do, trains, gradient, 0.9)
-    monkeypatch.setattr(gradients, "slope", lambda N, F, neuron, T: neuron.gain * tf.cast(N > 0, tf.float32))
+    monkeypatch.setattr(slopes.LeakAware, "slope", lambda rule, N, F, T: rule.gain * tf.cast(N > 0, tf.float32))
     assert nets.worst_error(run(road, model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
 
 

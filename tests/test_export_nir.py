@@ -59,7 +59,7 @@ def signed_spikes(model, count=2):
 
 
 def expected(model, spikes):
-    want = verify.layer_by_layer(model, np.moveaxis(spikes, 1, 0))
+    want = verify.expected_of(model, np.moveaxis(spikes, 1, 0))
     assert np.all(want["layer_spikes"].sum(0) > 0), "a silent layer proves nothing"
     assert want["closest"] > 1e-7
     return want

@@ -96,7 +96,7 @@ def test_spikes_counts_and_membranes_are_the_same_bits_in_every_kernel(surrogate
     for kernel in ("plain", "xla"):
         state = kernels.NeuronState(*[tf.zeros((3, 50, 7))] * 3)
         for _ in range(3):
-            spikes, state, _ = kernels.fire(currents, state, neuron, False, kernel, sense=False)
+            spikes, state, *_ = kernels.fire(currents, state, neuron, None, kernel)
         found[kernel] = spikes, state.membrane, state.count
     assert 0.02 < found["plain"][0].numpy().mean() < 0.9
     for plain, xla in zip(*found.values()):

@@ -111,8 +111,8 @@ def test_dropout_follows_lif_layers_and_nothing_else(name: str) -> None:
     rate = VARIANTS[name].dropout
     assert {layer.rate for layer in model.layers if isinstance(layer, WindowDropout)} == ({rate} if rate else set())
     model = models.create(name, COUNTS[name][0], 10, 5, dropout=0.3)
-    fired = {id(call.outputs[0]) for call in model.plan.spiking if isinstance(call.layer, LIF)}
-    dropped = [id(call.args[0]) for call in model.plan.dropouts]
+    fired = {call.output for call in model.plan.spiking if isinstance(call.layer, LIF)}
+    dropped = [call.args[0] for call in model.plan.dropouts]
     assert set(dropped) == fired and len(dropped) == len(fired)
     seeds = [call.layer.seed for call in model.plan.dropouts] + [model.get_layer("encoder").seed]
     assert len(set(seeds)) == len(seeds)
@@ -327,7 +327,7 @@ def test_bad_arguments_are_refused_in_one_sentence(changes: dict[str, Any], mess
 def test_the_smallest_image_is_legal_and_one_pixel_less_is_not(name: str) -> None:
     size = VARIANTS[name].min_size
     model = models.create(name, (size, size, 1), 2, 2, hidden=VARIANTS[name].hidden and 4)
-    assert all(axis > 0 for call in model.plan.window for axis in call.outputs[0].shape[2:])
+    assert all(axis > 0 for call in model.plan.window for axis in call.output.shape[2:])
     with pytest.raises(UserError, match="at least"):
         models.create(name, (size, size - 1, 1), 2, 2)
 

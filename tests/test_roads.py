@@ -30,7 +30,7 @@ from tfspike import (
 )
 from tfspike.analysis import simulation
 from tfspike.engine import folding
-from tfspike.engine.stepper import Window
+from tfspike.export.window import Window
 from tfspike.models import ann
 from tfspike.neurons import gradients, surrogates
 from tfspike.neurons.layers import SpikingLayer

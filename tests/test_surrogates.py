@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +15,7 @@ import tensorflow as tf
 
 from tfspike import SpikingModel, UserError, config, models
 from tfspike.engine import kernels
-from tfspike.neurons import encoders, gradients, layers, surrogates
+from tfspike.neurons import encoders, gradients, layers, slopes, surrogates
 from tfspike.neurons.gradients import Neuron, NeuronState
 
 T, B, N = 12, 4, 30
@@ -154,7 +156,7 @@ def test_kernels_sum_what_the_definition_sums(name: str, kernel: str) -> None:
     spikes, wanted = gradients.simulate(tf.constant(currents), start, neuron)
     state, trains = start, []
     for first in range(0, T, 4):
-        train, state, _ = kernels.fire(tf.constant(currents[first:first + 4]), state, neuron, False, kernel)
+        train, state, *_ = kernels.fire(tf.constant(currents[first:first + 4]), state, neuron, "rate", kernel)
         trains.append(train)
     assert wanted.count.numpy().sum() > 100
     np.testing.assert_array_equal(tf.concat(trains, 0), spikes)
@@ -166,6 +168,7 @@ def test_kernels_sum_what_the_definition_sums(name: str, kernel: str) -> None:
 @pytest.mark.parametrize("name", ["rectangular", "arctan"])
 def test_event_through_chunks_is_event_through_the_window(name: str, kernel: str) -> None:
     """T = 11 in chunks of 4: two whole ones and a rest, with pooling neurons and two paths."""
+    keras.utils.set_random_seed(0)
     image = keras.Input((6, 6, 2))
     x = layers.LIF(0.9, 0.8, "event", name)(layers.OverTime(keras.layers.Conv2D(4, 3, padding="same"))(
         encoders.DirectEncoder(11)(image)))
@@ -194,3 +197,47 @@ def test_the_mean_of_a_leak_aware_trace_is_no_slope() -> None:
     one = tf.ones((1,))
     assert float(gradients.slope(one, 3 * one, Neuron.lif(0.5, 2.0, "arctan"), 6)[0]) == pytest.approx(0.25)
     assert float(gradients.slope(one, one, Neuron.lif(0.5, 2.0), 6)[0]) == pytest.approx((1 + math.log(0.5)) / 2)
+
+
+def test_a_neuron_s_rule_is_a_constant() -> None:
+    leak_aware, arctan = Neuron.lif(0.9, 0.8), Neuron.lif(0.9, 0.8, "arctan", 2.0)
+    assert isinstance(leak_aware.slope_rule, slopes.LeakAware) and isinstance(arctan.slope_rule, slopes.Surrogate)
+    assert leak_aware.slope_rule == Neuron.lif(0.9, 0.8).slope_rule and leak_aware.slope_rule != arctan.slope_rule
+    assert len({leak_aware.slope_rule, arctan.slope_rule, Neuron.lif(0.9, 0.8).slope_rule}) == 2
+    assert not leak_aware.slope_rule.needs_potential and leak_aware.slope_rule.needs_spikes
+    assert arctan.slope_rule.needs_potential and not arctan.slope_rule.needs_spikes
+
+
+def test_one_function_alone_compares_the_name_of_the_leak_aware_slope() -> None:
+    """`config` and `create`, which refuse a width without a surrogate, apart."""
+    package, found = Path(surrogates.__file__).parents[1], set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                parts = {ast.unparse(part) for part in (node.left, *node.comparators)}
+                if parts & {"LEAK_AWARE", "surrogates.LEAK_AWARE", "'leak_aware'"}:
+                    found.add(path.relative_to(package).as_posix())
+    assert found == {"neurons/slopes.py", "config/config.py", "models/networks.py"}
+
+
+@pytest.mark.parametrize("gradient", gradients.GRADIENTS)
+def test_what_a_neuron_says_counts_not_what_its_layer_was_made_with(gradient: str) -> None:
+    class Paper(layers.SpikingLayer):
+        @property
+        def neuron(self) -> Neuron:
+            return Neuron.lif(0.5, 0.4)
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6,))
+    x = Paper(gradient, "arctan")(layers.OverTime(keras.layers.Dense(8))(encoders.DirectEncoder(5)(image)))
+    x = layers.LIF(0.9, 0.3, gradient, "arctan")(layers.OverTime(keras.layers.Dense(8))(x))
+    model = SpikingModel(image, layers.Readout(0.9)(layers.OverTime(keras.layers.Dense(3))(x)))
+    inputs = np.random.default_rng(3).uniform(0.0, 1.5, (B, 6)).astype("f")
+    found = []
+    for road in (model, model.call_layers):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(road(inputs, training=True) - 1.0))
+        found.append([grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)])
+    for fast, slow in zip(*found, strict=True):
+        assert np.abs(slow).max() > 0
+        np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-5 * np.abs(slow).max())

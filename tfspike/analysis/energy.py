@@ -163,24 +163,23 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
       UserError: a layer has weights but is none whose operations can be counted.
     """
     found: list[dict[str, Any]] = []
-    events = {id(plan.encoder.outputs[0]): _encoded(plan.encoder.layer)}
+    events = {plan.encoder.output: _encoded(plan.encoder.layer)}
     # 1 where a value can be other than 0: padding is not
-    present = {id(plan.encoder.outputs[0]): np.ones(plan.encoder.outputs[0].shape[2:], np.float32)}
-    pending: dict[int, list[dict[str, Any]]] = {}  # groups whose current has not reached a neuron yet
+    present = {plan.encoder.output: np.ones(plan.encoder.output.shape[2:], np.float32)}
+    pending: dict[Any, list[dict[str, Any]]] = {}  # groups whose current has not reached a neuron yet
     for call in (*plan.window, plan.readout):
-        sources = [x for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)]
-        waiting = [group for x in sources for group in pending.get(id(x), [])]
+        waiting = [group for x in call.sources for group in pending.get(x, [])]
         if isinstance(call.layer, SpikingLayer) or call is plan.readout:
             for group in waiting:
                 group.setdefault("target", call.name)
             kind, there, waiting = "spikes", np.ones(call.args[0].shape[2:], np.float32), []
         else:
-            groups, kind, there = _through(call, sources, [events[id(x)] for x in sources],
-                                           [present[id(x)] for x in sources])
+            groups, kind, there = _through(call, call.sources, [events[x] for x in call.sources],
+                                           [present[x] for x in call.sources])
             found += groups
             waiting = waiting + groups
         for output in call.outputs:
-            events[id(output)], present[id(output)], pending[id(output)] = kind, there, waiting
+            events[output], present[output], pending[output] = kind, there, waiting
     return [Synapse(**group) for group in found if "target" in group]
 
 
@@ -200,7 +199,7 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
         groups = [_group(name, "shortcut", x, kind, np.ones(there.shape, np.int64), there)
                   for x, kind, there in zip(sources, events, present) if kind != "current"]
         sums = "current" if "current" in events or "real" in events else "mixed"
-        return groups, sums, np.ones(call.outputs[0].shape[2:], np.float32)
+        return groups, sums, np.ones(call.output.shape[2:], np.float32)
     if isinstance(layer, (*_WEIGHTED, keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D)):
         shape = present[0].shape
         effective = fan_out(layer, shape)
@@ -211,7 +210,7 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
             kind = "shortcut" if getattr(layer, "pool_size", None) in ((1, 1), 1) else "pooling"
         group = _group(name, kind, sources[0], "real" if events[0] == "current" else events[0], effective, present[0],
                        dense)
-        return [group], "current", np.ones(call.outputs[0].shape[2:], np.float32)
+        return [group], "current", np.ones(call.output.shape[2:], np.float32)
     if getattr(layer, "weights", ()) and not isinstance(call.layer, _NO_SYNAPSES):
         raise UserError(f"The operations of layer {name!r}, a {type(layer).__name__}, cannot be counted; dense, "
                         "convolution and average pooling layers can.")

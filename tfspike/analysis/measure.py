@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfspike.analysis.energy import EnergyModel, Operations, Synapse, synapses
 from tfspike.analysis.simulation import Simulation
 from tfspike.checks import check_count
-from tfspike.engine import plan as plans
+from tfspike.engine.stepper import State
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.encoders import DirectEncoder
@@ -317,11 +317,11 @@ class _Tally:
         self.synapses = synapses(simulation.plan)
         # The tensors whose events are counted: what fires, and what enters a synapse
         plan = simulation.plan
-        self.firing = [plan.encoder.outputs[0], *(call.outputs[0] for call in plan.spiking)]
-        self.mixed = {id(synapse.source) for synapse in self.synapses if synapse.events == "mixed"}
-        self.sources = {id(x): x for x in (*self.firing, *(synapse.source for synapse in self.synapses))}
-        self.events = {key: np.zeros(x.shape[2:], np.float64) for key, x in self.sources.items()}
-        self.unit = {key: np.zeros(self.sources[key].shape[2:], np.float64) for key in self.mixed}
+        self.firing = [plan.encoder.output, *(call.output for call in plan.spiking)]
+        self.mixed = {synapse.source for synapse in self.synapses if synapse.events == "mixed"}
+        self.sources = dict.fromkeys([*self.firing, *(synapse.source for synapse in self.synapses)])
+        self.events = {x: np.zeros(x.shape[2:], np.float64) for x in self.sources}
+        self.unit = {x: np.zeros(x.shape[2:], np.float64) for x in self.mixed}
         self.updates = np.zeros(len(simulation.neurons), np.float64)
         self._real = type(simulation.encoder).encode is DirectEncoder.encode  # a subclass may have its own
         self._counted_layers = self.firing[1:] if self._real else self.firing  # whose events are spikes
@@ -331,14 +331,13 @@ class _Tally:
 
     def add(self, images: Images, seed: int) -> None:
         """Runs a batch, its noise keyed by `seed`."""
-        inputs, key, membranes = self.simulation.start(images, seed)
+        inputs, key, state = self.simulation.start(images, seed)
         spikes, potentials = [], []
         for first, steps in self.simulation.chunks(len(inputs)):
-            events, unit, fired, updates, membranes, readout = self._step(
-                inputs, key, tf.constant(first), steps, membranes)
+            events, unit, fired, updates, state, readout = self._step(inputs, key, tf.constant(first), steps, state)
             for total, new in ((self.events, events), (self.unit, unit)):
-                for key_, value in zip(total, new):
-                    total[key_] += value.numpy()
+                for x, value in zip(total, new):
+                    total[x] += value.numpy()
             self.updates += updates.numpy()
             spikes.append(fired.numpy())
             potentials.append(readout)
@@ -346,24 +345,22 @@ class _Tally:
         self.fired += fired.sum(axis=2, dtype=np.float64)
         self.columns.append(self._columns(tf.concat(potentials, 0), fired.sum(axis=0)))
 
-    def _chunk(self, inputs: tf.Tensor, key: tf.Tensor, first: tf.Tensor, steps: int,
-               membranes: list[tf.Tensor]) -> tuple[Any, ...]:
-        chunk = self.simulation.run(inputs, key, first, steps, membranes)
-        nonzero = {key: tf.cast(tf.not_equal(chunk.values[key], 0), tf.float32) for key in self.sources}
-        events = [tf.reduce_sum(nonzero[key], (0, 1)) for key in self.events]
-        unit = [tf.reduce_sum(tf.cast(tf.equal(tf.abs(chunk.values[key]), 1), tf.float32), (0, 1)) for key in self.unit]
-        fired = tf.stack([tf.reduce_sum(tf.reshape(nonzero[id(x)], (steps, inputs.shape[0], -1)), -1)
+    def _chunk(self, inputs: tf.Tensor, key: tf.Tensor, first: tf.Tensor, steps: int, state: State) -> tuple[Any, ...]:
+        stretch = self.simulation.run(inputs, key, first, steps, state)
+        nonzero = {x: tf.cast(tf.not_equal(stretch.values[x], 0), tf.float32) for x in self.sources}
+        events = [tf.reduce_sum(nonzero[x], (0, 1)) for x in self.events]
+        unit = [tf.reduce_sum(tf.cast(tf.equal(tf.abs(stretch.values[x]), 1), tf.float32), (0, 1)) for x in self.unit]
+        fired = tf.stack([tf.reduce_sum(tf.reshape(nonzero[x], (steps, inputs.shape[0], -1)), -1)
                           for x in self._counted_layers])
-        readouts = tf.cast(tf.size(chunk.readout), tf.float64)
-        return (events, unit, fired, tf.stack([*chunk.changes, readouts]),
-                [*chunk.after, chunk.readout[-1]], chunk.readout)
+        updates = [_updates(state[name], layer.membranes, first) for name, layer in stretch.layers.items()]
+        updates.append(tf.cast(tf.size(stretch.readout), tf.float64))
+        return events, unit, fired, tf.stack(updates), stretch.state, stretch.readout
 
     def _columns(self, potentials: tf.Tensor, spikes: np.ndarray) -> tuple[np.ndarray, ...]:
         """Per image of a batch: predictions `[B, T]`, margins `[B, T]`, spikes so far `[B, T]`."""
         steps = tf.reshape(tf.range(1, len(potentials) + 1, dtype=tf.float32), (-1, 1, 1))
         flat = tf.reshape(potentials / steps, (-1, potentials.shape[-1]))
-        plan = self.simulation.plan
-        outputs = plans.run(plan.after, {id(plan.readout.outputs[0]): flat})[id(plan.outputs[0])]
+        outputs = self.simulation.plan.behind_readout(flat)[0]
         predictions = tf.reshape(tf.argmax(outputs, -1), potentials.shape[:2]).numpy()
         top = tf.math.top_k(potentials, min(2, potentials.shape[-1])).values.numpy()
         return (predictions.T.astype(np.int32), (top[..., 0] - top[..., -1]).T,
@@ -387,21 +384,21 @@ class _Tally:
         return tuple(self._layers(self._counted(images), images))
 
     def _counted(self, images: int) -> list[tuple[Synapse, Operations]]:
-        return [(synapse, _scaled(synapse.operations(self.events[id(synapse.source)],
-                                                     self.unit.get(id(synapse.source))), images))
+        return [(synapse, _scaled(synapse.operations(self.events[synapse.source],
+                                                     self.unit.get(synapse.source)), images))
                 for synapse in self.synapses]
 
     def _layers(self, counted: list[tuple[Synapse, Operations]], images: int) -> Iterator[LayerActivity]:
         plan, timesteps = self.simulation.plan, self.simulation.timesteps
         for i, call in enumerate([plan.encoder, *self.simulation.neurons]):
-            shape = tuple(call.args[0].shape[2:]) if i else tuple(call.outputs[0].shape[2:])
+            shape = tuple(call.args[0].shape[2:]) if i else tuple(call.output.shape[2:])
             size = int(np.prod(shape))
             into = [(synapse, ops) for synapse, ops in counted if i and synapse.target == call.name]
             operations = sum((ops for _, ops in into), Operations())
             ann = sum((synapse.ann for synapse, _ in into), Operations())
             spikes, silent, by_step = 0.0, 0.0, (0.0,) * timesteps
             if call is not plan.readout and (i or not self._real):
-                events = self.events[id(call.outputs[0])]
+                events = self.events[call.output]
                 spikes, silent = float(events.sum()) / images, float(np.mean(events == 0))
                 by_step = tuple(np.cumsum(self.fired[i - self._real] / images).tolist())
             kind = ("input" if i == 0 else "readout" if call is plan.readout
@@ -410,6 +407,16 @@ class _Tally:
             yield LayerActivity(call.name, kind, shape, spikes, spikes / (size * timesteps), silent,
                                 dataclasses.replace(operations, updates=updates),
                                 dataclasses.replace(ann, updates=float(size) if i else 0.0), by_step)
+
+
+def _updates(before: tf.Tensor, membranes: Sequence[tf.Tensor], first: tf.Tensor) -> tf.Tensor:
+    """Membrane updates of a layer from step `first` on: a membrane that changed, and all of them at the first step."""
+    updates = tf.zeros((), tf.float64)
+    for t, after in enumerate(membranes):
+        changed = tf.logical_or(tf.not_equal(after, before), tf.equal(first + t, 0))
+        updates += tf.cast(tf.math.count_nonzero(changed), tf.float64)
+        before = after
+    return updates
 
 
 def _scaled(operations: Operations, images: int) -> Operations:

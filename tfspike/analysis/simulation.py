@@ -16,24 +16,12 @@ import tensorflow as tf
 
 from tfspike.checks import check_count
 from tfspike.engine import plan as plans
-from tfspike.engine.engine import Engine
+from tfspike.engine import stepper
+from tfspike.engine.stepper import State, Stretch
 from tfspike.errors import UserError
-from tfspike.neurons import gradients
 from tfspike.neurons.encoders import SpikeInput
-from tfspike.neurons.gradients import NeuronState
-from tfspike.neurons.layers import SpikingLayer
 
 CHUNK_ELEMENTS = 8_000_000  # values of the largest layer that exist at once
-
-
-class Chunk(NamedTuple):
-    """What a stretch of the window leaves behind."""
-
-    values: dict[int, tf.Tensor]  # of every symbolic tensor of the window, `[steps, B, ...]`
-    membranes: list[tf.Tensor]  # of every spiking layer before firing, `[steps, B, ...]`
-    after: list[tf.Tensor]  # of every spiking layer at the end, `[B, ...]`
-    changes: list[tf.Tensor]  # membrane updates of every spiking layer, one number each
-    readout: tf.Tensor  # V_t, `[steps, B, classes]`
 
 
 class Simulation:
@@ -68,64 +56,27 @@ class Simulation:
         """Calls of the layers with a membrane: spiking layers in order, then the readout."""
         return [*self.plan.spiking, self.plan.readout]
 
-    def start(self, images: Any, seed: int) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """What enters the encoder `[B, ...]`, the key of its noise, and membranes of 0 `[B, ...]`."""
-        inputs = tf.convert_to_tensor(images, tf.float32)
-        values = plans.run(self.plan.before, {id(self.plan.inputs[0]): inputs})
-        source = next(x for x in keras.tree.flatten(self.plan.encoder.args) if isinstance(x, keras.KerasTensor))
-        inputs = values[id(source)]
+    def start(self, images: Any, seed: int) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """What enters the encoder `[B, ...]`, the key of its noise, and the state before the first step."""
+        inputs = self.plan.into_encoder(tf.convert_to_tensor(images, tf.float32))
         if isinstance(self.encoder, SpikeInput) and inputs.shape[1] < self.timesteps:
             raise UserError(f"Spike trains must have at least as many steps as the window, {self.timesteps}. "
                             f"Received: {inputs.shape[1]} steps; choose a shorter window.")
-        batch = inputs.shape[0]
-        return inputs, self.encoder.key(False, seed), [
-            tf.zeros((batch, *call.args[0].shape[2:]), tf.float32) for call in self.neurons]
+        return inputs, self.encoder.key(False, seed), stepper.initial_state(self.plan, inputs.shape[0])
 
     def chunks(self, batch: int) -> Iterator[tuple[int, int]]:
         """`(first step, steps)` of stretches that fit into memory; the whole window where a layer may need it."""
         if self.plan.whole() is not None:
             yield 0, self.timesteps
             return
-        largest = max(int(np.prod(call.outputs[0].shape[2:])) for call in self.plan.spiking)
+        largest = max(int(np.prod(call.output.shape[2:])) for call in self.plan.spiking)
         length = max(1, min(self.timesteps, CHUNK_ELEMENTS // (largest * batch)))
         for first in range(0, self.timesteps, length):
             yield first, min(length, self.timesteps - first)
 
-    def run(self, inputs: tf.Tensor, key: tf.Tensor, first: Any, steps: int, membranes: list[tf.Tensor]) -> Chunk:
-        """Steps first..first+steps-1 of the window, from these membranes on."""
-        train = self.encoder.encode(inputs, key, first, steps)
-        before = iter(membranes)
-        seen: list[list[tf.Tensor]] = []
-
-        def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not isinstance(call.layer, SpikingLayer):
-                return plans.plain(call, args, kwargs)
-            currents = tf.cast(args[0], call.layer.compute_dtype)
-            spikes, *record = _fire(currents, next(before), call.layer.neuron, first)
-            seen.append(record)
-            return spikes
-
-        values = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
-        membrane, readout = next(before), []
-        current = tf.cast(values[id(self.plan.readout.args[0])], tf.float32)
-        for t in range(steps):
-            membrane = self.plan.readout.layer.leak * (membrane + current[t])
-            readout.append(membrane)
-        potentials, after, changes = (list(column) for column in zip(*seen))
-        return Chunk(values, potentials, after, changes, tf.stack(readout))
-
-
-def _fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron, first: Any) -> tuple[tf.Tensor, ...]:
-    """Spikes, membranes before firing, the membrane at the end, and how many membrane updates there were."""
-    spikes, potentials, changes = [], [], tf.zeros((), tf.float64)
-    for t in range(currents.shape[0]):
-        fired, after = gradients.fire(membrane, currents[t], neuron)
-        changed = tf.logical_or(tf.not_equal(after, membrane), tf.equal(first + t, 0))
-        changes += tf.cast(tf.math.count_nonzero(changed), tf.float64)
-        potentials.append(membrane + tf.cast(currents[t], tf.float32))
-        spikes.append(tf.cast(fired, currents.dtype))
-        membrane = after
-    return tf.stack(spikes), tf.stack(potentials), membrane, changes
+    def run(self, inputs: tf.Tensor, key: tf.Tensor, first: Any, steps: int, state: State) -> Stretch:
+        """Steps first..first+steps-1 of the window, from this state on."""
+        return stepper.advance(self.plan, self.encoder.encode(inputs, key, first, steps), state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,24 +126,24 @@ def trace(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, s
     simulation = Simulation(model, timesteps)
     calls = [simulation.plan.encoder, *simulation.plan.spiking]
     # Twice through the window: what is worth keeping is known only after the first time
-    totals = [np.zeros(int(np.prod(call.outputs[0].shape[2:]))) for call in calls]
-    for chunk in _windows(simulation, image, seed):
+    totals = [np.zeros(int(np.prod(call.output.shape[2:]))) for call in calls]
+    for stretch in _windows(simulation, image, seed):
         for total, call in zip(totals, calls):
-            total += np.abs(_flat(chunk.values[id(call.outputs[0])])).sum(axis=0)
+            total += np.abs(_flat(stretch.values[call.output])).sum(axis=0)
     kept = [_spread(np.flatnonzero(total), shown) for total in totals]
     middling = [_middling(total) for total in totals]
     spikes: list[list[np.ndarray]] = [[] for _ in calls]
     single: list[list[np.ndarray]] = [[] for _ in calls]
     membranes: list[list[np.ndarray]] = [[] for _ in calls]
     readout = []
-    for chunk in _windows(simulation, image, seed):
-        readout.append(chunk.readout[:, 0].numpy())
+    for stretch in _windows(simulation, image, seed):
+        readout.append(stretch.readout[:, 0].numpy())
         for i, call in enumerate(calls):
-            train = _flat(chunk.values[id(call.outputs[0])])
+            train = _flat(stretch.values[call.output])
             spikes[i].append(train[:, kept[i]])
             single[i].append(train[:, middling[i]])
             if i:
-                membranes[i].append(_flat(chunk.membranes[i - 1])[:, middling[i]])
+                membranes[i].append(_flat(tf.stack(stretch.layers[call.name].potentials))[:, middling[i]])
     layers = tuple(
         LayerTrace(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
                    np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
@@ -200,12 +151,10 @@ def trace(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, s
     return Trace(layers, np.concatenate(readout))
 
 
-def _windows(simulation: Simulation, image: Any, seed: int) -> Iterator[Chunk]:
-    inputs, key, membranes = simulation.start(np.asarray(image)[np.newaxis], seed)
-    for first, steps in simulation.chunks(1):
-        chunk = simulation.run(inputs, key, first, steps, membranes)
-        membranes = [*chunk.after, chunk.readout[-1]]
-        yield chunk
+def _windows(simulation: Simulation, image: Any, seed: int) -> Iterator[Stretch]:
+    inputs, key, _ = simulation.start(np.asarray(image)[np.newaxis], seed)
+    trains = (simulation.encoder.encode(inputs, key, first, steps) for first, steps in simulation.chunks(1))
+    return stepper.through(simulation.plan, trains, 1)
 
 
 def _flat(values: tf.Tensor) -> np.ndarray:
@@ -224,30 +173,49 @@ def _spread(places: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of these, evenly spread."""
     return places if len(places) <= most else places[np.linspace(0, len(places) - 1, most).astype(int)]
 
+
 _RASTER_NEURONS = 48  # rows per layer: more would be thinner than a pixel
+_STEPS = 8  # that a raster or a histogram is made of at once
 
 
-def final_states(model: keras.Model, example: Any) -> dict[str, NeuronState]:
-    """Membranes, spike counts and traces at the end of the window, `{layer: state}`, from one inference pass.
+class Final(NamedTuple):
+    """A layer at the end of the window: membranes and spikes per window, `[B, ...]` float32."""
 
-    {} for a model without engine, and for one with layers in front of its encoder.
+    membrane: tf.Tensor
+    count: tf.Tensor
+
+
+def final_states(model: keras.Model, example: Any) -> dict[str, Final]:
+    """Membranes and spike counts at the end of the window, `{layer: Final}`, from one inference pass.
+
+    {} for a model without a plan, and for one whose window must be run in one piece by its layers' own `call`.
     """
-    engine = getattr(model, "engine", None)
-    if engine is None or engine.plan.before:
+    plan = getattr(model, "plan", None)
+    if plan is None or plan.whole() is not None:
         return {}
-    # for a few inputs, once: compiling kernels for their shape would take longer than running them
-    plain = Engine(engine.plan, engine.gradient, engine.chunk, "plain")
-    record = plain.run(tf.convert_to_tensor(example), training=False)
-    return {call.name: state for call, state in zip(engine.plan.spiking, record.states)}
+    inputs = plan.into_encoder(tf.convert_to_tensor(example))
+    counts: dict[str, Any] = dict.fromkeys((call.name for call in plan.spiking), 0.0)
+    for stretch in stepper.through(plan, _encoded(plan, inputs, _STEPS), inputs.shape[0]):
+        for name, layer in stretch.layers.items():
+            counts[name] += tf.reduce_sum(tf.cast(layer.spikes, tf.float32), axis=0)
+    return {name: Final(stretch.state[name], count) for name, count in counts.items()}
+
+
+def _encoded(plan: plans.Plan, inputs: tf.Tensor, length: int) -> Iterator[tf.Tensor]:
+    """The encoder's train in stretches of so many steps, in inference, with seed 0."""
+    encoder = plan.encoder.layer
+    key = encoder.key(False, 0)
+    for first in range(0, encoder.timesteps, length):
+        yield encoder.encode(inputs, key, first, min(length, encoder.timesteps - first))
 
 
 def distributions(model: keras.Model, example: Any) -> dict[str, Any]:
     """What is worth a histogram, `{name: array}`: every weight, and of a few inputs `[B, ...]` the spikes per window of
     every neuron and the membrane potentials at the window's end."""
     found = {f"weights/{variable.path}": variable.value for variable in model.trainable_variables}
-    for layer, state in final_states(model, example).items():
-        found[f"spikes_per_window/{layer}"] = state.count
-        found[f"membrane/{layer}"] = state.membrane
+    for layer, final in final_states(model, example).items():
+        found[f"spikes_per_window/{layer}"] = final.count
+        found[f"membrane/{layer}"] = final.membrane
     return found
 
 
@@ -264,32 +232,19 @@ def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURON
       not grow with T then.
     """
     plan = model.plan
-    start = plans.run(plan.before, {id(plan.inputs[0]): example})
-    source = start[id(keras.tree.flatten(plan.encoder.args)[0])]
-    encoder, states, whole = plan.encoder.layer, dict[str, Any](), plan.whole() is not None
+    inputs = plan.into_encoder(example)
+    if plan.whole() is None:
+        parts = (stretch.values for stretch in stepper.through(plan, _encoded(plan, inputs, _STEPS), 1))
+    else:  # by the layers' own `call`
+        parts = (plan.run_window(train) for train in _encoded(plan, inputs, plan.encoder.layer.timesteps))
     pieces: dict[str, list[np.ndarray]] = {}
-
-    def keep(layer: str, train: tf.Tensor) -> None:
-        flat = np.asarray(tf.cast(train, tf.float32)).reshape(train.shape[0], -1)
-        chosen = np.unique(np.linspace(0, flat.shape[1] - 1, min(neurons, flat.shape[1])).astype(int))
-        pieces.setdefault(layer, []).append(flat[:, chosen])
-
-    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not isinstance(call.layer, SpikingLayer):
-            return plans.plain(call, args, kwargs)
-        if whole:
-            train = call.layer(*args)
-        else:
-            train, states[call.name] = call.layer(*args, initial_state=states.get(call.name), return_state=True)
-        keep(call.name, train)
-        return train
-
-    length = encoder.timesteps if whole else 8
-    for t in range(0, encoder.timesteps, length):
-        train = encoder.encode(source, encoder.key(False, 0), t, min(length, encoder.timesteps - t))
-        keep(encoder.name, train)
-        plans.run(plan.window, {id(plan.encoder.outputs[0]): train}, handler)
-    return {layer: np.concatenate(parts) for layer, parts in pieces.items()}
+    for values in parts:
+        for call in (plan.encoder, *plan.spiking):
+            train = values[call.output]
+            flat = np.asarray(tf.cast(train, tf.float32)).reshape(train.shape[0], -1)
+            chosen = np.unique(np.linspace(0, flat.shape[1] - 1, min(neurons, flat.shape[1])).astype(int))
+            pieces.setdefault(call.name, []).append(flat[:, chosen])
+    return {layer: np.concatenate(trains) for layer, trains in pieces.items()}
 
 
 def first_filters(model: keras.Model) -> np.ndarray | None:

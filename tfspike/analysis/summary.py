@@ -20,7 +20,7 @@ from tfspike.models.ann import ReluModel
 from tfspike.models.network import Network
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
-from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.neurons.slopes import SlopeRule, kind_of
 
 # Bytes that do not follow from shapes, fitted to measured processes: allocator, thread pools, traced and optimised
 # graphs (which grow with the layers, and more with a backward pass over steps).
@@ -250,15 +250,15 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     if isinstance(layer, SpikingLayer):
         sizes["states"] = 3 * 4 * neurons
         if context.training and context.gradient == "event":
-            sensed = 0 if layer.surrogate == LEAK_AWARE or context.by_layers else context.timesteps * _width(layer)
-            sizes["record"] = (context.record_bytes + sensed) * neurons
+            sizes["record"] = context.record_bytes * neurons
+            if _rule(layer).needs_potential and not context.by_layers:  # its derivative of every step
+                sizes["record"] += context.timesteps * _width(layer) * neurons
     if isinstance(layer, WindowDropout) and layer.rate and context.training:
         sizes["states"] = 4 * neurons
     if isinstance(layer, SpikingLayer) or isinstance(layer, WindowDropout) and layer.rate:
         kept = 0
         if context.by_layers and isinstance(layer, SpikingLayer):
-            kept = LAYERED_BYTES[context.rule] + LAYERED_SURROGATE_BYTES[context.rule] * (
-                layer.surrogate != LEAK_AWARE)
+            kept = LAYERED_BYTES[context.rule] + LAYERED_SURROGATE_BYTES[context.rule] * _rule(layer).needs_potential
         sizes["chunk"] = context.kept_steps() * neurons * (_width(layer) + kept)
     return LayerRow(layer.name, type(inner).__name__, shape, parameters, _macs(inner, shape), sizes)
 
@@ -285,6 +285,11 @@ def _macs(layer: keras.layers.Layer, output_shape: tuple[int, ...]) -> int:
 def _sample(call: plans.Call) -> tuple[int, ...]:
     """Shape of one sample at one step."""
     return tuple(call.outputs[0].shape[2:])
+
+
+def _rule(layer: SpikingLayer) -> type[SlopeRule]:
+    """Of its `surrogate`: a layer with a `call` of its own may have no `neuron`."""
+    return kind_of(layer.surrogate)
 
 
 def _width(layer: keras.layers.Layer) -> int:

@@ -150,10 +150,10 @@ def _from_activations(network: Network, images: np.ndarray, percentile: float) -
     seen: dict[str, list[np.ndarray]] = {name: [] for name in network.relus}
     for start in range(0, len(images), _PART):
         values = plans.run([step.call for step in network.steps],
-                           {id(network.input): tf.constant(images[start:start + _PART])}, _in_inference)
+                           {network.input: tf.constant(images[start:start + _PART])}, _in_inference)
         for neurons in network.neurons:
             if neurons.step.kind == "relu":
-                activations = values[id(neurons.step.call.outputs[0])]
+                activations = values[neurons.step.call.output]
                 seen[neurons.step.call.name].append(_positive(activations, len(images)))
     return {name: _percentile(parts, percentile, name) for name, parts in seen.items()}
 
@@ -177,19 +177,19 @@ def _from_currents(network: Network, images: np.ndarray, percentile: float,
     if isinstance(encoder, encoders.PoissonEncoder):
         signed = [tf.cast(train, tf.int8) for train in signed]
     # of every layer of neurons, by part of the images: what it sends out at all steps
-    trains: dict[int, list[Any]] = {id(network.input): signed}
+    trains: dict[Any, list[Any]] = {network.input: signed}
     scales = {INPUT: 1.0}
     for position, neurons in enumerate(network.neurons):
         step = neurons.step
-        name, output = step.call.name, step.call.outputs[0]
+        name, output = step.call.name, step.call.output
         if step.kind == "relu":
             positive = [_positive(currents, len(images)) for currents in _currents(network, neurons, trains, scales)]
             scales[name] = _percentile(positive, percentile, name)
             neuron, scale = Neuron.lif(1.0, 1.0), scales[name]
         else:
             neuron = Neuron.pooling(1.0 - 1.0 / float(np.prod(step.call.layer.pool_size)))
-            scale = scales[str(network.origin[id(output)])]
-        trains[id(output)] = [tf.cast(_fire(currents / scale, neuron), tf.int8)
+            scale = scales[str(network.origin[output])]
+        trains[output] = [tf.cast(_fire(currents / scale, neuron), tf.int8)
                               for currents in _currents(network, neurons, trains, scales)]
         needed = {root for later in network.neurons[position + 1:] for root in later.roots}
         trains = {root: train for root, train in trains.items() if root in needed}
@@ -201,10 +201,10 @@ def _fire(currents: tf.Tensor, neuron: Neuron) -> tf.Tensor:
     return gradients.simulate(currents, gradients.zero_state(tf.shape(currents)[1:]), neuron)[0]
 
 
-def _currents(network: Network, neurons: Neurons, trains: dict[int, list[Any]],
+def _currents(network: Network, neurons: Neurons, trains: dict[Any, list[Any]],
               scales: Mapping[str, float]) -> Iterator[tf.Tensor]:
     """What enters a layer of neurons at every step, `[T, images, ...]` float32, a part of the images at a time."""
-    wanted = neurons.step.call.outputs[0] if neurons.step.kind == "pool" else neurons.step.call.args[0]
+    wanted = neurons.step.call.output if neurons.step.kind == "pool" else neurons.step.call.args[0]
     parts = len(next(iter(trains.values())))
     for part in range(parts):
         values, lead = {}, (0, 0)
@@ -213,7 +213,7 @@ def _currents(network: Network, neurons: Neurons, trains: dict[int, list[Any]],
             lead = (int(train.shape[0]), int(train.shape[1]))
             spikes = tf.cast(tf.reshape(train, (-1, *train.shape[2:])), tf.float32)
             values[root] = spikes * scales[str(network.origin[root])]
-        folded = tf.cast(plans.run(neurons.path, values, _in_inference)[id(wanted)], tf.float32)
+        folded = tf.cast(plans.run(neurons.path, values, _in_inference)[wanted], tf.float32)
         yield tf.reshape(folded, (*lead, *folded.shape[1:]))
 
 

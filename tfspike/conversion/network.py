@@ -48,12 +48,12 @@ class Neurons:
     Attributes:
       step: the layer's step.
       path: calls from the rates in front to what enters the layer (of a pooling: the average itself, too).
-      roots: the tensors that the path begins with, by `id`: those of other neurons, or the input.
+      roots: the tensors that the path begins with: those of other neurons, or the input.
     """
 
     step: Step
     path: tuple[plans.Call, ...]
-    roots: frozenset[int]
+    roots: frozenset[Any]
 
 
 class Network:
@@ -66,7 +66,7 @@ class Network:
       input, output: symbolic tensors.
       steps: calls in the order of the forward pass.
       neurons: layers of neurons, in that order.
-      origin: the ReLU (or `INPUT`) whose rates a tensor carries, by the tensor's `id`.
+      origin: the ReLU (or `INPUT`) whose rates a symbolic tensor carries.
 
     Raises:
       UserError: a layer, a bias or an arrangement that spiking neurons cannot follow.
@@ -83,14 +83,14 @@ class Network:
                             f"Received: {len(inputs)} and {len(outputs)}.")
         self.name: str = model.name
         self.input, self.output = inputs[0], outputs[0]
-        self.origin: dict[int, str | None] = {id(self.input): INPUT}
+        self.origin: dict[Any, str | None] = {self.input: INPUT}
         kinds = [self._kind(call) for call in calls]
-        if self.origin[id(self.output)] is not None:
+        if self.origin[self.output] is not None:
             raise UserError("The network to convert must end with logits, the sums of a layer with weights; it ends "
                             f"with the rates of {calls[-1].layer.name!r}. Leave its last activation out.")
         targets = self._targets(calls, kinds)
-        self.steps = [Step(call, kind, tuple(self.origin[id(x)] for x in _sources(call)),
-                           targets.get(id(call.outputs[0]))) for call, kind in zip(calls, kinds)]
+        self.steps = [Step(call, kind, tuple(self.origin[x] for x in call.sources),
+                           targets.get(call.output)) for call, kind in zip(calls, kinds)]
         self.neurons = self._neurons()
         if not self.relus:
             raise UserError("The network to convert has no ReLU, so nothing in it could fire.")
@@ -102,12 +102,12 @@ class Network:
 
     def _kind(self, call: plans.Call) -> str:
         """What a call is; notes whose rates its output carries."""
-        layer, sources = call.layer, [self.origin[id(x)] for x in _sources(call)]
+        layer, sources = call.layer, [self.origin[x] for x in call.sources]
         kind = _kind_of(layer)
         if kind == "relu":
             if sources != [None]:
                 raise UserError(f"ReLU {layer.name!r} must follow a layer with weights or a sum; leave it out.")
-            self.origin[id(call.outputs[0])] = call.name
+            self.origin[call.output] = call.name
             return kind
         if kind == "pool":
             if sources == [None] or sources == [INPUT]:
@@ -115,19 +115,19 @@ class Network:
                                 "neurons average; move it behind the next ReLU.")
             if math.prod(layer.pool_size) == 1:
                 kind = "pass"
-        self.origin[id(call.outputs[0])] = None if kind in ("weights", "sum") else sources[0]
+        self.origin[call.output] = None if kind in ("weights", "sum") else sources[0]
         return kind
 
-    def _targets(self, calls: tuple[plans.Call, ...], kinds: list[str]) -> dict[int, str | None]:
-        """The one ReLU that each current goes to (None: the readout), by the tensor's `id`."""
-        found: dict[int, set[str | None]] = {id(self.output): {None}}
+    def _targets(self, calls: tuple[plans.Call, ...], kinds: list[str]) -> dict[Any, str | None]:
+        """The one ReLU that each current goes to (None: the readout)."""
+        found: dict[Any, set[str | None]] = {self.output: {None}}
         for call, kind in zip(reversed(calls), reversed(kinds)):
-            ends = {call.name} if kind == "relu" else found.get(id(call.outputs[0]), set())
-            for x in _sources(call):
-                if self.origin[id(x)] is None:
-                    found.setdefault(id(x), set()).update(ends)
+            ends = {call.name} if kind == "relu" else found.get(call.output, set())
+            for x in call.sources:
+                if self.origin[x] is None:
+                    found.setdefault(x, set()).update(ends)
         for call in calls:
-            ends = found.get(id(call.outputs[0]), {None})
+            ends = found.get(call.output, {None})
             if len(ends) != 1:
                 raise UserError(f"The sums of layer {call.layer.name!r} go to {len(ends)} layers of neurons with "
                                 "scales of their own; only rates, behind a ReLU, may be shared.")
@@ -135,16 +135,16 @@ class Network:
 
     def _neurons(self) -> list[Neurons]:
         made: list[Neurons] = []
-        producers = {id(step.call.outputs[0]): step for step in self.steps}
+        producers = {step.call.output: step for step in self.steps}
         for step in self.steps:
             if step.kind not in ("relu", "pool"):
                 continue
-            wanted = {id(x) for x in _sources(step.call)}
+            wanted = set(step.call.sources)
             path: list[plans.Call] = [step.call] if step.kind == "pool" else []
             for earlier in reversed(self.steps[:self.steps.index(step)]):
-                if id(earlier.call.outputs[0]) in wanted and earlier.kind not in ("relu", "pool"):
+                if earlier.call.output in wanted and earlier.kind not in ("relu", "pool"):
                     path.insert(0, earlier.call)
-                    wanted |= {id(x) for x in _sources(earlier.call)}
+                    wanted |= set(earlier.call.sources)
             roots = {x for x in wanted if x not in producers or producers[x].kind in ("relu", "pool")}
             made.append(Neurons(step, tuple(path), frozenset(roots)))
         return made
@@ -160,12 +160,12 @@ class Network:
 
         image = keras.Input(tuple(self.input.shape[1:]), dtype="float32", name="input")
         x = encoders.create(encoder, timesteps, seed=seed, name="encoder")(image)
-        values: dict[int, Any] = {id(self.input): x}
+        values = {self.input: x}
         weights: list[tuple[Any, Any]] = []
-        steps = {id(step.call): step for step in self.steps}
+        steps = {step.call: step for step in self.steps}
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            step, layer = steps[id(call)], call.layer
+            step, layer = steps[call], call.layer
             if step.kind == "drop":
                 return args[0]
             if step.kind == "relu":
@@ -190,7 +190,7 @@ class Network:
             return out
 
         values = plans.run([step.call for step in self.steps], values, handler)
-        model = SpikingModel(image, Readout(1.0, name="readout")(values[id(self.output)]), name=self.name)
+        model = SpikingModel(image, Readout(1.0, name="readout")(values[self.output]), name=self.name)
         for layer, kernel in weights:
             layer.kernel.assign(kernel)
         return model
@@ -232,7 +232,3 @@ def _rescaled(x: Any, factor: float, layer: keras.layers.Layer, position: int) -
         return x
     scale = keras.layers.Rescaling(factor, dtype=layer.dtype_policy, name="rescaling")
     return OverTime(scale, name=f"{layer.name}_identity{position}")(x)
-
-
-def _sources(call: plans.Call) -> list[Any]:
-    return [x for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)]

@@ -19,6 +19,7 @@ The values are those of the layer-by-layer road (`tfspike.gradients`); tests com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,6 @@ from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
-from tfspike.neurons.surrogates import LEAK_AWARE
 
 
 class Record(NamedTuple):
@@ -44,7 +44,7 @@ class Record(NamedTuple):
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       bits: recorded spikes of every spiking layer, `[chunks, B, ...]` uint8; empty unless asked for.
-      sensitivities: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
+      derivatives: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
       penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
@@ -54,9 +54,45 @@ class Record(NamedTuple):
     states: list[NeuronState]
     input_rate: tf.Tensor
     bits: list[tf.Tensor]
-    sensitivities: list[tf.Tensor]
+    derivatives: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
     penalties: Sequence[tf.Tensor] = ()
+
+
+class _Outputs(NamedTuple):
+    """What the differentiable function of the weights returns, and what the gradient comes in."""
+
+    output: tf.Tensor
+    input_rate: tf.Tensor
+    fired: list[tf.Tensor]  # spikes per record of every penalised layer, one number each
+    states: list[NeuronState]
+    moments: list[tuple[tf.Tensor, tf.Tensor]]
+
+
+class _Given(NamedTuple):
+    """What every pass over one window is given."""
+
+    inputs: tf.Tensor  # of the encoder, `[B, ...]`
+    key: tf.Tensor  # of its noise
+    masks: dict[plans.Call, tf.Tensor]  # of dropout layers, `[B, ...]`
+    training: bool
+    weights: Sequence[Any]  # the variables that are trained
+    values: Sequence[tf.Tensor]  # what is read in their place
+    fixed: Sequence[tuple[Any, tf.Tensor]]  # the other variables of the window, and what is read in theirs
+
+    def substituted(self) -> Any:
+        """Within it layers read the values where they would read variables."""
+        return keras.StatelessScope(state_mapping=[*zip(self.weights, self.values), *self.fixed], collect_losses=True)
+
+
+class _Carried(NamedTuple):
+    """What goes from one chunk to the next."""
+
+    states: list[NeuronState]
+    membrane: tf.Tensor  # of the readout
+    total: tf.Tensor  # of the encoded input
+    bits: list[tf.TensorArray]
+    derivatives: list[tf.TensorArray]
 
 
 class Demand(NamedTuple):
@@ -111,7 +147,7 @@ class Engine:
     @property
     def _with_surrogate(self) -> list[plans.Call]:
         """Spiking layers with a surrogate."""
-        return [call for call in self.plan.spiking if call.layer.surrogate != LEAK_AWARE]
+        return [call for call in self.plan.spiking if call.layer.neuron.slope_rule.needs_potential]
 
     @property
     def _held(self) -> list[Any]:
@@ -139,74 +175,64 @@ class Engine:
         inputs = tf.stop_gradient(inputs)
         key = self.plan.encoder.layer.key(training, seed)
         masks = self._draw_masks(tf.shape(inputs)[0]) if training else {}
-        final: list[Any] = []
         penalised = self.penalised
-        keep_bits = self.gradient == "event"
         weights, frozen = self._split(weights)
-        constants = [tf.stop_gradient(tf.convert_to_tensor(variable.value)) for variable in frozen]
-        fixed = list(zip(frozen, constants))
+        fixed = [(variable, tf.stop_gradient(tf.convert_to_tensor(variable.value))) for variable in frozen]
+        like = _Outputs(0, 0, [0] * len(penalised), [NeuronState(0, 0, 0)] * len(self.plan.spiking),
+                        [(0, 0)] * len(self.plan.norms) if training else [])
 
         @custom_gradient
         def window(*values: tf.Tensor):
-            # In inference weights are cast once, not once per chunk
-            cast = (values, fixed) if training else (
-                self._cast(weights, values), list(zip(frozen, self._cast(frozen, constants))))
+            given = _Given(inputs, key, masks, training, weights, values, fixed)
+            record = self._forward(given, keep=training)
 
-            def forward(keep: bool) -> Record:
-                kernel = self.kernel
-                if not keep and self._sizes is not None and not self._sizes.are_usual(inputs.shape[0]):
-                    kernel = "plain"
-                with _substituted(weights, *cast) as scope:
-                    record = self._forward(inputs, key, masks, keep and keep_bits, training, keep, kernel)
-                if scope.losses:
-                    raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
-                                    "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
-                                    "with a `call` of its own: such models are computed layer by layer.")
-                return record
+            def grad(*upstream: tf.Tensor) -> list[tf.Tensor]:
+                asked = tf.nest.pack_sequence_as(like, upstream)
+                kept = record if training else self._forward(given, keep=True)
+                backward = self._backward_event if self.gradient == "event" else self._backward_rate
+                return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
 
-            record = forward(keep=training)
+            states = dict(zip(self.plan.spiking, record.states))
+            fired = [tf.reduce_sum(states[call].count) / tf.cast(tf.shape(inputs)[0], tf.float32) for call in penalised]
+            outputs = _Outputs(record.output, record.input_rate, fired, record.states, record.moments)
+            return tuple(tf.nest.flatten(outputs)), grad
 
-            def grad(upstream: tf.Tensor, _: Any, *others: Any) -> list[tf.Tensor]:
-                kept = record if training else forward(keep=True)
-                backward = self._backward_event if keep_bits else self._backward_rate
-                demands = self._demands(penalised, others, tf.shape(inputs)[0], counted)
-                return backward(kept, inputs, key, masks, weights, values, fixed, upstream, demands, training)
-
-            fired = [_spikes_per_record(state.count) for call, state in zip(self.plan.spiking, record.states)
-                     if call in penalised]
-            flat = [part for group in (*record.states, *record.moments) for part in group]
-            return (record.output, record.input_rate, *fired, *flat), grad
-
-        output, input_rate, *final = window(*[tf.convert_to_tensor(weight.value) for weight in weights])
-        fired, final = final[:len(penalised)], final[len(penalised):]
-        penalties = [_penalty(call.layer.activity_regularizer, spikes) for call, spikes in zip(penalised, fired)]
-        count = 3 * len(self.plan.spiking)
-        final = [part if counted and i < count and i % 3 == 1 else tf.stop_gradient(part)
-                 for i, part in enumerate(final)]
-        states = [NeuronState(*final[i:i + 3]) for i in range(0, count, 3)]
-        moments = list(zip(final[count::2], final[count + 1::2]))
+        found = tf.nest.pack_sequence_as(like, window(*[tf.convert_to_tensor(weight.value) for weight in weights]))
+        penalties = [_penalty(call.layer.activity_regularizer, spikes) for call, spikes in zip(penalised, found.fired)]
+        fixed_states, moments = tf.nest.map_structure(tf.stop_gradient, (found.states, found.moments))
+        states = [state._replace(count=of.count) if counted else state
+                  for state, of in zip(fixed_states, found.states)]
         if training:
             for call, (mean, variance) in zip(self.plan.norms, moments):
                 call.layer.follow(mean, variance)
-        return Record(output, states, tf.stop_gradient(input_rate), [], [], moments, penalties)
+        return Record(found.output, states, tf.stop_gradient(found.input_rate), [], [], moments, penalties)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
-    def _cast(self, variables: Sequence[Any], values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        return [tf.cast(value, dtype) for value, dtype in zip(values, self._compute_dtypes(variables))]
+    def _forward(self, given: _Given, keep: bool) -> Record:
+        """The window, and with `keep` what the backward pass needs."""
+        kernel = self.kernel
+        if not keep and self._sizes is not None and not self._sizes.are_usual(given.inputs.shape[0]):
+            kernel = "plain"
+        if not given.training:  # weights are cast once, not once per chunk
+            frozen, constants = zip(*given.fixed) if given.fixed else ((), ())
+            given = given._replace(values=self._cast(given.weights, given.values),
+                                   fixed=list(zip(frozen, self._cast(frozen, constants))))
+        with given.substituted() as scope:
+            record = self._in_chunks(given, self.gradient if keep else None, kernel)
+        if scope.losses:
+            raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
+                            "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
+                            "with a `call` of its own: such models are computed layer by layer.")
+        return record
 
-    def _forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor], keep_bits: bool,
-                 training: bool, sense: bool, kernel: str) -> Record:
-        chunk, rest = self.chunks(inputs.shape[0], training)
+    def _in_chunks(self, given: _Given, keep: str | None, kernel: str) -> Record:
+        """Chunk after chunk from the first step to the last; `keep` is the gradient that will be asked for."""
+        chunk, rest = self.chunks(given.inputs.shape[0], given.training)
         count = self.timesteps // chunk
-        batch = tf.shape(inputs)[0]
-        states = [gradients.zero_state((batch, *_feature_shape(call))) for call in self.plan.spiking]
-        membrane = tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32)
-        total = tf.zeros((batch, *self.plan.encoder.outputs[0].shape[2:]), tf.float32)
         chunks = count + (rest > 0)
-        recorded = [tf.TensorArray(tf.uint8, size=chunks) for _ in states] if keep_bits else []
-        sensed = [tf.TensorArray(call.layer.compute_dtype, size=chunks)
-                  for call in self._with_surrogate] if keep_bits else []
+        batch = tf.shape(given.inputs)[0]
+        spiking, with_surrogate = self.plan.spiking, self._with_surrogate
         moments: list[tuple[tf.Tensor, tf.Tensor]] = []
 
         def measure(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
@@ -214,114 +240,96 @@ class Engine:
             moments.append(tuple(of_window))
             return normalised
 
-        def body(i: tf.Tensor, steps: int, states: list[NeuronState], membrane: tf.Tensor, total: tf.Tensor,
-                 recorded: list[tf.TensorArray], sensed: list[tf.TensorArray]) -> Any:
-            train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
-            norms = measure if training else None
-            states, current, bits, sensitivities = self._simulate(train, states, masks, keep_bits, norms, sense, kernel)
+        def body(i: tf.Tensor, steps: int, before: _Carried) -> tuple[tf.Tensor, _Carried]:
+            train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
+            states = dict(zip(spiking, before.states))
+            fired: dict[plans.Call, kernels.Fired] = {}
+
+            def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
+                fired[call] = kernels.fire(currents, states[call], call.layer.neuron, keep, kernel)
+                return fired[call].spikes
+
+            current = self._walk(train, given.masks, neurons, measure if given.training else None)
+            membrane = before.membrane
             for t in range(steps):
-                membrane = self.plan.readout.layer.leak * (membrane + tf.cast(current[t], tf.float32))
-            total = total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0)
-            recorded = [array.write(i, bit) for array, bit in zip(recorded, bits)]
-            sensed = [array.write(i, _padded(values, chunk)) for array, values in zip(sensed, sensitivities)]
-            return i + 1, states, membrane, total, recorded, sensed
+                membrane = gradients.integrate(membrane, current[t], self.plan.readout.layer.leak)
+            return i + 1, _Carried(
+                [fired[call].state for call in spiking], membrane,
+                before.total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0),
+                [array.write(i, fired[call].bits) for call, array in zip(spiking, before.bits)],
+                [array.write(i, _padded(fired[call].derivatives, chunk))
+                 for call, array in zip(with_surrogate, before.derivatives)])
 
-        loop = (tf.constant(0), states, membrane, total, recorded, sensed)
+        keep_steps = keep == "event"
+        loop = (tf.constant(0), _Carried(
+            [gradients.zero_state((batch, *_feature_shape(call))) for call in spiking],
+            tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
+            tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
+            [tf.TensorArray(tf.uint8, size=chunks) for _ in spiking if keep_steps],
+            [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in with_surrogate if keep_steps]))
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
-            loop = body(loop[0], chunk, *loop[1:])
+            loop = body(loop[0], chunk, loop[1])
         else:
-            loop = tf.while_loop(lambda i, *_: i < count, lambda i, *carried: body(i, chunk, *carried), loop,
+            loop = tf.while_loop(lambda i, _: i < count, lambda i, carried: body(i, chunk, carried), loop,
                                  maximum_iterations=count, parallel_iterations=1)
+        i, after = loop
         if rest:
-            loop = body(loop[0], rest, *loop[1:])
-        _, states, membrane, total, recorded, sensed = loop
-        return Record(membrane / self.timesteps, [NeuronState(*state) for state in states], total / self.timesteps,
-                      [array.stack() for array in recorded], [array.stack() for array in sensed], moments)
-
-    def _simulate(self, train: tf.Tensor, states: list[NeuronState], masks: dict[int, tf.Tensor], keep_bits: bool,
-                  norms: Any, sense: bool,
-                  kernel: str) -> tuple[list[NeuronState], tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        """A chunk through all layers: `(new states, readout current, bits, sensitivities)`; `norms` is None in
-        inference, `sense` says whether states keep what "rate" needs of a surrogate."""
-        pending = iter(states)
-        after: list[NeuronState] = []
-        bits: list[tf.Tensor] = []
-        sensitivities: list[tf.Tensor] = []
-
-        def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            before, neuron = next(pending), call.layer.neuron
-            if keep_bits and neuron.surrogate != LEAK_AWARE:
-                sensitivities.append(kernels.sensitivities(currents, before.membrane, neuron, kernel))
-            spikes, state, packed = kernels.fire(currents, before, neuron, keep_bits, kernel,
-                                                 sense=sense and not keep_bits)
-            after.append(state)
-            bits.append(packed)
-            return spikes
-
-        current = self._walk(train, masks, neurons, norms)
-        return after, current, bits if keep_bits else [], sensitivities
+            _, after = body(i, rest, after)
+        return Record(after.membrane / self.timesteps, after.states, after.total / self.timesteps,
+                      [array.stack() for array in after.bits], [array.stack() for array in after.derivatives], moments)
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
-    def _backward_rate(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
-                       weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                       upstream: tf.Tensor, demands: dict[int, Demand], training: bool) -> list[tf.Tensor]:
+    def _backward_rate(self, record: Record, given: _Given, upstream: tf.Tensor,
+                       demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
-        rates = {id(call): state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
-        variances = {id(call): variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
+        rates = {call: state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
+        variances = {call: variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
         slopes = self._slopes(record)
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            rate = tf.cast(rates[id(call)][tf.newaxis], currents.dtype)
-            return kernels.replay_rate(currents, rate, slopes[id(call)])
+            rate = tf.cast(rates[call][tf.newaxis], currents.dtype)
+            return kernels.replay_rate(currents, rate, slopes[call])
 
         def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            return call.layer.normalise_rate(currents, variances[id(call)])
+            return call.layer.normalise_rate(currents, variances[call])
 
-        return self._gradient(record.input_rate[tf.newaxis], masks, neurons, norms if training else None, weights,
-                              values, fixed, upstream[tf.newaxis], demands, self.timesteps)
+        return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, upstream[tf.newaxis], demands,
+                              self.timesteps)
 
-    def _backward_event(self, record: Record, inputs: tf.Tensor, key: tf.Tensor, masks: dict[int, tf.Tensor],
-                        weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                        upstream: tf.Tensor, demands: dict[int, Demand], training: bool) -> list[tf.Tensor]:
+    def _backward_event(self, record: Record, given: _Given, upstream: tf.Tensor,
+                        demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
-        chunk, rest = self.chunks(inputs.shape[0], training)
+        chunk, rest = self.chunks(given.inputs.shape[0], given.training)
         count = self.timesteps // chunk
         slopes = self._slopes(record)
-        values = self._cast(weights, values)
+        given = given._replace(values=self._cast(given.weights, given.values))
         spiking = self.plan.spiking
 
-        def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor], sums: list[tf.Tensor]) -> Any:
-            train = self.plan.encoder.layer.encode(inputs, key, i * chunk, steps)
-            packed = {id(call): bits[i] for call, bits in zip(spiking, record.bits)}
-            sensitivities = {id(call): values[i][:steps]
-                             for call, values in zip(self._with_surrogate, record.sensitivities)}
-            carried = {id(call): carry for call, carry in zip(spiking, carries)}
-            first: dict[int, tf.Tensor] = {}
+        def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor],
+                 sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+            train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
+            bits = {call: bits[i] for call, bits in zip(spiking, record.bits)}
+            known = {**slopes, **{call: derivatives[i][:steps] for call, derivatives
+                                  in zip(self._with_surrogate, record.derivatives)}}
+            behind = dict(zip(spiking, carries))
+            first: dict[plans.Call, tf.Tensor] = {}
 
             def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-                bits, carry = packed[id(call)], carried[id(call)]
-
-                def give(delta: tf.Tensor) -> None:
-                    first[id(call)] = delta
-
-                if id(call) in sensitivities:
-                    return kernels.replay_through_time(currents, bits, sensitivities[id(call)], call.layer.neuron,
-                                                       carry, give, self.kernel)
-                return kernels.replay_event(currents, bits, slopes[id(call)], carry, give, self.kernel)
+                return kernels.replay_event(currents, bits[call], known[call], behind[call], call.layer.neuron,
+                                            lambda delta: first.update({call: delta}), self.kernel)
 
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
                 return call.layer.standardise(currents)[0]
 
             delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
-            grads = self._gradient(train, masks, neurons, norms if training else None, weights, values, fixed, delta,
-                                   demands)
+            grads = self._gradient(train, given, neurons, norms, delta, demands)
             # None of a neuron that no trained weight lies in front of: nobody asks for its delta
-            carries = [first.get(id(call), carry) for call, carry in zip(spiking, carries)]
+            carries = [first.get(call, carry) for call, carry in behind.items()]
             return i - 1, carries, [total + tf.cast(grad, tf.float32) for total, grad in zip(sums, grads)]
 
         loop = (tf.constant(count), [tf.zeros_like(state.membrane) for state in record.states],
-                [tf.zeros(value.shape, tf.float32) for value in values])
+                [tf.zeros(value.shape, tf.float32) for value in given.values])
         loop = body(loop[0], rest, *loop[1:]) if rest else (loop[0] - 1, *loop[1:])
         if count == 1:
             return body(loop[0], chunk, *loop[1:])[2]
@@ -329,9 +337,8 @@ class Engine:
                              maximum_iterations=count, parallel_iterations=1)
         return loop[2]
 
-    def _gradient(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any,
-                  weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any],
-                  delta: tf.Tensor, demands: dict[int, Demand], factor: int = 1) -> list[tf.Tensor]:
+    def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
+                  demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:
         """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, and for what the loss asks
         of spikes (`Demand.upstream`), on recorded activity."""
         trains: list[tf.Tensor] = []
@@ -339,22 +346,22 @@ class Engine:
 
         def watched(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             spikes = neurons(call, currents)
-            if id(call) in demands:
+            if call in demands:
                 trains.append(spikes)
-                asked.append(demands[id(call)].upstream(spikes, factor))
+                asked.append(demands[call].upstream(spikes, factor))
             return spikes
 
         train = tf.cast(train, self.plan.encoder.layer.compute_dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            with _substituted(weights, values, fixed):
-                current = self._walk(train, masks, watched, norms, self._synapse)
-        return tape.gradient([current, *trains], values, output_gradients=[tf.cast(delta, current.dtype), *asked],
+            tape.watch(given.values)
+            with given.substituted():
+                current = self._walk(train, given.masks, watched, norms if given.training else None, self._synapse)
+        return tape.gradient([current, *trains], given.values, output_gradients=[tf.cast(delta, current.dtype), *asked],
                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     # ---- helpers -----------------------------------------------------------------------------------------------
 
-    def _walk(self, train: tf.Tensor, masks: dict[int, tf.Tensor], neurons: Any, norms: Any = None,
+    def _walk(self, train: tf.Tensor, masks: dict[plans.Call, tf.Tensor], neurons: Any, norms: Any = None,
               synapses: Any = plans.plain) -> tf.Tensor:
         """A stretch of the encoded input through all layers to the readout's current.
 
@@ -368,11 +375,10 @@ class Engine:
             if norms is not None and isinstance(call.layer, ThresholdNorm) and call.layer.trainable:
                 return norms(call, args[0])
             if isinstance(call.layer, WindowDropout):
-                return call.layer(args[0], window_mask=masks.get(id(call)))
+                return call.layer(args[0], window_mask=masks.get(call))
             return synapses(call, args, kwargs)
 
-        values = plans.run(self.plan.window, {id(self.plan.encoder.outputs[0]): train}, handler)
-        return values[id(self.plan.readout.args[0])]
+        return self.plan.run_window(train, handler)[self.plan.readout.source]
 
     def _synapse(self, call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer of the backward pass, whose convolutions may get their gradient in a faster way."""
@@ -384,15 +390,15 @@ class Engine:
                                                                           over.layer.padding))
         return plans.plain(call, args, kwargs)
 
-    def _demands(self, penalised: list[plans.Call], upstream: Sequence[tf.Tensor], batch: tf.Tensor,
-                 counted: bool) -> dict[int, Demand]:
-        """What the gradients of `run`'s further outputs ask of the spikes, by the call's `id`."""
-        of_spikes = {id(call): g / tf.cast(batch, tf.float32) for call, g in zip(penalised, upstream)}
-        of_count = dict(zip(map(id, self.plan.spiking), upstream[len(penalised) + 1::3])) if counted else {}
-        return {key: Demand(of_count.get(key), of_spikes.get(key)) for key in of_count.keys() | of_spikes.keys()}
+    def _demands(self, asked: _Outputs, penalised: list[plans.Call], counted: bool) -> dict[plans.Call, Demand]:
+        """What the gradients of `run`'s further outputs ask of the spikes."""
+        batch = tf.cast(tf.shape(asked.output)[0], tf.float32)
+        of_spikes = {call: g / batch for call, g in zip(penalised, asked.fired)}
+        of_count = {call: g.count for call, g in zip(self.plan.spiking, asked.states)} if counted else {}
+        return {call: Demand(of_count.get(call), of_spikes.get(call)) for call in {**of_count, **of_spikes}}
 
-    def _slopes(self, record: Record) -> dict[int, tf.Tensor]:
-        return {id(call): gradients.slope(state.count, state.trace, call.layer.neuron, self.timesteps)
+    def _slopes(self, record: Record) -> dict[plans.Call, tf.Tensor]:
+        return {call: call.layer.neuron.slope_rule.slope(state.count, state.trace, self.timesteps)
                 for call, state in zip(self.plan.spiking, record.states)}
 
     def _split(self, weights: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -400,14 +406,14 @@ class Engine:
         wanted = {id(weight) for weight in weights}
         return [v for v in self._held if id(v) in wanted], [v for v in self._held if id(v) not in wanted]
 
-    def _compute_dtypes(self, weights: Sequence[Any]) -> list[str]:
-        """Weights of synapses are cast to their layer's compute dtype once, not once per chunk."""
+    def _cast(self, variables: Sequence[Any], values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Values of variables, those of synapses in their layer's compute dtype."""
         dtypes = {id(variable): call.layer.compute_dtype for call in self.plan.window
                   for variable in call.layer.variables if isinstance(call.layer, OverTime)}
-        return [dtypes.get(id(weight), weight.dtype) for weight in weights]
+        return [tf.cast(value, dtypes.get(id(variable), variable.dtype)) for variable, value in zip(variables, values)]
 
-    def _draw_masks(self, batch: tf.Tensor) -> dict[int, tf.Tensor]:
-        return {id(call): call.layer.draw_mask((batch, *_feature_shape(call)))
+    def _draw_masks(self, batch: tf.Tensor) -> dict[plans.Call, tf.Tensor]:
+        return {call: call.layer.draw_mask((batch, *_feature_shape(call)))
                 for call in self.plan.dropouts if call.layer.rate > 0.0}
 
     def chunks(self, batch: int | None, training: bool = False) -> tuple[int, int]:
@@ -417,7 +423,7 @@ class Engine:
         if self.chunk is not None:
             chunk = min(self.chunk, self.timesteps, kernels.MOST_STEPS)
         else:
-            largest = max(_size(_feature_shape(call)) for call in self.plan.spiking)
+            largest = max(math.prod(_feature_shape(call)) for call in self.plan.spiking)
             chunk = kernels.choose_chunk(self.timesteps, (batch or 32) * largest)
         return chunk, self.timesteps % chunk
 
@@ -425,11 +431,6 @@ class Engine:
 def _feature_shape(call: plans.Call) -> tuple[int, ...]:
     """Shape of one sample at one step of what a layer of the window takes, without T and B."""
     return tuple(call.args[0].shape[2:])
-
-
-def _spikes_per_record(count: tf.Tensor) -> tf.Tensor:
-    """Spikes of a layer and window per record, one number."""
-    return tf.reduce_sum(count) / tf.cast(tf.shape(count)[0], tf.float32)
 
 
 def _penalty(regularizer: Any, spikes: tf.Tensor) -> tf.Tensor:
@@ -445,15 +446,3 @@ def _padded(values: tf.Tensor, steps: int) -> tf.Tensor:
     """A chunk's values with as many steps as every other chunk has."""
     missing = steps - values.shape[0]
     return tf.pad(values, [[0, missing], *[[0, 0]] * (values.shape.rank - 1)]) if missing else values
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
-
-
-def _substituted(weights: Sequence[Any], values: Sequence[tf.Tensor], fixed: Sequence[Any]) -> Any:
-    """Within it layers read `values` where they would read the variables `weights`; `fixed` are pairs of the frozen."""
-    return keras.StatelessScope(state_mapping=[*zip(weights, values), *fixed], collect_losses=True)

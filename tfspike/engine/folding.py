@@ -31,31 +31,31 @@ def fold(model: Any) -> Any:
         layer that nothing else reads.
     """
     plan = model._required_plan()
-    norms = {id(call.args[0]): call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
+    norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
     if not norms:
         return model
-    copies: dict[int, keras.layers.Layer] = {}
+    copies: dict[Any, keras.layers.Layer] = {}
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(call.layer, ThresholdNorm):
             return args[0]
-        layer, norm = call.layer, norms.get(id(call.outputs[0]))
+        layer, norm = call.layer, norms.get(call.output)
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)  # an operation
-        if id(layer) not in copies:
-            copies[id(layer)] = plans.copy_of(layer) if norm is None else _with_bias(layer)
-        return copies[id(layer)](*args, **kwargs)
+        if layer not in copies:
+            copies[layer] = plans.copy_of(layer) if norm is None else _with_bias(layer)
+        return copies[layer](*args, **kwargs)
 
-    calls = (*plan.before, plan.encoder, *plan.window, plan.readout, *plan.after)
+    calls = plan.calls
     _refuse_unfoldable(calls, norms)
     inputs = [keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in plan.inputs]
-    values = plans.run(calls, dict(zip(map(id, plan.inputs), inputs)), handler)
-    outputs = keras.tree.pack_sequence_as(model.output, [values[id(output)] for output in plan.outputs])
+    values = plans.run(calls, dict(zip(plan.inputs, inputs)), handler)
+    outputs = keras.tree.pack_sequence_as(model.output, [values[output] for output in plan.outputs])
     folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
     for call in calls:
-        if id(call.layer) in copies:
-            norm = norms.get(id(call.outputs[0]))
-            copies[id(call.layer)].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
+        if call.layer in copies:
+            norm = norms.get(call.output)
+            copies[call.layer].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
     folded = in_float32(folded)
     folded.configure_engine(model._chunk, model._kernel)
     return folded
@@ -72,15 +72,15 @@ def _merged(layer: OverTime, norm: ThresholdNorm) -> list[Any]:
     return [kernel * factor.numpy(), offset.numpy() + (factor.numpy() * bias[0] if bias else 0.0)]
 
 
-def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[int, ThresholdNorm]) -> None:
-    readers: dict[int, int] = {}
+def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, ThresholdNorm]) -> None:
+    readers: dict[Any, int] = {}
     for call in calls:
-        for x in keras.tree.flatten((call.args, call.kwargs)):
-            readers[id(x)] = readers.get(id(x), 0) + 1
-    used = [id(call.layer) for call in calls]
-    foldable = {id(call.outputs[0]) for call in calls if isinstance(call.layer, OverTime)
+        for x in call.sources:
+            readers[x] = readers.get(x, 0) + 1
+    used = [call.layer for call in calls]
+    foldable = {call.output for call in calls if isinstance(call.layer, OverTime)
                 and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
-                and call.layer.layer.activation is keras.activations.linear and used.count(id(call.layer)) == 1
+                and call.layer.layer.activation is keras.activations.linear and used.count(call.layer) == 1
                 and not plans.own_code(call.layer) and not plans.own_synapse(call.layer.layer)}
     for source, norm in norms.items():
         method = plans.own_code(norm)

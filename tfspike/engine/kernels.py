@@ -5,7 +5,7 @@ steps of a chunk, with spikes packed one bit per neuron and step.
 
 Kernels: "plain" runs as ordinary TensorFlow operations, one pass over memory each. "xla" compiles a chunk into four
 passes, each of which goes over memory once: membranes and packed spikes; spikes, unpacked; counts and traces, from the
-packed spikes; and the backward recursion (a surrogate's sum, which needs the membranes, is a pass of its own).
+packed spikes; and the backward recursion (what a surrogate derivative needs of the membranes is a pass of its own).
 Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
 float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs,
 but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU, on which "xla" has not
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -24,7 +24,7 @@ from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import Neuron, NeuronState
 from tfspike.neurons.shared_function import shared
-from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.neurons.slopes import SlopeRule
 
 KERNELS = ("auto", "plain", "xla")
 # What "auto" is on a machine without a GPU.
@@ -43,51 +43,75 @@ def choose_chunk(timesteps: int, neurons: int) -> int:
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 
-def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, keep_bits: bool, kernel: str,
-         sense: bool = True) -> tuple[tf.Tensor, NeuronState, tf.Tensor]:
+class Fired(NamedTuple):
+    """What a chunk of steps leaves behind.
+
+    Attributes:
+      spikes: `[steps, B, ...]` in the dtype of the currents.
+      state: after the last step.
+      bits: the spikes, packed, `[B, ...]` uint8; None unless asked for "event".
+      derivatives: the surrogate derivative h(x_t) of every step, `[steps, B, ...]` in the dtype of the currents; None
+        unless asked for "event", and without a surrogate.
+    """
+
+    spikes: tf.Tensor
+    state: NeuronState
+    bits: tf.Tensor | None
+    derivatives: tf.Tensor | None
+
+
+def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None, kernel: str) -> Fired:
     """A chunk of steps.
 
     Args:
-      currents: `[steps, B, ...]`; at most 8 steps where bits are kept.
+      currents: `[steps, B, ...]`; at most 8 steps for the gradient "event".
       state: the state before.
       neuron: the neuron's constants.
-      keep_bits: also pack the spikes.
+      gradient: what will be asked for: "event" keeps packed spikes and surrogate derivatives, "rate" their sum in the
+        trace, and None neither. The leak-aware trace is kept in any case.
       kernel: "plain" or "xla".
-      sense: False leaves the trace of a neuron with a surrogate as it is; the gradient "rate" alone asks for it.
-
-    Returns:
-      `(spikes [steps, B, ...] in the dtype of currents, state after, bits [B, ...] uint8)`; of more than 8 steps the
-      bits are those of the last.
     """
     steps = currents.shape[0]
     if steps > MOST_STEPS:  # a window that a normalisation needs in one piece
         parts = []
         for start in range(0, steps, MOST_STEPS):
-            spikes, state, bits = fire(currents[start:start + MOST_STEPS], state, neuron, keep_bits, kernel, sense)
+            spikes, state, *_ = fire(currents[start:start + MOST_STEPS], state, neuron, gradient, kernel)
             parts.append(spikes)
-        return tf.concat(parts, axis=0), state, bits
-    if kernel == "xla":
-        bits, membrane = _integrate_xla(currents, state.membrane, neuron)
-        spikes = _unpack_xla(bits, steps, currents.dtype)
-        if neuron.surrogate == LEAK_AWARE:
-            count, trace = _tally_xla(bits, state.count, state.trace, steps, neuron.leak)
-        else:
-            count = _count_xla(bits, state.count, steps)
-            trace = _sense_xla(currents, state.membrane, state.trace, neuron) if sense else state.trace
-        return spikes, NeuronState(membrane, count, trace), bits
-    membrane, count, trace = state
-    train, bits = [], tf.zeros_like(membrane, tf.uint8)
-    for t in range(steps):
-        u = membrane + tf.cast(currents[t], tf.float32)
-        fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        if neuron.surrogate == LEAK_AWARE or sense:
-            count, trace = gradients.tally(count, trace, u, fired, neuron)
+        return Fired(tf.concat(parts, axis=0), state, None, None)
+    return (_fire_xla if kernel == "xla" else _fire_plain)(currents, state, neuron, gradient)
+
+
+def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None) -> Fired:
+    steps, rule = currents.shape[0], neuron.slope_rule
+    bits, membrane = _integrate_xla(currents, state.membrane, neuron)
+    spikes, trace, derivatives = _unpack_xla(bits, steps, currents.dtype), state.trace, None
+    if rule.needs_potential:
+        count = _count_xla(bits, state.count, steps)
+        if gradient == "rate":
+            trace = _sum_xla(currents, state.membrane, trace, neuron)
+        elif gradient == "event":
+            derivatives = _derivatives_xla(currents, state.membrane, neuron)
+    else:
+        count, trace = _tally_xla(bits, state.count, trace, steps, rule)
+    return Fired(spikes, NeuronState(membrane, count, trace), bits if gradient == "event" else None, derivatives)
+
+
+def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None) -> Fired:
+    (membrane, count, trace), rule = state, neuron.slope_rule
+    train, bits, derivatives = [], tf.zeros_like(membrane, tf.uint8), []
+    for t in range(currents.shape[0]):
+        u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
+        if gradient == "rate" or not rule.needs_potential:
+            count, trace = rule.tally(count, trace, u, fired)
         else:
             count = count + tf.cast(fired, tf.float32)
         train.append(tf.cast(fired, currents.dtype))
-        if keep_bits:
+        if gradient == "event":
             bits = _with_bit(bits, t, fired)
-    return tf.stack(train), NeuronState(membrane, count, trace), bits
+            if rule.needs_potential:
+                derivatives.append(tf.cast(rule.derivative(u), currents.dtype))
+    return Fired(tf.stack(train), NeuronState(membrane, count, trace), bits if gradient == "event" else None,
+                 tf.stack(derivatives) if derivatives else None)
 
 
 def _with_bit(bits: tf.Tensor, t: int, fired: tf.Tensor) -> tf.Tensor:
@@ -102,16 +126,16 @@ def _integrate(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tupl
     """`(packed spikes, membrane after)` of a chunk."""
     bits = tf.zeros_like(membrane, tf.uint8)
     for t in range(currents.shape[0]):
-        fired, membrane = gradients.fire(membrane, currents[t], neuron)
+        _, fired, membrane = gradients.fire(membrane, currents[t], neuron)
         bits = _with_bit(bits, t, fired)
     return bits, membrane
 
 
-def _tally(bits: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, steps: int, leak: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """`(count, trace)` after the packed spikes of a chunk."""
+def _tally(bits: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, steps: int,
+           rule: SlopeRule) -> tuple[tf.Tensor, tf.Tensor]:
+    """`(count, trace)` after the packed spikes of a chunk, by a rule that needs no potentials."""
     for t in range(steps):
-        spikes = tf.cast(_bit(bits, t), tf.float32)
-        count, trace = count + spikes, leak * trace + spikes
+        count, trace = rule.tally(count, trace, None, _bit(bits, t))
     return count, trace
 
 
@@ -122,13 +146,21 @@ def _count(bits: tf.Tensor, count: tf.Tensor, steps: int) -> tf.Tensor:
     return count
 
 
-def _sense(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """The trace of a neuron with a surrogate after a chunk: the sum of h at every step."""
+def _sum(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """The trace of a neuron with a surrogate after a chunk: the sum of its derivative at every step."""
     for t in range(currents.shape[0]):
-        u = membrane + tf.cast(currents[t], tf.float32)
-        trace = trace + gradients.sensitivity(u, neuron)
-        _, membrane = gradients.fire(membrane, currents[t], neuron)
+        u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
+        _, trace = neuron.slope_rule.tally(tf.zeros_like(trace), trace, u, fired)
     return trace
+
+
+def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """The surrogate derivative at every step of a chunk, in the dtype of currents."""
+    found = []
+    for t in range(currents.shape[0]):
+        u, _, membrane = gradients.fire(membrane, currents[t], neuron)
+        found.append(tf.cast(neuron.slope_rule.derivative(u), currents.dtype))
+    return tf.stack(found)
 
 
 def unpack(bits: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
@@ -150,74 +182,26 @@ def replay_rate(currents: tf.Tensor, rate: tf.Tensor, slope: tf.Tensor) -> tf.Te
     return replay(currents)
 
 
-def sensitivities(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, kernel: str) -> tf.Tensor:
-    """h(x_t) of a neuron with a surrogate at every step of a chunk: what the gradient "event" needs besides the spikes.
-
-    Args:
-      currents: `[steps, B, ...]`.
-      membrane: before the chunk, `[B, ...]` float32.
-      neuron: the neuron's constants.
-      kernel: "plain" or "xla".
-
-    Returns:
-      `[steps, B, ...]` in the dtype of currents.
-    """
-    return (_sensitivities_xla if kernel == "xla" else _sensitivities)(currents, membrane, neuron)
-
-
-def _sensitivities(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    found = []
-    for t in range(currents.shape[0]):
-        u = membrane + tf.cast(currents[t], tf.float32)
-        found.append(tf.cast(gradients.sensitivity(u, neuron), currents.dtype))
-        _, membrane = gradients.fire(membrane, currents[t], neuron)
-    return tf.stack(found)
-
-
-def replay_through_time(currents: tf.Tensor, bits: tf.Tensor, sensed: tf.Tensor, neuron: Neuron, carry: tf.Tensor,
-                        give: Callable[[tf.Tensor], Any], kernel: str) -> tf.Tensor:
-    """`replay_event` for a neuron with a surrogate, whose `sensitivities` are `sensed`, `[steps, B, ...]`."""
-    through = _through_xla if kernel == "xla" else _through
-    return _replay(currents, bits, lambda upstream: through(bits, sensed, carry, upstream, neuron), give, kernel)
-
-
-def _through(bits: tf.Tensor, sensed: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,
-             neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
-    """`gradients.through_time` on a record: `(delta [steps, B, ...], delta of the first step)`."""
-    steps = upstream.shape[0]
-    deltas = [carry] * steps
-    for t in reversed(range(steps)):
-        direct = neuron.gain * tf.cast(sensed[t], tf.float32) * tf.cast(upstream[t], tf.float32)
-        carry = direct + tf.where(_bit(bits, t), 0.0, neuron.leak * carry)
-        deltas[t] = tf.cast(carry, upstream.dtype)
-    return tf.stack(deltas), carry
-
-
-def replay_event(currents: tf.Tensor, bits: tf.Tensor, slope: tf.Tensor, carry: tf.Tensor,
+def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: tf.Tensor, neuron: Neuron,
                  give: Callable[[tf.Tensor], Any], kernel: str) -> tf.Tensor:
     """The recorded spikes of a chunk in place of what the currents would give; gradient "event".
 
     Args:
       currents: `[steps, B, ...]`; only shape and dtype are used.
       bits: the packed spikes, `[B, ...]` uint8.
-      slope: `[B, ...]` float32.
+      known: the slope `[B, ...]` float32, or the recorded surrogate derivatives `[steps, B, ...]`.
       carry: delta of the step behind the chunk, `[B, ...]` float32.
+      neuron: the neuron's constants.
       give: called in the backward pass with delta of the chunk's first step.
       kernel: "plain" or "xla".
     """
-    credit = _credit_xla if kernel == "xla" else _credit
-    return _replay(currents, bits, lambda upstream: credit(bits, slope, carry, upstream), give, kernel)
-
-
-def _replay(currents: tf.Tensor, bits: tf.Tensor, credit: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
-            give: Callable[[tf.Tensor], Any], kernel: str) -> tf.Tensor:
-    """Recorded spikes, with the gradient that `credit` makes of dL/ds: `(delta, delta of the first step)`."""
     steps, dtype = currents.shape[0], currents.dtype
 
     @custom_gradient
     def replay(currents: tf.Tensor):
         def grad(upstream):
-            delta, first = credit(upstream)
+            credit = _credit_xla if kernel == "xla" else _credit
+            delta, first = credit(bits, known, carry, upstream, neuron.slope_rule)
             give(first)
             return delta
         train = (_unpack_xla if kernel == "xla" else unpack)(bits, steps, dtype)
@@ -227,20 +211,21 @@ def _replay(currents: tf.Tensor, bits: tf.Tensor, credit: Callable[[tf.Tensor], 
     return replay(currents)
 
 
-def _credit(bits: tf.Tensor, slope: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _credit(bits: tf.Tensor, known: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,
+            rule: SlopeRule) -> tuple[tf.Tensor, tf.Tensor]:
     """`gradients.event_credit` on packed spikes: `(delta [steps, B, ...], delta of the first step)`."""
     steps = upstream.shape[0]
     deltas = [carry] * steps
     for t in reversed(range(steps)):
-        carry = tf.where(_bit(bits, t), slope * tf.cast(upstream[t], tf.float32), carry)
+        carry = rule.credit(_bit(bits, t), rule.factor(known, t), tf.cast(upstream[t], tf.float32), carry)
         deltas[t] = tf.cast(carry, upstream.dtype)
     return tf.stack(deltas), carry
 
 
 _integrate_xla, _unpack_xla = shared(_integrate, compiled=True), shared(unpack, compiled=True)
 _tally_xla, _count_xla = shared(_tally, compiled=True), shared(_count, compiled=True)
-_credit_xla, _sense_xla = shared(_credit, compiled=True), shared(_sense, compiled=True)
-_sensitivities_xla, _through_xla = shared(_sensitivities, compiled=True), shared(_through, compiled=True)
+_sum_xla, _derivatives_xla = shared(_sum, compiled=True), shared(_derivatives, compiled=True)
+_credit_xla = shared(_credit, compiled=True)
 
 
 class BatchSizes:

@@ -26,9 +26,9 @@ _MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.
 # The layers whose methods other roads than the readable one put their own code in place of, and of those methods the
 # ones that every road calls. A subclass that overrides any other is run by its own `call` alone.
 _BASES: tuple[tuple[type, frozenset[str]], ...] = (
-    (Encoder, frozenset({"encode", "draws", "with_gradient"})), (SpikingLayer, frozenset({"neuron"})),
-    (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})), (ThresholdNorm, frozenset()),
-    (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
+    (Encoder, frozenset({"encode", "draws", "with_gradient", "refuses_gradient"})),
+    (SpikingLayer, frozenset({"neuron"})), (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})),
+    (ThresholdNorm, frozenset()), (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
 _ANY_ROAD = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape", "compute_output_spec",
                        "get_build_config", "build_from_config"})
 
@@ -103,9 +103,9 @@ _REMEDIES = ((keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises
              (keras.Operation, "a layer that does the same, within tfspike.OverTime, is applied to every step alone"))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a layer; tensors are symbolic and stand for values by identity.
+    """One call of a layer. Its tensors are symbolic; they, and calls themselves, are keys of dictionaries by identity.
 
     `name` is the layer's, or "layer_call2" for the second call of one that is called more than once.
     """
@@ -116,8 +116,74 @@ class Call:
     outputs: tuple[Any, ...]
     name: str
 
+    @property
+    def sources(self) -> list[keras.KerasTensor]:
+        """The symbolic tensors that it reads."""
+        return [x for x in keras.tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
 
-@dataclasses.dataclass(frozen=True)
+    @property
+    def source(self) -> keras.KerasTensor:
+        """The first of them: the only one, of layers of ours."""
+        return self.sources[0]
+
+    @property
+    def output(self) -> keras.KerasTensor:
+        """The first of its outputs."""
+        return self.outputs[0]
+
+
+Values = dict[keras.KerasTensor, Any]  # what symbolic tensors stand for
+Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def in_phase(training: bool | None) -> Handler:
+    """The handler that calls the layer, in training or in inference.
+
+    A graph holds every layer's default in place of that: `training=True` of Keras' augmentation, for one, and nothing
+    where the default is None.
+    """
+
+    def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "training" in inspect.signature(call.layer.call).parameters:
+            kwargs = {**kwargs, "training": bool(training)}
+        return call.layer(*args, **kwargs)
+
+    return handler
+
+
+def as_keras(training: bool | None) -> Handler:
+    """The handler that calls the layer as a functional Keras model does: without a phase, as the graph says."""
+    told = in_phase(training)
+    return told if training is not None else lambda call, args, kwargs: call.layer(*args, **kwargs)
+
+
+plain = in_phase(False)  # what stands in a window does the same in both phases, but for dropout and normalisation
+
+
+def run(calls: Iterable[Call], values: Values, handler: Handler = plain) -> Values:
+    """Runs calls in order.
+
+    Args:
+      calls: part of a plan.
+      values: of every symbolic tensor known so far; not changed.
+      handler: what to do at each call, `(call, args, kwargs) -> output`.
+
+    Returns:
+      `values` with the outputs of the calls added.
+    """
+    values = dict(values)
+
+    def value(x: Any) -> Any:
+        return values[x] if isinstance(x, keras.KerasTensor) else x
+
+    for call in calls:
+        args, kwargs = keras.tree.map_structure(value, (call.args, call.kwargs))
+        outputs = handler(call, args, kwargs)
+        values.update(zip(call.outputs, keras.tree.flatten(outputs)))
+    return values
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """The calls of a model with one encoder and one readout.
 
@@ -165,6 +231,19 @@ class Plan:
         """The encoder, the window and the readout: what is run on spike trains."""
         return (self.encoder, *self.window, self.readout)
 
+    def into_encoder(self, inputs: Any, handler: Handler = plain) -> Any:
+        """What enters the encoder, `[B, ...]`, for what the model takes."""
+        return run(self.before, {self.inputs[0]: inputs}, handler)[self.encoder.source]
+
+    def run_window(self, train: Any, handler: Handler = plain) -> Values:
+        """All values of the window for an encoded train `[steps, B, ...]`; `readout.source` stands for its current."""
+        return run(self.window, {self.encoder.output: train}, handler)
+
+    def behind_readout(self, prediction: Any, handler: Handler = plain) -> list[Any]:
+        """The model's outputs for what the readout gives, `[B, classes]`."""
+        values = run(self.after, {self.readout.output: prediction}, handler)
+        return [values[output] for output in self.outputs]
+
     def whole(self) -> str | None:
         """Why the window must be run in one piece by its layers' own `call`, in a sentence that names the layer; None
         where it may be run in stretches of steps."""
@@ -181,6 +260,18 @@ class Plan:
         for call in self.spiking:
             call.layer.neuron.checked()
         return None
+
+    @property
+    def trained_front(self) -> list[Call]:
+        """Calls in front of the encoder that are trained now: layers may be frozen and freed at any time."""
+        return [call for call in self.before if getattr(call.layer, "trainable_variables", ())]
+
+    def refuse_trained_front(self) -> None:
+        """Raises UserError where a layer in front of the encoder is trained and the encoder passes it no gradient."""
+        for call in self.trained_front if self.encoder.layer.refuses_gradient else ():
+            raise UserError(f"{_said(call)}, in front of the encoder, cannot be trained, because {_said(self.encoder)} "
+                            "passes no gradient to it: freeze it (layer.trainable = False), or take encoder=\"direct\" "
+                            "or PoissonEncoder(..., straight_through=True).")
 
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
@@ -204,20 +295,17 @@ class _Stand(keras.layers.Layer):
         return self.stands_for[0].compute_output_spec(*args, **kwargs)
 
 
-Handler = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
-
-
 def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
     """`(inputs, calls, outputs)` of a functional model, calls in the order of the forward pass."""
     calls: list[Call] = []
     taken = {layer.name for layer in model.layers}
-    times: collections.Counter[int] = collections.Counter()
+    times: collections.Counter[Any] = collections.Counter()
 
     def record(stand: Any, *args: Any, **kwargs: Any) -> Any:
         # A call with training=True would make that the default of whatever Keras call this happens within
         outputs = stand(*args, **{name: value for name, value in kwargs.items() if name != "training"})
-        times[id(stand)] += 1
-        name, number = stand.name, times[id(stand)]
+        times[stand] += 1
+        name, number = stand.name, times[stand]
         while number > 1 and name in taken:
             name, number = f"{stand.name}_call{number}", number + 1
         taken.add(name)
@@ -244,27 +332,6 @@ def _stand(layer: Any) -> Any:
     return _Stand(layer) if isinstance(layer, keras.layers.Layer) else _OperationStand(layer)
 
 
-def in_phase(training: bool | None) -> Handler:
-    """The handler that calls the layer, in training or in inference.
-
-    A graph holds every layer's default in place of that: `training=True` of Keras' augmentation, for one, and nothing
-    where the default is None.
-    """
-
-    def handler(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "training" in inspect.signature(call.layer.call).parameters:
-            kwargs = {**kwargs, "training": bool(training)}
-        return call.layer(*args, **kwargs)
-
-    return handler
-
-
-def as_keras(training: bool | None) -> Handler:
-    """The handler that calls the layer as a functional Keras model does: without a phase, as the graph says."""
-    told = in_phase(training)
-    return told if training is not None else lambda call, args, kwargs: call.layer(*args, **kwargs)
-
-
 def hindrance(plan: Plan) -> str | None:
     """Why the engine cannot run a plan, in a sentence that names the layer; None where it can.
 
@@ -274,10 +341,9 @@ def hindrance(plan: Plan) -> str | None:
     why = plan.whole()
     if why is not None:
         return why
-    for call in plan.before:
-        if getattr(call.layer, "trainable_variables", ()):  # they may be frozen and freed at any time
-            return (f"{_said(call)}, in front of the encoder, is trained, and the engine passes no gradient to its "
-                    "input: freeze it")
+    for call in plan.trained_front:
+        return f"{_said(call)}, in front of the encoder, is trained, and the engine passes no gradient to its input: " \
+               "freeze it"
     for call in plan.ours:
         if isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout)) and call.layer.trainable_variables:
             return f"{_said(call)} has a trained weight of its own, to which the engine passes no gradient"
@@ -332,32 +398,32 @@ def read(model: keras.Model) -> Plan | str:
         return (f"it has {_listed(readouts, 'Readout')}, and a window has one: let it have the outputs of both, and "
                 "split them behind it")
     encoder, readout = encoders[0], readouts[0]
-    in_window = {id(encoder.outputs[0])}
-    behind: set[int] = set()
+    in_window = {encoder.output}
+    behind: set[keras.KerasTensor] = set()
     before, window, after = [], [], []
     for call in calls:
-        sources = {id(x) for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)}
+        sources = set(call.sources)
         if call is encoder:
             continue
         if call is readout:
             if not sources & in_window:
                 return f"{_said(call)} does not read what the encoder's spikes lead to"
-            behind.add(id(call.outputs[0]))
+            behind.add(call.output)
         elif sources & behind:
             if sources - behind:
                 return f"{_said(call)}, behind the Readout, also reads what lies in front of it"
             after.append(call)
-            behind.update(map(id, call.outputs))
+            behind.update(call.outputs)
         elif sources & in_window:
             if sources - in_window:
                 return f"{_said(call)} reads spike trains and also what does not come out of the encoder"
             if any(output.shape[0] not in (None, encoder.layer.timesteps) for output in call.outputs):
                 return f"{_said(call)} changes the number of steps"
             window.append(call)
-            in_window.update(map(id, call.outputs))
+            in_window.update(call.outputs)
         else:
             before.append(call)
-    if any(id(output) not in behind for output in outputs):
+    if not behind.issuperset(outputs):
         return "an output of it does not come out of its Readout"
     if not any(isinstance(call.layer, SpikingLayer) for call in window):
         return "there is no spiking layer between its encoder and its Readout"
@@ -375,32 +441,6 @@ def _is_special(call: Call) -> bool:
                                                 for value in call.kwargs.values()))
 
 
-plain = in_phase(False)  # what stands in a window does the same in both phases, but for dropout and normalisation
-
-
 def copy_of(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     """A new layer of the same configuration but for `changes`; its weights are its own."""
     return type(layer).from_config({**layer.get_config(), **changes})
-
-
-def run(calls: Iterable[Call], values: dict[int, Any], handler: Handler = plain) -> dict[int, Any]:
-    """Runs calls in order.
-
-    Args:
-      calls: part of a plan.
-      values: the value of every symbolic tensor known so far, by its `id`; not changed.
-      handler: what to do at each call, `(call, args, kwargs) -> output`.
-
-    Returns:
-      `values` with the outputs of the calls added.
-    """
-    values = dict(values)
-
-    def value(x: Any) -> Any:
-        return values[id(x)] if isinstance(x, keras.KerasTensor) else x
-
-    for call in calls:
-        args, kwargs = keras.tree.map_structure(value, (call.args, call.kwargs))
-        outputs = handler(call, args, kwargs)
-        values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs)))
-    return values

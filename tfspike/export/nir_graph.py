@@ -24,8 +24,8 @@ import numpy as np
 
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
-from tfspike.engine.stepper import Window
 from tfspike.errors import UserError
+from tfspike.export.window import Window
 from tfspike.neurons.layers import OverTime, Readout, SpikingLayer, WindowDropout
 
 NAME = "model.nir"
@@ -136,11 +136,11 @@ class _Writer:
         plan, nir = self.window.plan, self.nir
         shape = self.window.spike_shape
         self.nodes["input"] = nir.Input({"input": np.array(_first(shape))})
-        wires = {id(plan.encoder.outputs[0]): _Wire(("input",), shape)}
+        wires = {plan.encoder.output: _Wire(("input",), shape)}
         for call in (*plan.window, plan.readout):
-            sources = [wires[id(x)] for x in keras.tree.flatten(call.args) if isinstance(x, keras.KerasTensor)]
-            wires[id(call.outputs[0])] = self._convert(call, sources)
-        last = wires[id(plan.readout.outputs[0])]
+            sources = [wires[x] for x in call.sources]
+            wires[call.output] = self._convert(call, sources)
+        last = wires[plan.readout.output]
         self.nodes["output"] = nir.Output({"output": np.array(last.shape)})
         self.edges += [(name, "output") for name in last.nodes]
         metadata = {"dt": self.to.dt, "timesteps": self.window.timesteps, "readout_leak": plan.readout.layer.leak}
@@ -162,7 +162,7 @@ class _Writer:
         if isinstance(layer, Readout):
             return self._readout(layer, source)
         if isinstance(layer, OverTime):
-            return self._synapse(call.name, layer.layer, source, tuple(call.outputs[0].shape[2:]))
+            return self._synapse(call.name, layer.layer, source, tuple(call.output.shape[2:]))
         raise UserError(f"NIR has no counterpart of {layer.name!r} ({type(layer).__name__}).")
 
     def _add(self, name: str, node: Any, source: _Wire, shape: tuple[int, ...] | None = None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspike.engine.stepper import Window
+from tfspike.export.window import Window
 from tfspike.neurons.encoders import SpikeInput
 
 NAME = "saved_model"

@@ -17,19 +17,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike.engine import plan as plans
+from tfspike.engine import stepper
 from tfspike.engine.precision import in_float32
-from tfspike.engine.stepper import Window
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import TARGETS
+from tfspike.export.window import Window
 from tfspike.neurons import gradients
 from tfspike.neurons.encoders import SpikeInput
-from tfspike.neurons.layers import SpikingLayer, WindowDropout
 
 _RUN = os.path.join(os.path.dirname(__file__), "standalone", "run.py")
 _ROUNDING = 1e-5  # of scores, and of potentials near their threshold
 _FEW = 1e-3  # share of spikes that may differ then
 _NIR_ROWS = 2  # samples that NumPy simulates, with every train in memory
+_STEPS = 8  # that the model takes at once
 _SEED = 7  # for the endpoint that takes one
 
 
@@ -64,13 +64,13 @@ class Sample:
         return tf.cast(encode(0, window.timesteps), tf.float32).numpy()
 
     def expected(self, endpoint: str, in_single: bool) -> dict[str, np.ndarray]:
-        """`layer_by_layer` for what `endpoint` was given; in float32 where the format knows nothing else."""
+        """`expected_of` for what `endpoint` was given; in float32 where the format knows nothing else."""
         from_images = endpoint in ("serving_default", "every_step") and not self.from_events
         seed = _SEED if endpoint == "stochastic" else 0 if from_images else None
         key = (seed, in_single)
         if key not in self._known:
             train = np.moveaxis(self.given["spikes"], 1, 0) if seed is None else self.encoded(seed, in_single)
-            self._known[key] = layer_by_layer(in_float32(self.model) if in_single else self.model, train)
+            self._known[key] = expected_of(in_float32(self.model) if in_single else self.model, train)
         return self._known[key]
 
 
@@ -93,48 +93,32 @@ def _noise(shape: tuple[int, ...], binary: bool) -> np.ndarray:
     return (numbers < 0.3).astype(np.float32) if binary else (255 * numbers).astype(np.uint8).astype(np.float32)
 
 
-def layer_by_layer(model: Any, train: np.ndarray) -> dict[str, np.ndarray]:
-    """The readable road, on a given train `[T, B, ...]`.
+def expected_of(model: Any, train: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model makes of a given train `[T, B, ...]`.
 
     Returns:
       `scores` `[B, classes]`, `every_step` `[B, T, classes]`, `layer_spikes` `[B, layers]`, and `closest`, the smallest
       |u - threshold| of any neuron at any step.
     """
-    plan = model.plan
-    counts, closest = [], np.inf
-
-    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal closest
-        if isinstance(call.layer, WindowDropout):
-            return args[0]
-        if not isinstance(call.layer, SpikingLayer):
-            return plans.plain(call, args, kwargs)
-        currents = tf.cast(args[0], call.layer.compute_dtype)
-        spikes, state = gradients.simulate(currents, gradients.zero_state(tf.shape(currents)[1:]), call.layer.neuron)
-        closest = min(closest, _nearest(tf.cast(currents, tf.float32).numpy(), call.layer.neuron))
-        counts.append(tf.reduce_sum(state.count, tuple(range(1, len(state.count.shape)))).numpy())
-        return spikes
-
-    train = tf.cast(train, plan.encoder.layer.compute_dtype)
-    values = plans.run(plan.window, {id(plan.encoder.outputs[0]): train}, handler)
-    currents = tf.cast(values[id(plan.readout.args[0])], tf.float32)
-    membranes = gradients.readout_window(currents, tf.zeros_like(currents[0]), plan.readout.layer.leak)
-    steps = np.arange(1, len(membranes) + 1, dtype=np.float32)[:, None, None]
-    every_step = np.moveaxis(membranes.numpy() / steps, 0, 1)
-    values = plans.run(plan.after, {id(plan.readout.outputs[0]): tf.constant(every_step[:, -1])})
-    return {"scores": values[id(plan.outputs[0])].numpy(), "every_step": every_step, "closest": np.float32(closest),
-            "layer_spikes": np.round(np.stack(counts, -1)).astype(np.int64)}
+    plan, closest, readouts = model.plan, np.inf, []
+    spikes = np.zeros((train.shape[1], len(plan.spiking)), np.int64)
+    pieces = (tf.constant(train[t:t + _STEPS]) for t in range(0, len(train), _STEPS))
+    for stretch in stepper.through(plan, pieces, train.shape[1]):
+        readouts.append(stretch.readout.numpy())
+        for i, (call, layer) in enumerate(zip(plan.spiking, stretch.layers.values())):
+            fired = tf.cast(layer.spikes, tf.float32)
+            spikes[:, i] += tf.reduce_sum(fired, (0, *range(2, len(fired.shape)))).numpy().astype(np.int64)
+            closest = min(closest, _nearest(tf.stack(layer.potentials).numpy(), call.layer.neuron.threshold))
+    steps = np.arange(1, len(train) + 1, dtype=np.float32)[:, None, None]
+    every_step = np.moveaxis(np.concatenate(readouts) / steps, 0, 1)
+    scores, = plan.behind_readout(tf.constant(every_step[:, -1]))
+    return {"scores": scores.numpy(), "every_step": every_step, "closest": np.float32(closest), "layer_spikes": spikes}
 
 
-def _nearest(currents: np.ndarray, neuron: gradients.Neuron) -> float:
+def _nearest(potentials: np.ndarray, threshold: float) -> float:
     """The smallest |u - threshold| above 0 (a pooling neuron's quarters meet .75 exactly, in every simulator)."""
-    v, nearest = np.zeros(currents.shape[1:], np.float32), np.inf
-    for current in currents:
-        u = v + current
-        distance = np.abs(u - np.float32(neuron.threshold))
-        nearest = min(nearest, float(np.min(distance, where=distance > 0, initial=np.inf)))
-        v = np.where(u > np.float32(neuron.threshold), np.float32(0), np.float32(neuron.leak) * u)
-    return nearest
+    distance = np.abs(potentials - np.float32(threshold))
+    return float(np.min(distance, where=distance > 0, initial=np.inf))
 
 
 def run_standalone(form: str, path: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -206,11 +190,9 @@ def check(form: str, path: str, sample: Sample | AnnSample, weights: str = "floa
 
 def _integrated(currents: np.ndarray, window: Window) -> dict[str, np.ndarray]:
     """Scores from the readout's currents `[B, T, classes]` of a graph that ends there."""
-    leak = np.float32(window.plan.readout.layer.leak)
-    membrane = np.zeros_like(currents[:, 0])
-    for t in range(currents.shape[1]):
-        membrane = leak * (membrane + currents[:, t])
-    return {"from_spikes/scores": membrane / np.float32(currents.shape[1])}
+    train = tf.constant(np.moveaxis(currents, 1, 0))
+    membranes = gradients.readout_window(train, tf.zeros_like(train[0]), window.plan.readout.layer.leak)
+    return {"from_spikes/scores": (membranes[-1] / len(train)).numpy()}
 
 
 def _compare_spikes(form: str, endpoint: str, found: np.ndarray, want: dict[str, np.ndarray],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from tfspike.config.config import Config
-from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.neurons.slopes import kind_of
 from tfspike.variants import VARIANTS
 
 
@@ -72,7 +72,7 @@ class RunAdvice:
     @property
     def needs_spikes(self) -> bool:
         """Whether a neuron without a spike gets no gradient."""
-        return self.config.surrogate == LEAK_AWARE
+        return kind_of(self.config.surrogate).needs_spikes
 
     def restart(self, last_living: str | int | None) -> str:
         """What to do about a collapse."""

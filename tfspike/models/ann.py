@@ -96,9 +96,9 @@ def twin(model: SpikingModel) -> ReluModel:
     why = plan.whole()
     if why is not None:
         raise UserError(f"A twin stands for layers of the library and of Keras, and {why}.")
-    inputs = keras.Input(plan.encoder.outputs[0].shape[2:], dtype="float32", name="input")
+    inputs = keras.Input(plan.encoder.output.shape[2:], dtype="float32", name="input")
     # of every layer with weights: what holds them here, and in the twin
-    copies: dict[int, tuple[keras.layers.Layer, keras.layers.Layer]] = {}
+    copies: dict[Any, tuple[keras.layers.Layer, keras.layers.Layer]] = {}
 
     def counterpart(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = call.layer
@@ -106,23 +106,22 @@ def twin(model: SpikingModel) -> ReluModel:
             return args[0]
         if isinstance(layer, LIF):
             return keras.layers.ReLU(dtype=layer.dtype_policy, name=f"{call.name.removesuffix('_lif')}_relu")(args[0])
-        if id(layer) not in copies:
-            copies[id(layer)] = _without_time(layer)
-        return copies[id(layer)][1](*args, **kwargs)
+        if layer not in copies:
+            copies[layer] = _without_time(layer)
+        return copies[layer][1](*args, **kwargs)
 
-    values = plans.run(plan.window, {id(plan.encoder.outputs[0]): inputs}, counterpart)
+    values = plan.run_window(inputs, counterpart)
     # sums of logits are float32 under a mixed policy too, as the readout's are
-    logits = keras.layers.Activation("linear", dtype="float32", name="readout")(values[id(plan.readout.args[0])])
+    logits = keras.layers.Activation("linear", dtype="float32", name="readout")(values[plan.readout.source])
 
     def copied(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(call.layer, keras.layers.Layer):
             return call.layer(*args, **kwargs)  # an operation
-        if id(call.layer) not in copies:
-            copies[id(call.layer)] = call.layer, plans.copy_of(call.layer)
-        return copies[id(call.layer)][1](*args, **kwargs)
+        if call.layer not in copies:
+            copies[call.layer] = call.layer, plans.copy_of(call.layer)
+        return copies[call.layer][1](*args, **kwargs)
 
-    values = plans.run(plan.after, {id(plan.readout.outputs[0]): logits}, copied)
-    net = ReluModel(inputs, values[id(plan.outputs[0])], name=model.name)
+    net = ReluModel(inputs, plan.behind_readout(logits, copied)[0], name=model.name)
     for ours, theirs in copies.values():
         theirs.set_weights(ours.get_weights())
     return net

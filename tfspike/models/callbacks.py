@@ -19,7 +19,7 @@ import numpy as np
 from tfspike.checks import check_count
 from tfspike.models.diagnosis import Diverged, Watch, weight_names
 from tfspike.models.network import window_of
-from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.neurons.slopes import kind_of
 
 _FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first weights shows at once
 _START = 'kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")'
@@ -39,7 +39,7 @@ class FitAdvice:
         window = window_of(model)
         self._neurons = {} if window is None else {call.name: call.layer for call in window.spiking}
         self.normalised = window is not None and bool(window.norms)
-        self.needs_spikes = any(layer.surrogate == LEAK_AWARE for layer in self._neurons.values())
+        self.needs_spikes = any(kind_of(layer.surrogate).needs_spikes for layer in self._neurons.values())
 
     def update_ratios(self, stats: Mapping[str, float]) -> dict[str, float]:
         return {}  # of single updates, which are not looked at here

@@ -124,17 +124,16 @@ def feeding_weights(model: keras.Model) -> dict[str, list[str]]:
     plan = window_of(model)
     if plan is None:
         return {}
-    producers = {id(output): call for call in plan.window for output in call.outputs}
+    producers = {output: call for call in plan.window for output in call.outputs}
 
     def weights_behind(x: Any) -> list[str]:
-        call = producers.get(id(x))
+        call = producers.get(x)
         if call is None or isinstance(call.layer, SpikingLayer):
             return []
         own = [call.layer.name] if call.layer.trainable_variables else []
-        tensors = [arg for arg in keras.tree.flatten((call.args, call.kwargs)) if isinstance(arg, keras.KerasTensor)]
-        return [name for tensor in tensors for name in weights_behind(tensor)] + own
+        return [name for tensor in call.sources for name in weights_behind(tensor)] + own
 
-    return {call.name: weights_behind(call.args[0]) for call in plan.spiking}
+    return {call.name: weights_behind(call.source) for call in plan.spiking}
 
 
 class Watch:

@@ -45,12 +45,11 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target
     plan.refuse_own_neurons("Rate-targeted initialisation")
     reached: dict[str, float] = {}
     # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
-    kernels: dict[int, list[keras.Variable]] = {}
+    kernels: dict[Any, list[keras.Variable]] = {}
     scaled: set[int] = set()  # a kernel that feeds several layers is scaled for the first of them
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sources = [x for x in keras.tree.flatten(call.args) if isinstance(x, keras.KerasTensor)]
-        feeding = [kernel for x in sources for kernel in kernels.get(id(x), [])]
+        feeding = [kernel for x in call.sources for kernel in kernels.get(x, [])]
         if isinstance(call.layer, OverTime):
             feeding = feeding + list(call.layer.trainable_variables)
         if isinstance(call.layer, SpikingLayer):
@@ -61,10 +60,10 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target
                 args = (_currents(call, plan, values_before),)
             feeding = []
         for output in call.outputs:
-            kernels[id(output)] = feeding
+            kernels[output] = feeding
         return plans.plain(call, args, kwargs)
 
-    values = plans.run(plan.before, {id(plan.inputs[0]): tf.convert_to_tensor(inputs)})
+    values = plans.run(plan.before, {plan.inputs[0]: tf.convert_to_tensor(inputs)})
     values = plans.run([plan.encoder], values,
                        lambda call, args, kwargs: call.layer(*args, training=False, seed=seed))
     for position, call in enumerate(plan.window):
@@ -75,41 +74,37 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target
     return reached
 
 
-def _symbols(call: plans.Call) -> set[int]:
-    return {id(x) for x in keras.tree.flatten((call.args, call.kwargs)) if isinstance(x, keras.KerasTensor)}
-
-
 def _synapses(call: plans.Call, plan: plans.Plan) -> list[plans.Call]:
     """The calls between a spiking layer and the spikes that reach it."""
     needed: list[plans.Call] = []
-    wanted = _symbols(call)
+    wanted = set(call.sources)
     for earlier in reversed(plan.window[:plan.window.index(call)]):
-        if {id(x) for x in earlier.outputs} & wanted and not isinstance(earlier.layer, SpikingLayer):
+        if set(earlier.outputs) & wanted and not isinstance(earlier.layer, SpikingLayer):
             needed.insert(0, earlier)
-            wanted |= _symbols(earlier)
+            wanted.update(earlier.sources)
     return needed
 
 
-def _still_needed(plan: plans.Plan, position: int) -> set[int]:
+def _still_needed(plan: plans.Plan, position: int) -> set[Any]:
     """Tensors that calls from `position` on read: whole windows of all layers at once would fill the memory."""
-    needed: set[int] = set()
+    needed: set[Any] = set()
     for call in plan.window[position:]:
-        needed |= _symbols(call)
+        needed.update(call.sources)
         if isinstance(call.layer, SpikingLayer):
             for synapse in _synapses(call, plan):
-                needed |= _symbols(synapse)
+                needed.update(synapse.sources)
     return needed
 
 
-def _currents(call: plans.Call, plan: plans.Plan, values: dict[int, tf.Tensor]) -> tf.Tensor:
+def _currents(call: plans.Call, plan: plans.Plan, values: plans.Values) -> tf.Tensor:
     """The currents into a spiking layer, computed anew from the spikes below it with the weights as they are now."""
-    return plans.run(_synapses(call, plan), values)[id(call.args[0])]
+    return plans.run(_synapses(call, plan), values)[call.source]
 
 
-def _rescale(call: plans.Call, plan: plans.Plan, values: dict[int, tf.Tensor], weights: list[keras.Variable],
+def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: list[keras.Variable],
              target: float) -> float:
     """Scales `weights` until the layer's mean rate is at the target, by bisection of the factor's logarithm."""
-    with_weights = tf.cast(values[id(call.args[0])], tf.float32)
+    with_weights = tf.cast(values[call.source], tf.float32)
     originals = [tf.convert_to_tensor(weight.value) for weight in weights]
     for weight in weights:
         weight.assign(tf.zeros_like(weight.value))

@@ -106,7 +106,13 @@ class SpikingModel(keras.Model):
         return super().fit(*args, **kwargs)
 
     def train_step(self, data: Any) -> Any:
-        """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy."""
+        """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
+
+        Raises:
+          UserError: a layer in front of the encoder is trained, and no gradient comes through the encoder.
+        """
+        if self.plan is not None:
+            self.plan.refuse_trained_front()  # a graph would train it with NaN
         heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
         try:
             replica = None if tf.distribute.has_strategy() else tf.distribute.get_replica_context()
@@ -138,7 +144,7 @@ class SpikingModel(keras.Model):
         adds to dL/ds of every step. `count_gradients=False` saves the time that this takes in the backward pass.
 
         Raises:
-          UserError: the model's class has a `call` of its own.
+          UserError: the model's class has a `call` of its own; or, in training in a graph, as `train_step`.
 
         Returns:
           `(output [B, classes], {layer name: spikes per window [B, ...]})`, in the order of the forward pass.
@@ -146,6 +152,8 @@ class SpikingModel(keras.Model):
         self.refuse_own_call("`observe`")
         if self.plan is not None:
             inputs = self._one_input(inputs)
+            if training and not tf.executing_eagerly():
+                self.plan.refuse_trained_front()
         return self(inputs, training=training, seed=seed, counts=True, count_gradients=count_gradients)
 
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
@@ -165,18 +173,15 @@ class SpikingModel(keras.Model):
             return output, activity if counted else {name: tf.stop_gradient(x) for name, x in activity.items()}
         plan, around = engine.plan, plans.in_phase(training)
         inputs = self._one_input(inputs)
-        values = plans.run(plan.before, {id(plan.inputs[0]): inputs}, around)
-        source = next(x for x in keras.tree.flatten(plan.encoder.args) if isinstance(x, keras.KerasTensor))
-        record = engine.run(values[id(source)], bool(training), seed, self.trainable_variables, counted)
+        record = engine.run(plan.into_encoder(inputs, around), bool(training), seed, self.trainable_variables, counted)
         for call, penalty in zip(engine.penalised, record.penalties):
             call.layer.add_loss(penalty)
         # Of the model's input, not the encoder's: a tape may watch frozen weights in between
         output = refuse_gradient(record.output, inputs, "use model.call_layers(x), with encoder=\"direct\" or "
                                                         "PoissonEncoder(..., straight_through=True)")
-        values = plans.run(plan.after, {**values, id(plan.readout.outputs[0]): output}, around)
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
         self._hear(activity)
-        return self._as_declared([values[id(output)] for output in plan.outputs]), activity
+        return self._as_declared(plan.behind_readout(output, around)), activity
 
     def _observe_layers(self, inputs: Any, training: bool | None, seed: Any) -> tuple[Any, dict[str, tf.Tensor]]:
         """Layer by layer; of any graph, with or without a window."""
@@ -190,14 +195,18 @@ class SpikingModel(keras.Model):
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if isinstance(call.layer, Encoder) and seed is not None and kwargs.get("seed") is None:
                 kwargs = {**kwargs, "seed": seed}
+            if plan is not None and call is plan.encoder and call.layer.refuses_gradient and not plan.trained_front:
+                # only of the model's input: a tape watches frozen weights in between, too
+                train = around(call, tuple(map(tf.stop_gradient, args)), kwargs)
+                return call.layer.with_gradient(train, given[0])
             outputs = around(call, args, kwargs)
             if isinstance(call.layer, SpikingLayer):
                 spikes = keras.tree.flatten(outputs)[0]  # a state may follow
                 activity[call.name] = tf.reduce_sum(tf.cast(spikes, tf.float32), axis=0)
             return outputs
 
-        values = plans.run(calls, dict(zip(map(id, symbols), given)), handler)
-        return self._as_declared([values[id(end)] for end in ends]), activity
+        values = plans.run(calls, dict(zip(symbols, given)), handler)
+        return self._as_declared([values[end] for end in ends]), activity
 
     def refuse_own_call(self, what: str) -> None:
         """Raises UserError where the model's class has a `call` of its own, which `what` would not run."""

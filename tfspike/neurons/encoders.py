@@ -62,6 +62,11 @@ class Encoder(noise.NoisyLayer):
         """The train `[T, B, ...]` of `inputs`, with the gradient that the encoder passes on to them."""
         return train
 
+    @property
+    def refuses_gradient(self) -> bool:
+        """Whether `with_gradient` is `refuse_gradient`, so that nothing in front of the encoder can learn."""
+        return False
+
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (self.timesteps, *input_shape)
 
@@ -113,6 +118,10 @@ class PoissonEncoder(Encoder):
 
         return expected(inputs)
 
+    @property
+    def refuses_gradient(self) -> bool:
+        return not self.straight_through and type(self).with_gradient is PoissonEncoder.with_gradient
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "straight_through": self.straight_through}
 
@@ -157,6 +166,10 @@ class LatencyEncoder(Encoder):
 
     def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
         return refuse_gradient(train, inputs, "use encoder=\"direct\", with model.call_layers(x)")
+
+    @property
+    def refuses_gradient(self) -> bool:
+        return type(self).with_gradient is LatencyEncoder.with_gradient
 
 
 @keras.saving.register_keras_serializable("tfspike")

@@ -34,12 +34,14 @@ Gradient "rate", accumulated over the window (the paper's equations), with the d
 
     dL/dd = slope dL/dr,   that is   delta_t = slope mean over t of g_t,   the same for every step
 
-Both with a surrogate h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t = gain (u_t -
-theta) / width. "event" is then backpropagation through time with the reset held constant (STBP, Wu et al. 2018), and
-"rate" takes the mean of h as the slope (rate-based backpropagation, Yu et al. 2024):
+Both with a surrogate derivative h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t =
+gain (u_t - theta) / width. "event" is then backpropagation through time with the reset held constant (STBP, Wu et al.
+2018), and "rate" takes the mean of h as the slope (rate-based backpropagation, Yu et al. 2024):
 
     event    delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1)
     rate     slope   = gain mean over t of h(x_t)
+
+What the leak-aware slope and surrogates answer differently stands in `tfspike.neurons.slopes`.
 
 Membrane, count and trace are float32 whatever the dtype of currents and spikes: bfloat16 cannot integrate small
 currents. Spike trains are time-major, `[T, B, ...]`.
@@ -47,14 +49,13 @@ currents. Spike trains are time-major, `[T, B, ...]`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_leak, check_positive, check_threshold
-from tfspike.neurons import surrogates
+from tfspike.neurons import slopes, surrogates
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -82,6 +83,11 @@ class Neuron(NamedTuple):
     @classmethod
     def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
         return cls(1.0, threshold, 1.0, surrogate, width)
+
+    @property
+    def slope_rule(self) -> slopes.SlopeRule:
+        """What stands for the derivative of its spikes: a `slopes.LeakAware` or a `slopes.Surrogate`."""
+        return slopes.rule(self.leak, self.threshold, self.gain, self.surrogate, self.width)
 
     def checked(self) -> Neuron:
         """This neuron; raises UserError where a constant is out of range, or is none: a tensor, a variable, an array.
@@ -130,31 +136,28 @@ def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor |
       >>> print(slope(tf.constant([0.0, 2.0]), tf.constant([0.0, 1.5]), neuron).numpy().round(2))  # (1 - .69 * .75) / 2
       [0.   0.24]
     """
-    if neuron.surrogate != LEAK_AWARE:
-        return neuron.gain * trace / tf.cast(steps, tf.float32)
-    fired = tf.cast(count > 0.0, tf.float32)
-    return neuron.gain * (fired + math.log(neuron.leak) * trace / tf.maximum(count, 1.0))
+    return neuron.slope_rule.slope(count, trace, steps)
 
 
-def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
-    """One step without gradient: `(fired, membrane)`; the definition that every other road is tested against."""
+def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One step without gradient: the definition that every other road is tested against.
+
+    Args:
+      membrane: v_(t-1), `[B, ...]` float32.
+      current: I_t, `[B, ...]`.
+      neuron: the neuron's constants.
+
+    Returns:
+      `(u_t, fired, v_t)`: the potential before firing, float32, whether it fired, and what the reset and the leak left.
+    """
     u = membrane + tf.cast(current, tf.float32)
     fired = u > neuron.threshold
-    return fired, tf.where(fired, 0.0, neuron.leak * u)
+    return u, fired, tf.where(fired, 0.0, neuron.leak * u)
 
 
-def sensitivity(u: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """h(x) of a neuron with a surrogate, x = (u - theta) gain / width, for membrane potentials of any shape."""
-    return surrogates.derivative(neuron.surrogate, neuron.gain * (u - neuron.threshold), neuron.width)
-
-
-def tally(count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor, fired: tf.Tensor,
-          neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
-    """`(count, trace)` after one step with the membrane potential `u` before firing."""
-    spikes = tf.cast(fired, tf.float32)
-    if neuron.surrogate != LEAK_AWARE:
-        return count + spikes, trace + sensitivity(u, neuron)
-    return count + spikes, neuron.leak * trace + spikes
+def integrate(membrane: tf.Tensor, current: tf.Tensor, leak: float) -> tf.Tensor:
+    """One step of the readout, which never fires: V_t = leak (V_(t-1) + I_t), `[B, classes]` float32."""
+    return leak * (membrane + tf.cast(current, tf.float32))
 
 
 def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
@@ -171,13 +174,14 @@ def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple
     Returns:
       `(spikes, membrane)`, spikes in the dtype of `current`.
     """
+    rule = slopes.LeakAware(neuron.leak, neuron.threshold, neuron.gain)
 
     @custom_gradient
     def step(current: tf.Tensor, membrane: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-        fired, after = fire(membrane, current, neuron)
+        _, fired, after = fire(membrane, current, neuron)
 
         def grad(upstream: tf.Tensor, carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            delta = tf.where(fired, neuron.gain * tf.cast(upstream, tf.float32), carry)
+            delta = rule.credit(fired, neuron.gain, tf.cast(upstream, tf.float32), carry)
             return tf.cast(delta, current.dtype), delta
 
         return (tf.cast(fired, current.dtype), after), grad
@@ -199,9 +203,9 @@ def simulate(currents: tf.Tensor, state: NeuronState, neuron: Neuron) -> tuple[t
     steps = tf.shape(currents)[0]
 
     def body(t, membrane, count, trace, train):
-        u = membrane + tf.cast(currents[t], tf.float32)
-        fired, membrane = fire(membrane, currents[t], neuron)
-        return t + 1, membrane, *tally(count, trace, u, fired, neuron), train.write(t, tf.cast(fired, currents.dtype))
+        u, fired, membrane = fire(membrane, currents[t], neuron)
+        count, trace = neuron.slope_rule.tally(count, trace, u, fired)
+        return t + 1, membrane, count, trace, train.write(t, tf.cast(fired, currents.dtype))
 
     train = tf.TensorArray(currents.dtype, size=steps, element_shape=currents.shape[1:])
     _, membrane, count, trace, train = tf.while_loop(
@@ -211,23 +215,34 @@ def simulate(currents: tf.Tensor, state: NeuronState, neuron: Neuron) -> tuple[t
     return spikes, NeuronState(membrane, count, trace)
 
 
-def event_credit(spikes: tf.Tensor, slope: tf.Tensor, upstream: tf.Tensor,
-                 carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gradient "event" on given spikes: delta_t = s_t slope g_t + (1 - s_t) delta_(t+1), from the last step back.
+def potentials(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """u_t, the membrane potential before firing, at every step of currents `[T, B, ...]`; `[T, B, ...]` float32."""
+
+    def step(before: tuple[tf.Tensor, tf.Tensor], current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        u, _, after = fire(before[1], current, neuron)
+        return u, after
+
+    return tf.scan(step, currents, initializer=(membrane, membrane))[0]
+
+
+def event_credit(spikes: tf.Tensor, known: tf.Tensor, upstream: tf.Tensor, carry: tf.Tensor,
+                 neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradient "event" on given spikes, from the last step to the first (`SlopeRule.credit`).
 
     Args:
       spikes: s, `[T, B, ...]`, 0 or 1.
-      slope: `[B, ...]` float32.
+      known: the leak-aware slope `[B, ...]`, or the surrogate derivatives h(x_t), `[T, B, ...]`, float32.
       upstream: g, `[T, B, ...]`.
       carry: delta_(T+1), `[B, ...]` float32; 0 at the end of a window.
+      neuron: the neuron's constants.
 
     Returns:
       `(delta [T, B, ...] in the dtype of upstream, delta_1 [B, ...] float32)`.
     """
-    steps = tf.shape(spikes)[0]
+    steps, rule = tf.shape(spikes)[0], neuron.slope_rule
 
     def body(t, carry, deltas):
-        carry = tf.where(spikes[t] > 0, slope * tf.cast(upstream[t], tf.float32), carry)
+        carry = rule.credit(spikes[t] > 0, rule.factor(known, t), tf.cast(upstream[t], tf.float32), carry)
         return t - 1, carry, deltas.write(t, tf.cast(carry, upstream.dtype))
 
     deltas = tf.TensorArray(upstream.dtype, size=steps, element_shape=upstream.shape[1:])
@@ -235,35 +250,6 @@ def event_credit(spikes: tf.Tensor, slope: tf.Tensor, upstream: tf.Tensor,
     delta = deltas.stack()
     delta.set_shape(upstream.shape)
     return delta, carry
-
-
-def through_time(spikes: tf.Tensor, currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, upstream: tf.Tensor,
-                 carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gradient "event" with a surrogate: delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1), from the last step.
-
-    The reset is held constant: what it would do to the gradient makes training worse (Zenke and Vogels 2021).
-
-    Args:
-      spikes: s, `[T, B, ...]`, 0 or 1, what `simulate` gave for `currents` from `membrane` on.
-      currents: `[T, B, ...]`.
-      membrane: v_0, `[B, ...]` float32.
-      neuron: the neuron's constants.
-      upstream: g, `[T, B, ...]`.
-      carry: dL/dv_T, `[B, ...]` float32.
-
-    Returns:
-      `(delta [T, B, ...] in the dtype of upstream, delta_1 [B, ...] float32)`.
-    """
-    kept = [neuron.leak * (1.0 - tf.cast(spikes, tf.float32)), tf.cast(currents, tf.float32)]
-
-    def step(v: tf.Tensor, at: list[tf.Tensor]) -> tf.Tensor:
-        return at[0] * (v + at[1])
-
-    after = tf.scan(step, kept, initializer=membrane)
-    u = tf.concat([membrane[tf.newaxis], after[:-1]], axis=0) + kept[1]
-    direct = neuron.gain * sensitivity(u, neuron) * tf.cast(upstream, tf.float32)
-    delta = tf.scan(lambda later, at: at[0] + at[1] * later, [direct, kept[0]], initializer=carry, reverse=True)
-    return tf.cast(delta, upstream.dtype), delta[0]
 
 
 def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
@@ -287,22 +273,21 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
     Raises:
       UserError: a constant of the neuron is out of range, or none.
     """
-    neuron.checked()
+    rule = neuron.checked().slope_rule
 
     @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
         spikes, final = simulate(currents, NeuronState(membrane, count, trace), neuron)
 
         def grad(upstream, carry, _count, _trace):
-            through = final.trace if neuron.surrogate == LEAK_AWARE else final.trace - trace
-            factor = slope(final.count, through, neuron, tf.shape(currents)[0])
-            if gradient == "event" and neuron.surrogate != LEAK_AWARE:
-                delta, first = through_time(spikes, currents, membrane, neuron, upstream, carry)
-            elif gradient == "event":
-                delta, first = event_credit(spikes, factor, upstream, carry)
+            known = rule.slope(final.count, rule.of_window(trace, final.trace), tf.shape(currents)[0])
+            if gradient == "event":
+                if rule.needs_potential:
+                    known = rule.derivative(potentials(currents, membrane, neuron))
+                delta, first = event_credit(spikes, known, upstream, carry, neuron)
             else:
                 mean = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)
-                delta = tf.broadcast_to(tf.cast(factor * mean, upstream.dtype), tf.shape(upstream))
+                delta = tf.broadcast_to(tf.cast(known * mean, upstream.dtype), tf.shape(upstream))
                 first = tf.zeros_like(membrane)
             return delta, first, None, None
 
@@ -342,7 +327,7 @@ def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
 
 
 def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.Tensor:
-    """Leaky integrator that never fires: V_t = leak (V_(t-1) + I_t), at every step.
+    """Leaky integrator that never fires: `integrate`, at every step.
 
     Forward: all membranes. Backward: dL/dI_t = dL/dV_T for every t, the leak ignored (Lee et al. 2020, output layer);
     the gradient of an earlier V_t reaches the inputs up to t in the same way.
@@ -358,10 +343,7 @@ def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.
 
     @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor):
-        def step(v, current):
-            return leak * (v + current)
-
-        membranes = tf.scan(step, tf.cast(currents, tf.float32), initializer=membrane)
+        membranes = tf.scan(lambda v, current: integrate(v, current, leak), currents, initializer=membrane)
 
         def grad(upstream):
             delta = tf.cumsum(upstream, axis=0, reverse=True)

@@ -1,0 +1,191 @@
+"""How a model is read: its calls, where the window begins and ends, and what a plan's parts are run with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspike import (
+    LIF,
+    DirectEncoder,
+    LatencyEncoder,
+    OverTime,
+    PoissonEncoder,
+    Readout,
+    SpikingModel,
+    UserError,
+    WindowDropout,
+)
+from tfspike.engine import plan as plans
+from tfspike.neurons.encoders import SpikeInput
+
+T, B, N, CLASSES = 3, 2, 4, 2
+
+
+def dense(units: int = N, **kwargs: Any) -> OverTime:
+    return OverTime(keras.layers.Dense(units), **kwargs)
+
+
+def around(encoder: keras.layers.Layer | None = None) -> SpikingModel:
+    """A layer in front of the encoder, two neurons layers of which one is called twice, and a layer behind the readout."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((N,))
+    neurons = LIF(0.9, 0.3, name="lif")
+    x = keras.layers.Dense(N, name="front")(inputs)
+    train = (encoder or DirectEncoder(T, name="encoder"))(x)
+    x = WindowDropout(0.5, name="dropout")(neurons(dense(name="first")(train)))
+    x = neurons(keras.layers.Add(name="sum")([x, dense(name="second")(x)]))
+    x = Readout(0.9, name="readout")(dense(CLASSES, name="output")(x))
+    return SpikingModel(inputs, keras.layers.Dense(CLASSES, name="behind")(x))
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 1, (B, N)).astype("f")
+
+
+def names(calls: Any) -> list[str]:
+    return [call.name for call in calls]
+
+
+def test_the_calls_of_a_model_are_split_where_the_window_begins_and_ends() -> None:
+    plan = around().plan
+    assert names(plan.before) == ["front"] and plan.encoder.name == "encoder"
+    assert names(plan.window) == ["first", "lif", "dropout", "second", "sum", "lif_call2", "output"]
+    assert plan.readout.name == "readout" and names(plan.after) == ["behind"]
+    assert names(plan.spiking) == ["lif", "lif_call2"] and names(plan.dropouts) == ["dropout"]
+    assert plan.spiking[0].layer is plan.spiking[1].layer
+    assert names(plan.calls) == [*names(plan.before), *names(plan.ours), *names(plan.after)]
+
+
+def test_calls_know_what_they_read_and_are_equal_to_themselves_alone() -> None:
+    plan = around().plan
+    at = {call.name: call for call in plan.calls}
+    assert at["sum"].sources == [at["dropout"].output, at["second"].output] and at["sum"].source is at["sum"].sources[0]
+    assert at["first"].source is plan.encoder.output and plan.inputs[0] is at["front"].source
+    assert len({plan.spiking[0]: 1, plan.spiking[1]: 2}) == 2 and at["first"] in plan.window
+    assert plan.spiking[0] != plan.spiking[1]
+
+
+def test_the_parts_of_a_plan_make_the_model() -> None:
+    model, x = around(), images()
+    plan = model.plan
+    train = plan.encoder.layer(plan.into_encoder(tf.constant(x)))
+    current = plan.run_window(train)[plan.readout.source]
+    output, = plan.behind_readout(plan.readout.layer(current))
+    wanted = keras.Model(model.inputs, model.outputs)(x)
+    assert np.ptp(wanted) > 0
+    np.testing.assert_allclose(output, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_running_calls_leaves_the_values_that_were_given_as_they_are() -> None:
+    plan = around().plan
+    given: plans.Values = {plan.encoder.output: tf.ones((T, B, N))}
+    asked: list[str] = []
+
+    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        asked.append(call.name)
+        return plans.plain(call, args, kwargs)
+
+    values = plans.run(plan.window[:2], given, handler)
+    assert list(given) == [plan.encoder.output] and asked == ["first", "lif"]
+    assert list(values) == [plan.encoder.output, plan.window[0].output, plan.window[1].output]
+
+
+def two_inputs() -> Any:
+    a, b = keras.Input((N,)), keras.Input((CLASSES,))
+    return [a, b], keras.layers.Add()([Readout()(dense(CLASSES)(LIF()(DirectEncoder(T)(a)))), b])
+
+
+def no_encoder() -> Any:
+    x = keras.Input((N,), batch_size=T)
+    return x, keras.layers.Dense(2)(x)
+
+
+def two_readouts() -> Any:
+    x = keras.Input((N,))
+    spikes = LIF()(DirectEncoder(T)(x))
+    return x, [Readout()(spikes), Readout()(spikes)]
+
+
+def no_neurons() -> Any:
+    x = keras.Input((N,))
+    return x, Readout()(dense()(DirectEncoder(T)(x)))
+
+
+def spikes_given_out() -> Any:
+    x = keras.Input((N,))
+    spikes = LIF()(DirectEncoder(T)(x))
+    return x, [Readout()(spikes), spikes]
+
+
+def a_way_around() -> Any:
+    x = keras.Input((N,))
+    return x, keras.layers.Add()([Readout()(LIF()(DirectEncoder(T)(x))), x])
+
+
+def with_a_state() -> Any:
+    x = keras.Input((N,))
+    spikes, _ = LIF()(DirectEncoder(T)(x), return_state=True)
+    return x, Readout()(spikes)
+
+
+@pytest.mark.parametrize(("make", "reason"), [
+    (two_inputs, "has 2 inputs"), (no_encoder, "has no encoder"), (two_readouts, "has 2 Readouts"),
+    (no_neurons, "no spiking layer"), (spikes_given_out, "does not come out of its Readout"),
+    (a_way_around, "also reads what lies in front"), (with_a_state, "called with more than its input")])
+def test_a_graph_that_is_no_single_window_says_why(make: Callable[[], Any], reason: str) -> None:
+    found = plans.read(keras.Model(*make()))
+    assert isinstance(found, str) and reason in found
+    assert plans.trace(keras.Model(*make())) is None
+
+
+# --- A layer in front of the encoder that is trained ----------------------------------------------------------------
+
+
+def fit(model: SpikingModel) -> None:
+    model.compile("sgd", "mse")
+    model.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)
+
+
+@pytest.mark.parametrize("encoder", [PoissonEncoder, LatencyEncoder])
+def test_a_trained_layer_in_front_of_an_encoder_without_gradient_is_refused_by_one_sentence(encoder: Any) -> None:
+    model = around(encoder(T, name="encoder"))
+    with pytest.raises(UserError, match=f"front \\(Dense\\).*encoder \\({encoder.__name__}\\) passes no gradient.*freeze"
+                       ) as caught:
+        fit(model)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="passes no gradient"):
+        tf.function(lambda x: model.observe(x, training=True)[0], autograph=False)(images())
+    assert np.isfinite(model.predict(images(), verbose=0)).all() and np.isfinite(model(images(), training=True)).all()
+    model.get_layer("front").trainable = False  # asked anew, as layers may be frozen at any time
+    before = model.get_layer("front").kernel.numpy()
+    fit(model)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    np.testing.assert_array_equal(model.get_layer("front").kernel, before)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model.call_layers(images(), training=True))
+    assert all(np.isfinite(g).all() for g in tape.gradient(loss, [v.value for v in model.trainable_variables]))
+
+
+@pytest.mark.parametrize("encoder", [DirectEncoder(T, name="encoder"),
+                                     PoissonEncoder(T, straight_through=True, name="encoder")])
+def test_it_learns_in_front_of_an_encoder_with_gradient(encoder: Any) -> None:
+    model = around(encoder)
+    before = model.get_layer("front").kernel.numpy()
+    fit(model)
+    assert np.abs(model.get_layer("front").kernel.numpy() - before).max() > 0
+
+
+def test_an_encoder_of_ones_own_that_passes_a_gradient_is_not_refused() -> None:
+    class Through(PoissonEncoder):
+        def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+            return train + inputs - tf.stop_gradient(inputs)
+
+    assert PoissonEncoder(T).refuses_gradient and not Through(T).refuses_gradient
+    assert not SpikeInput(T).refuses_gradient
+    around(Through(T, name="encoder")).plan.refuse_trained_front()

@@ -1,0 +1,152 @@
+"""What stands for the derivative of a spike, over a window: the slope of Lee et al. 2020, or a surrogate derivative.
+
+Both gradients of `tfspike.gradients` ask the same four things, and everything that they answer differently stands here:
+
+1. what a neuron counts after each step (`tally`),
+2. the slope that comes of it at the window's end (`slope`),
+3. what the gradient "event" must know of each step besides its spike (`needs_potential`, `derivative`),
+4. the recursion of "event" from step to step (`credit`).
+
+A rule is a constant of a neuron (`Neuron.slope_rule`): hashable, equal to another of the same numbers. Counts, traces
+and slopes are float32, `[B, ...]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import tensorflow as tf
+
+from tfspike.neurons import surrogates
+from tfspike.neurons.surrogates import LEAK_AWARE
+
+
+@dataclasses.dataclass(frozen=True)
+class SlopeRule:
+    """What the two rules share.
+
+    Attributes:
+      leak, threshold, gain: of the neuron.
+      needs_potential: whether it looks at the membrane potential u of every step. If so, "rate" takes the trace from
+        potentials, not from spikes, and "event" must know the surrogate derivative of every step.
+      needs_spikes: whether a neuron that never fired gets no gradient.
+    """
+
+    leak: float
+    threshold: float
+    gain: float
+
+    needs_potential: ClassVar[bool]
+    needs_spikes: ClassVar[bool]
+
+    def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+              fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(count, trace)` after a step in which the membrane reached `u`; None does where `needs_potential` is not."""
+        raise NotImplementedError
+
+    def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
+        """The slope at the end of a window of so many steps."""
+        raise NotImplementedError
+
+    def of_window(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        """The trace that the slope of a window is made from, where its trace went on from `before`."""
+        raise NotImplementedError
+
+    def derivative(self, u: tf.Tensor) -> tf.Tensor:
+        """The surrogate derivative h(x), x = gain (u - threshold) / width, for membrane potentials of any shape."""
+        raise NotImplementedError(f"{type(self).__name__} has no surrogate derivative")
+
+    def factor(self, known: tf.Tensor, t: tf.Tensor | int) -> tf.Tensor:
+        """What step t multiplies dL/ds_t with, `[B, ...]`.
+
+        Args:
+          known: the slope `[B, ...]`; where `needs_potential` is, the surrogate derivatives `[T, B, ...]`.
+          t: the step.
+        """
+        raise NotImplementedError
+
+    def credit(self, fired: tf.Tensor, factor: tf.Tensor, upstream: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+        """delta_t of the gradient "event" from dL/ds_t (`upstream`) and delta_(t+1) (`later`), all `[B, ...]`."""
+        raise NotImplementedError
+
+
+class LeakAware(SlopeRule):
+    """One number per neuron and window, from its spikes alone (Lee et al. 2020, Eqs. 19-26); 0 where it never fired.
+
+    The trace is F, the sum of leak^(T-t) s_t. Below a leak of 1/e the slope can turn negative.
+    """
+
+    needs_potential, needs_spikes = False, True
+
+    def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+              fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        spikes = tf.cast(fired, tf.float32)
+        return count + spikes, self.leak * trace + spikes
+
+    def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
+        """gain (1[N > 0] + ln(leak) F / N); of the number of steps it does not depend."""
+        fired = tf.cast(count > 0.0, tf.float32)
+        return self.gain * (fired + math.log(self.leak) * trace / tf.maximum(count, 1.0))
+
+    def of_window(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        """All of it: a window that continues another continues its slope."""
+        return after
+
+    def factor(self, known: tf.Tensor, t: tf.Tensor | int) -> tf.Tensor:
+        return known
+
+    def credit(self, fired: tf.Tensor, factor: tf.Tensor, upstream: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+        """s_t slope g_t + (1 - s_t) delta_(t+1): to the next output spike, the leak ignored on the way."""
+        return tf.where(fired, factor * upstream, later)
+
+
+@dataclasses.dataclass(frozen=True)
+class Surrogate(SlopeRule):
+    """A surrogate derivative h at every step (`tfspike.surrogates`); a neuron that came near its threshold learns.
+
+    The trace is the sum of h(x_t).
+    """
+
+    name: str
+    width: float
+
+    needs_potential, needs_spikes = True, False
+
+    def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+              fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return count + tf.cast(fired, tf.float32), trace + self.derivative(u)
+
+    def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
+        """gain times the mean of h over the window (rate-based backpropagation, Yu et al. 2024)."""
+        return self.gain * trace / tf.cast(steps, tf.float32)
+
+    def of_window(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        """What the window's own steps have added."""
+        return after - before
+
+    def derivative(self, u: tf.Tensor) -> tf.Tensor:
+        return surrogates.derivative(self.name, self.gain * (u - self.threshold), self.width)
+
+    def factor(self, known: tf.Tensor, t: tf.Tensor | int) -> tf.Tensor:
+        return self.gain * tf.cast(known[t], tf.float32)
+
+    def credit(self, fired: tf.Tensor, factor: tf.Tensor, upstream: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+        """gain h(x_t) g_t + leak (1 - s_t) delta_(t+1): backpropagation through time (STBP, Wu et al. 2018).
+
+        The reset is held constant: what it would do to the gradient makes training worse (Zenke and Vogels 2021).
+        """
+        return factor * upstream + tf.where(fired, 0.0, self.leak * later)
+
+
+def kind_of(surrogate: str) -> type[SlopeRule]:
+    """The rule that a `surrogate` names: the one place where that text is compared."""
+    return LeakAware if surrogate == LEAK_AWARE else Surrogate
+
+
+def rule(leak: float, threshold: float, gain: float, surrogate: str, width: float) -> SlopeRule:
+    """The rule of a neuron of these constants."""
+    if kind_of(surrogate) is LeakAware:
+        return LeakAware(leak, threshold, gain)
+    return Surrogate(leak, threshold, gain, surrogate, width)
