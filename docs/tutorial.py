@@ -79,10 +79,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print("spikes per image: " + ", ".join(f"{layer} {total / len(test):,.0f}" for layer, total in spikes.items()))
 
     # 4. Every spike of a few neurons while the network reads the first test image.
-    trace = simulation.trace(model, test_images[0])
+    recording = simulation.record(model, test_images[0])
     raster = os.path.join(options.out, "raster.png")
     with open(raster, "wb") as file:
-        file.write(plots.png(plots.raster(trace, test.images[0], info.class_names)))
+        file.write(plots.png(plots.raster(recording, test.images[0], info.class_names)))
     print(f"raster: {raster}")
 
     # 5. A SavedModel, which runs without tfspike. `save` has run it already; here is how anybody else would.

@@ -41,7 +41,7 @@ def result(images, labels):
 
 @pytest.fixture(scope="module")
 def slow(images):
-    """Whole trains of every layer, currents and readout potentials, by the readable road in the same batches."""
+    """Whole trains of every layer, currents and readout potentials, by the reference path in the same batches."""
     model = make()
     plan = model.plan
     trains, currents, potentials = {}, {}, []
@@ -251,7 +251,7 @@ def test_a_model_without_time_is_refused(images, labels):
 
 
 def test_a_trace_shows_the_trains_and_the_membrane_that_explains_them(images, slow):
-    trace = simulation.trace(make(), images[0], seed=0, shown=6)
+    trace = simulation.record(make(), images[0], seed=0, shown=6)
     trains = slow[0]
     for layer in trace.layers:
         counts = np.abs(trains[layer.name][:, 0]).sum(axis=0)

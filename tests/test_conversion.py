@@ -195,7 +195,7 @@ def test_data_scales_are_percentiles_of_positive_activations(name: str, percenti
 def currents_on_calibration(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """The currents `[T, B, ...]` of every LIF layer, on the noise that "spike_norm" was calibrated with."""
     encoder = model.plan.encoder.layer
-    train = encoder.encode(images, noise.fold(encoder.key(False, 0), 0), 0, encoder.timesteps)
+    train = encoder.encode(images, noise.derive(encoder.key(False, 0), 0), 0, encoder.timesteps)
     seen: dict[str, np.ndarray] = {}
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -61,7 +61,7 @@ SMALL, LARGE = (None, 5, 8, 8, 128), (None, 5, 16, 16, 128)
 def test_it_is_taken_where_it_gains_and_means_the_same(options: dict[str, Any], shape: tuple, dtype: str,
                                                        expected: bool) -> None:
     layer = keras.layers.Conv2D(**{"filters": 128, "kernel_size": 3, "padding": "same", "use_bias": False, **options})
-    assert convolution.gains(layer, shape, dtype) is expected
+    assert convolution.is_faster(layer, shape, dtype) is expected
 
 
 def test_layers_that_may_compute_otherwise_are_left_alone() -> None:
@@ -69,5 +69,5 @@ def test_layers_that_may_compute_otherwise_are_left_alone() -> None:
         def convolution_op(self, inputs: Any, kernel: Any) -> Any:
             return super().convolution_op(inputs, kernel - tf.reduce_mean(kernel))
 
-    assert not convolution.gains(Standardised(128, 3, padding="same", use_bias=False), SMALL, "bfloat16")
-    assert not convolution.gains(keras.layers.Dense(128, use_bias=False), SMALL, "bfloat16")
+    assert not convolution.is_faster(Standardised(128, 3, padding="same", use_bias=False), SMALL, "bfloat16")
+    assert not convolution.is_faster(keras.layers.Dense(128, use_bias=False), SMALL, "bfloat16")

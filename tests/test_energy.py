@@ -43,7 +43,7 @@ def small_net(encoder="poisson", zero_weights=False):
 
 
 def trains(model, images):
-    """The value of every symbolic tensor of the window, whole trains `[T, B, ...]`, from the readable road."""
+    """The value of every symbolic tensor of the window, whole trains `[T, B, ...]`, from the reference path."""
 
     def handler(call, args, kwargs):
         return call.layer(*args, seed=0) if call is model.plan.encoder else plans.plain(call, args, kwargs)

@@ -1,4 +1,4 @@
-"""Whole nets: engine and layer-by-layer road against the oracle, and against each other."""
+"""Whole nets: engine and layer-by-layer path against the oracle, and against each other."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(road: str, model: SpikingModel, inputs: np.ndarray, dL_do: np.ndarray) -
 @pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize(("name", "build"), list(itertools.product(SPECS, BUILDERS)))
-def test_nets_equal_the_oracle_on_both_roads(
+def test_nets_equal_the_oracle_on_both_paths(
     name: str, build: str, gradient: str, leak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene(name, gradient, leak, build=build)
     model.configure_engine(chunk=4)
@@ -74,7 +74,7 @@ def test_nets_equal_the_oracle_on_both_roads(
 @pytest.mark.parametrize("leak", [0.5, 0.9])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("name", ["plain", "residual"])
-def test_gradients_of_counts_equal_the_oracle_on_both_roads(name: str, gradient: str, leak: float) -> None:
+def test_gradients_of_counts_equal_the_oracle_on_both_paths(name: str, gradient: str, leak: float) -> None:
     model, weights, inputs, dL_do = scene(name, gradient, leak)
     model.configure_engine(chunk=4)
     trains = nets.layer_spikes(model, inputs, STEP)
@@ -220,7 +220,7 @@ def test_an_engine_that_forgets_the_carry_between_chunks_would_fail(monkeypatch:
     assert nets.worst_error(run("engine", model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
 
 
-# --- The engine against the layer-by-layer road ---------------------------------------------------------------------
+# --- The engine against the layer-by-layer path ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("timesteps", "neurons", "expected"), [
@@ -500,7 +500,7 @@ def test_fit_equals_an_own_loop(gradient: str, jit_compile: bool) -> None:
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_step_counters_advance_once_per_training_call_on_both_roads() -> None:
+def test_step_counters_advance_once_per_training_call_on_both_paths() -> None:
     model, _, inputs, dL_do = scene("plain", encoder=None)
     noisy = [layer for layer in model.layers if hasattr(layer, "step") and not isinstance(layer, SpikeInput)]
     assert len(noisy) == 3
@@ -745,7 +745,7 @@ def test_a_model_of_two_inputs_is_computed_layer_by_layer() -> None:
     model.fit(data, np.zeros((B, 4), "f"), verbose=0)
 
 
-def test_a_model_that_leaves_the_fast_road_says_why() -> None:
+def test_a_model_that_leaves_the_fast_path_says_why() -> None:
     inputs = keras.Input((T, 6))
     x = LIF(0.9, gradient="rate", name="neurons")(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
     mixed = SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(2))(LIF(0.9, name="others")(x))))

@@ -1,5 +1,5 @@
 """Normalisations become part of the weights in front of them; outputs of whole networks are compared in
-test_normalisation.py, those through every road in test_roads.py."""
+test_normalisation.py, those through every path in test_paths.py."""
 
 from __future__ import annotations
 

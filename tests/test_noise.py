@@ -24,21 +24,21 @@ def test_uniform_numbers_are_those_of_their_key_in_0_to_1() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_graph_and_xla_draw_the_same_numbers(compiled: bool) -> None:
-    drawn = tf.function(lambda key: noise.uniform((100,), noise.fold(key, 7)), jit_compile=compiled or None)(KEY)
-    np.testing.assert_array_equal(drawn, noise.uniform((100,), noise.fold(KEY, 7)))
+    drawn = tf.function(lambda key: noise.uniform((100,), noise.derive(key, 7)), jit_compile=compiled or None)(KEY)
+    np.testing.assert_array_equal(drawn, noise.uniform((100,), noise.derive(KEY, 7)))
 
 
 def test_folding_is_in_order_and_keeps_keys_apart() -> None:
-    keys = {tuple(noise.fold(KEY, a, b).numpy()) for a, b in itertools.product(range(8), repeat=2)}
+    keys = {tuple(noise.derive(KEY, a, b).numpy()) for a, b in itertools.product(range(8), repeat=2)}
     assert len(keys) == 64
-    np.testing.assert_array_equal(noise.fold(noise.fold(KEY, 1), 2), noise.fold(KEY, 1, tf.constant(2)))
-    np.testing.assert_array_equal(noise.fold(KEY), KEY)
+    np.testing.assert_array_equal(noise.derive(noise.derive(KEY, 1), 2), noise.derive(KEY, 1, tf.constant(2)))
+    np.testing.assert_array_equal(noise.derive(KEY), KEY)
 
 
 def test_folding_numbers_into_a_key_is_that_of_tensorflow() -> None:
     key = tf.constant([3, 4])
     wanted = tf.random.fold_in(tf.random.fold_in(key, 5, alg=noise.ALGORITHM), 6, alg=noise.ALGORITHM)
-    np.testing.assert_array_equal(noise.fold(key, 5, tf.constant(6, tf.int64)), wanted)
+    np.testing.assert_array_equal(noise.derive(key, 5, tf.constant(6, tf.int64)), wanted)
 
 
 def test_training_keys_follow_the_step_and_inference_keys_the_seed() -> None:

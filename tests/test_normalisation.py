@@ -1,4 +1,4 @@
-"""tdBN: against NumPy, on both roads, under every gradient, and folded into the weights.
+"""tdBN: against NumPy, on both paths, under every gradient, and folded into the weights.
 
 On two replicas: tests/test_distribution.py.
 """
@@ -166,7 +166,7 @@ def test_frozen_it_keeps_its_statistics_and_uses_them(gradient: str) -> None:
     factor, offset = (value.numpy() for value in frozen.folded())
     x = np.random.default_rng(0).normal(size=(4, B, 3, 3, 6)).astype("f")
     np.testing.assert_allclose(frozen(x, training=True), x * factor + offset, atol=1e-5)
-    assert_roads_agree(model, images())
+    assert_paths_agree(model, images())
     for a, v in zip(before, frozen.variables):
         np.testing.assert_array_equal(a, v.numpy())
     model.trainable = False
@@ -198,7 +198,7 @@ def test_constants_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 # ---- whole nets --------------------------------------------------------------------------------------------------
 
 
-def assert_roads_agree(model: SpikingModel, inputs: np.ndarray) -> None:
+def assert_paths_agree(model: SpikingModel, inputs: np.ndarray) -> None:
     """Output, gradients and running statistics after one step, layer by layer and by the engine."""
     start = model.get_weights()
     by_layers = step(model, model.call_layers, inputs)
@@ -215,12 +215,12 @@ def assert_roads_agree(model: SpikingModel, inputs: np.ndarray) -> None:
 @pytest.mark.parametrize("surrogate", ["leak_aware", "triangular"])
 @pytest.mark.parametrize("gradient", ["event", "rate"])
 @pytest.mark.parametrize("kernel", ["plain", "xla"])
-def test_both_roads_agree(gradient: str, surrogate: str, kernel: str) -> None:
+def test_both_paths_agree(gradient: str, surrogate: str, kernel: str) -> None:
     model, inputs = trained(gradient, surrogate), images()
     model.configure_engine(kernel=kernel)
     assert model.engine is not None
     assert model.engine.can_train
-    assert_roads_agree(model, inputs)
+    assert_paths_agree(model, inputs)
 
 
 @pytest.mark.parametrize("kernel", ["plain", "xla"])
@@ -228,7 +228,7 @@ def test_rate_trains_a_window_longer_than_a_byte_in_one_chunk(kernel: str) -> No
     model, inputs = trained("rate", "triangular", timesteps=2 * kernels.MOST_STEPS + 3), images()
     model.configure_engine(kernel=kernel)
     assert model.engine is not None and model.engine.can_train
-    assert_roads_agree(model, inputs)
+    assert_paths_agree(model, inputs)
 
 
 @pytest.mark.usefixtures("layer_by_layer")

@@ -41,7 +41,7 @@ def results():
         "lenet on <mnist>", [("checkpoint", "best, step 7"), ("versions", "x" * 90)],
         {"model": "lenet", "lr_milestones": (3, 4), "workdir": "/a/long/folder/" + "name" * 30},
         ["python train.py --a=<b>"], epochs, result, images, test.class_names,
-        [(i, simulation.trace(model, x[i])) for i in (0, 1)], np.asarray(model.trainable_variables[0].value),
+        [(i, simulation.record(model, x[i])) for i in (0, 1)], np.asarray(model.trainable_variables[0].value),
         EnergyModel())
 
 
@@ -98,7 +98,7 @@ def test_text_of_a_run_is_escaped(page):
 
 
 def test_other_energy_constants_change_the_page(results, tmp_path):
-    text = read(report.write_report(dataclasses.replace(results, energy=EnergyModel(mac_pj=3.2, ac_pj=0.1), traces=()),
+    text = read(report.write_report(dataclasses.replace(results, energy=EnergyModel(mac_pj=3.2, ac_pj=0.1), recordings=()),
                                     str(tmp_path)))
     assert "3.2 pJ per multiply-accumulate, 0.1 pJ per accumulate. " in text
     assert plots.joules(0.1 * results.result.operations.acs * 1e-12) in text
@@ -110,7 +110,7 @@ def test_other_energy_constants_change_the_page(results, tmp_path):
 
 def test_the_memory_term_is_named_where_it_counts(results, tmp_path):
     energy = EnergyModel(memory_pj=5.0)
-    text = read(report.write_report(dataclasses.replace(results, energy=energy, traces=()), str(tmp_path)))
+    text = read(report.write_report(dataclasses.replace(results, energy=energy, recordings=()), str(tmp_path)))
     assert "5 pJ per access to a 32-bit word" in text and "45 nm CMOS" not in text
     assert plots.joules(energy.picojoules(results.result.operations) * 1e-12) in text
 
@@ -123,7 +123,7 @@ def test_a_silent_network_has_a_report_too(tmp_path):
     result = analysis.analyse(model, images / 255.0, np.array([0, 0]))
     assert [layer.spikes for layer in result.layers[1:]] == [0] * 6 and result.accuracy == 1.0
     silent = report.RunResults("silent", [], {}, [], [], result, images, [*"0123456789"],
-                               [(0, simulation.trace(model, images[0] / 255.0))], None)
+                               [(0, simulation.record(model, images[0] / 255.0))], None)
     text = read(report.write_report(silent, str(tmp_path)))
     assert "0 pJ per image, beside" in text and "100.0 %" in text and "misclassified" not in text
 

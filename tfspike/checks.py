@@ -73,7 +73,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_share(name: str, value: Any) -> float:
+def check_fraction(name: str, value: Any) -> float:
     """Returns `value` as a float; raises UserError outside [0, 1)."""
     if not 0.0 <= number(value) < 1.0:
         raise UserError(f"`{name}` must be a number in [0, 1)." + received(name, value))

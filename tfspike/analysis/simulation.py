@@ -1,6 +1,6 @@
 """A trained network's window of time, open to look at: every spike and every membrane, in stretches that fit memory.
 
-`SpikingModel.observe` is the fast road and tells counts; this one runs the same layers with the same noise and shows
+`SpikingModel.observe` is the fast path and tells counts; this one runs the same layers with the same noise and shows
 what happens at every step. Analysis and reports are made from it.
 """
 
@@ -80,7 +80,7 @@ class Simulation:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerTrace:
+class LayerRecording:
     """Some neurons of one layer during one window.
 
     Attributes:
@@ -103,14 +103,14 @@ class LayerTrace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class Recording:
     """One image's window: every layer, the input first, and the readout's membrane potentials V_t, `[T, classes]`."""
 
-    layers: tuple[LayerTrace, ...]
+    layers: tuple[LayerRecording, ...]
     readout: np.ndarray
 
 
-def trace(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, shown: int = 48) -> Trace:
+def record(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, shown: int = 48) -> Recording:
     """Runs one image and keeps what some neurons of every layer did.
 
     Args:
@@ -145,10 +145,10 @@ def trace(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, s
             if i:
                 membranes[i].append(_flat(tf.stack(stretch.layers[call.name].potentials))[:, middling[i]])
     layers = tuple(
-        LayerTrace(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
+        LayerRecording(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
                    np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
                    call.layer.neuron.threshold if i else None) for i, call in enumerate(calls))
-    return Trace(layers, np.concatenate(readout))
+    return Recording(layers, np.concatenate(readout))
 
 
 def _windows(simulation: Simulation, image: Any, seed: int) -> Iterator[Stretch]:

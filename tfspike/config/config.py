@@ -76,7 +76,8 @@ class Config:
                            "few steps.", group="Network", choices=("neuron", "average"))
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
-    leak: float = setting(0.99, "What is kept of the membrane potential per step.", group="Network",
+    leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "
+                          "per step; 1.0 means no leak.", group="Network",
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
     threshold: float = setting(1.0, "Threshold of the LIF neurons; pooling neurons keep 0.75.", group="Network",
                                **_POSITIVE)

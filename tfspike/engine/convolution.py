@@ -19,7 +19,7 @@ _LARGEST_MAP = 64  # pixels of y
 _FEWEST_CHANNELS = 128
 
 
-def gains(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: Any) -> bool:
+def is_faster(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: Any) -> bool:
     """Whether `convolve` is the faster way through a layer.
 
     Args:

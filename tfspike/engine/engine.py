@@ -1,4 +1,4 @@
-"""The fast road: one loop over time around the whole net, in chunks of steps that fit the cache.
+"""The fast path: one loop over time around the whole net, in chunks of steps that fit the cache.
 
 Layer by layer, every layer's whole spike train exists at once and memory grows with T times the net. Here a chunk of a
 few steps runs through all layers, each neuron's state (membrane, count, trace) is carried to the next chunk, and the
@@ -14,7 +14,7 @@ A normalisation looks at a whole window before the next layer may begin, so in t
 whose memory grows with T. With "event" a window of more than 8 steps is trained layer by layer instead
 (`Engine.can_train`), as a chunk's spikes are the bits of one byte.
 
-The values are those of the layer-by-layer road (`tfspike.gradients`); tests compare the two.
+The values are those of the layer-by-layer path (`tfspike.gradients`); tests compare the two.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Engine:
 
     @property
     def can_train(self) -> bool:
-        """Whether training takes this road; inference always does."""
+        """Whether training takes this path; inference always does."""
         return not (self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS)
 
     @property
@@ -204,7 +204,7 @@ class Engine:
                   for state, of in zip(fixed_states, found.states)]
         if training:
             for call, (mean, variance) in zip(self.plan.norms, moments):
-                call.layer.follow(mean, variance)
+                call.layer.update_moving_statistics(mean, variance)
         return Record(found.output, states, tf.stop_gradient(found.input_rate), [], [], moments, penalties)
 
     # ---- forward -----------------------------------------------------------------------------------------------
@@ -383,10 +383,10 @@ class Engine:
     def _synapse(self, call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer of the backward pass, whose convolutions may get their gradient in a faster way."""
         over = call.layer
-        if self.kernel == "xla" and isinstance(over, OverTime) and convolution.gains(over.layer, args[0].shape,
+        if self.kernel == "xla" and isinstance(over, OverTime) and convolution.is_faster(over.layer, args[0].shape,
                                                                                     over.compute_dtype):
             kernel = tf.cast(over.layer.kernel.value, over.compute_dtype)
-            return over.fold(args[0], lambda images: convolution.convolve(images, kernel, over.layer.strides[0],
+            return over.at_all_steps(args[0], lambda images: convolution.convolve(images, kernel, over.layer.strides[0],
                                                                           over.layer.padding))
         return plans.plain(call, args, kwargs)
 

@@ -23,8 +23,8 @@ from tfspike.neurons.normalisation import ThresholdNorm
 _MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
            keras.layers.Identity, keras.layers.Activation)
 
-# The layers whose methods other roads than the readable one put their own code in place of, and of those methods the
-# ones that every road calls. A subclass that overrides any other is run by its own `call` alone.
+# The layers whose methods other paths than the readable one put their own code in place of, and of those methods the
+# ones that every path calls. A subclass that overrides any other is run by its own `call` alone.
 _BASES: tuple[tuple[type, frozenset[str]], ...] = (
     (Encoder, frozenset({"encode", "draws", "with_gradient", "refuses_gradient"})),
     (SpikingLayer, frozenset({"neuron"})), (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})),
@@ -60,11 +60,11 @@ def own_synapse(layer: keras.layers.Layer) -> str | None:
 
 
 def own_code(layer: Any, base: type | None = None) -> str | None:
-    """The first method of a layer that is its own where a road other than the readable one would not call it.
+    """The first method of a layer that is its own where a path other than the reference path would not call it.
 
     Args:
       layer: any layer or operation.
-      base: the class whose methods a road replaces; None looks it up.
+      base: the class whose methods another path replaces; None looks it up.
     """
     bases = _BASES if base is None else ((base, frozenset[str]()),)
     for kind, shared in bases:
@@ -252,7 +252,7 @@ class Plan:
             if method is not None:
                 return (f"{_said(call)} has a `{method}` of its own, which only the layer itself can run "
                         "(a SpikingLayer with a `neuron`, an encoder with an `encode` or a WindowDropout with a "
-                        "`draw_mask` of its own would keep the fast road)")
+                        "`draw_mask` of its own would keep the fast path)")
         for call in self.window:
             if _mixes_steps(call.layer):
                 remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(call.layer, kind))
@@ -369,12 +369,6 @@ def hindrance(plan: Plan) -> str | None:
 def _is_counted(regularizer: Any) -> bool:
     return regularizer is None or type(regularizer) in (keras.regularizers.L1, keras.regularizers.L2,
                                                         keras.regularizers.L1L2)
-
-
-def trace(model: keras.Model) -> Plan | None:
-    """The plan of `model`, or None where `read` has a reason against it."""
-    plan = read(model)
-    return plan if isinstance(plan, Plan) else None
 
 
 def read(model: keras.Model) -> Plan | str:

@@ -24,7 +24,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentF
 if TYPE_CHECKING:
     from tfspike.analysis.energy import EnergyModel
     from tfspike.analysis.measure import Analysis, LayerActivity
-    from tfspike.analysis.simulation import Trace
+    from tfspike.analysis.simulation import Recording
 
 P = ParamSpec("P")
 
@@ -54,7 +54,7 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tu
 
 
 def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draws under this file's style without leaving a trace in the caller's settings."""
+    """Draws under this file's style without leaving a recording in the caller's settings."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -248,11 +248,11 @@ def _cycle(count: int) -> list[str]:
 
 
 @_styled
-def raster(trace: Trace, image: np.ndarray, class_names: Sequence[str]) -> Figure:
+def raster(recording: Recording, image: np.ndarray, class_names: Sequence[str]) -> Figure:
     """One image's window: the picture, every layer's spikes with the membrane of one neuron, and the readout."""
-    steps = len(trace.readout)
+    steps = len(recording.readout)
     heights = [2.6]
-    for layer in trace.layers:
+    for layer in recording.layers:
         heights += [1.3, 1.0] if layer.membrane is not None else [1.3]
     figure = Figure(figsize=(WIDTH, 0.55 * sum(heights) + 2.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -260,7 +260,7 @@ def raster(trace: Trace, image: np.ndarray, class_names: Sequence[str]) -> Figur
     picture = figure.add_subplot(grid[0])
     _show_image(picture, image)
     place = 1
-    for layer in trace.layers:
+    for layer in recording.layers:
         axes = figure.add_subplot(grid[place])
         shown = layer.spikes.shape[1]
         if shown:
@@ -283,7 +283,7 @@ def raster(trace: Trace, image: np.ndarray, class_names: Sequence[str]) -> Figur
             axes.set_yticks([0, threshold], ["0", f"{threshold:g}"], fontsize=9)
             place += 1
     axes = figure.add_subplot(grid[place])
-    _readout(axes, trace.readout, class_names)
+    _readout(axes, recording.readout, class_names)
     axes.set_xlim(0.5, steps + 0.5)
     return figure
 

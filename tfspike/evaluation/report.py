@@ -47,7 +47,7 @@ class RunResults:
       result: the analysis.
       images: as they are stored, `[N, H, W, C]`; indexed for the pictures alone.
       class_names: of the labels.
-      traces: (index of the image, its trace) of the sample images.
+      recordings: (index of the image, its recording) of the sample images.
       filters: kernel of the first convolution, `[height, width, channels, filters]`; None without one.
       energy: constants.
     """
@@ -60,7 +60,7 @@ class RunResults:
     result: analysis.Analysis
     images: np.ndarray
     class_names: Sequence[str]
-    traces: Sequence[tuple[int, simulation.Trace]]
+    recordings: Sequence[tuple[int, simulation.Recording]]
     filters: np.ndarray | None
     energy: EnergyModel = dataclasses.field(default_factory=EnergyModel)
 
@@ -107,10 +107,10 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
              (_CHECKPOINT, _checkpoint(stands)),
              ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")[:12]),
              ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
-    traces = [(i, simulation.trace(model, info.normalise(test.images[i:i + 1])[0])) for i in _samples(result)]
+    recordings = [(i, simulation.record(model, info.normalise(test.images[i:i + 1])[0])) for i in _samples(result)]
     title = f"{config.model} on {info.name}" + f" ({stands.unfinished})" * (not stands.finished)
     return RunResults(title, facts, dataclasses.asdict(config), about.get("commands") or [],
-                      read_epochs(run), result, test.images, info.class_names, traces, _filters(model),
+                      read_epochs(run), result, test.images, info.class_names, recordings, _filters(model),
                       energy or EnergyModel())
 
 
@@ -291,10 +291,10 @@ def _cut(word: str) -> str:
 
 def _rasters(results: RunResults) -> list[Picture]:
     names, result, pictures = results.class_names, results.result, []
-    for number, (i, trace) in enumerate(results.traces, 1):
-        truth, answer = names[result.labels[i]], names[int(np.argmax(trace.readout[-1]))]
+    for number, (i, recording) in enumerate(results.recordings, 1):
+        truth, answer = names[result.labels[i]], names[int(np.argmax(recording.readout[-1]))]
         verdict = "right" if truth == answer else "wrong"
-        pictures.append(Picture(f"raster_{number}", plots.raster(trace, results.images[i], names),
+        pictures.append(Picture(f"raster_{number}", plots.raster(recording, results.images[i], names),
                                 f"Test image {i}, class {truth}: answered {answer}, {verdict}."))
     return pictures
 

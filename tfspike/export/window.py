@@ -17,7 +17,7 @@ from tfspike.errors import UserError
 
 State = dict[str, tf.Tensor]
 
-_MAX_CHUNK = 8  # steps folded into one convolution; more only takes memory
+_MAX_CHUNK = 8  # steps joined in one convolution; more only takes memory
 
 
 class Window:

@@ -37,7 +37,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       timesteps: T, steps in the window.
       gradient: "event" (resolved in time, the authors' code) or "rate" (accumulated, the paper's equations; faster).
       encoder: "poisson", "direct", "latency", or None where the input is a spike train `[B, T, H, W, C]`.
-      leak: of LIF neurons and readout, in (0, 1]; pooling neurons have none.
+      leak: leak factor (membrane decay per step) of LIF neurons and readout, in (0, 1]; 1.0 = no leak, which pooling
+        neurons have.
       threshold: of LIF neurons; pooling neurons keep .75.
       dropout: share of LIF neurons silenced per window; None takes the network's own.
       hidden: neurons of the hidden dense layer, 0 for none; None takes the network's own.

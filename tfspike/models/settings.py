@@ -7,7 +7,15 @@ from typing import Any
 
 import keras
 
-from tfspike.checks import check_choice, check_count, check_leak, check_positive, check_share, check_threshold, is_count
+from tfspike.checks import (
+    check_choice,
+    check_count,
+    check_fraction,
+    check_leak,
+    check_positive,
+    check_threshold,
+    is_count,
+)
 from tfspike.errors import UserError
 from tfspike.neurons import encoders, surrogates
 from tfspike.neurons.backend import check_image_data_format
@@ -62,7 +70,7 @@ class LayerSettings:
                             f"choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
         _settle(self, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
                 surrogate_width=check_positive("surrogate_width", self.surrogate_width),
-                dropout=check_share("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),
+                dropout=check_fraction("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),
                 seed=check_count("seed", self.seed, least=0))
 
 

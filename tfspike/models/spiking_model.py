@@ -23,10 +23,10 @@ class SpikingModel(keras.Model):
     """`SpikingModel(inputs, outputs)`: a functional model with one encoder and one readout, computed in chunks of time.
 
     It is an ordinary Keras model in every other way: `fit`, `predict`, `summary`, `.keras` files. `call_layers` is the
-    readable road, layer by layer; both give the same spikes and the same gradients (to rounding). What the fast road
+    reference path, layer by layer; both give the same spikes and the same gradients (to rounding). What the fast path
     would not do as it is written (a layer with a `call` of its own, one that mixes steps, a graph without one window
     between one encoder and one readout) is computed layer by layer, and `engine` is None: one warning names the layer.
-    `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast road.
+    `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
 
     Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
     (`DirectEncoder`). An output that is a spike train is time-major: call such a model, as `predict` joins its batches

@@ -1,7 +1,7 @@
 """One time step: spiking cells on the Keras RNN cell protocol.
 
-`keras.layers.RNN(LIFCell(n), return_sequences=True)` followed by `tfspike.layers.LeakAware` is the readable second
-road to the gradient "event"; the whole-window layers of `tfspike.layers` are tested against it.
+`keras.layers.RNN(LIFCell(n), return_sequences=True)` followed by `tfspike.layers.LeakAware` is, step by step,
+the second path to the gradient "event"; the whole-window layers of `tfspike.layers` are tested against it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class LIFCell(_Cell):
 
     Args:
       units: neurons, an integer or the shape of a feature map.
-      leak: share of the membrane potential kept per step, in (0, 1].
+      leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak.
       threshold: firing threshold, above 0.
 
     Raises:
@@ -127,7 +127,7 @@ class LeakyIntegratorCell(_Cell):
 
     Args:
       units: neurons.
-      leak: share of the membrane potential kept per step, in (0, 1].
+      leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak.
 
     Raises:
       UserError: a constant out of range.

@@ -102,7 +102,7 @@ class PoissonEncoder(Encoder):
         self.straight_through = bool(straight_through)
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        return tf.stack([_poisson_step(inputs, noise.fold(key, start + t), self.compute_dtype) for t in range(steps)])
+        return tf.stack([_poisson_step(inputs, noise.derive(key, start + t), self.compute_dtype) for t in range(steps)])
 
     def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
         if not self.straight_through:

@@ -140,7 +140,7 @@ def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor |
 
 
 def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One step without gradient: the definition that every other road is tested against.
+    """One step without gradient: the definition that every other path is tested against.
 
     Args:
       membrane: v_(t-1), `[B, ...]` float32.

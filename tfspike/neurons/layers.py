@@ -1,7 +1,7 @@
 """The time axis: whole-window spiking layers and `OverTime`, which applies any stateless layer at every step.
 
 A spike train is one tensor, time-major, `[T, B, ...]`. A net without delays is computed layer by layer: synapses are
-linear and stateless, so time folds into the batch and one convolution serves all T * B images; only the neurons loop
+linear and stateless, so time joins the batch and one convolution serves all T * B images; only the neurons loop
 over time. State is an explicit value (`initial_state`, `return_state`): there is no reset function.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike.checks import check_choice, check_leak, check_positive, check_share, check_threshold
+from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
 from tfspike.neurons import gradients, noise, surrogates
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.surrogates import LEAK_AWARE
@@ -45,7 +45,7 @@ class SpikingLayer(TimeMajor):
     """Neurons that fire, over a whole window.
 
     A neuron of other constants is a subclass with a `neuron` of its own, and everything in the library goes by that:
-    the fast road, exports, analysis.
+    the fast path, exports, analysis.
 
         class HalfLeak(SpikingLayer):
             @property
@@ -74,7 +74,7 @@ class SpikingLayer(TimeMajor):
       surrogate_width: stretches the surrogate; above 0.
       activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
         `keras.regularizers.L1(c)` is c times the spikes that a record makes the layer fire. L1, L2 and L1L2 keep the
-        fast road.
+        fast path.
     """
 
     def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
@@ -131,8 +131,9 @@ class LIF(SpikingLayer):
         u_t = v_(t-1) + I_t        s_t = 1[u_t > threshold]        v_t = 0 if s_t else leak u_t
 
     Args:
-      leak: share of the membrane potential kept per step, in (0, 1]; exp(-1/tau) for a time constant of tau steps. A
-        constant, as the threshold is; `SpikingLayer` shows what to do for one that is learnt.
+      leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak,
+        and exp(-1/tau) for a time constant of tau steps. A constant, as the threshold is; `SpikingLayer` shows what to
+        do for one that is learnt.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
       surrogate, surrogate_width: see `SpikingLayer`.
@@ -192,7 +193,7 @@ class Readout(keras.layers.Layer):
     """Output neurons that never fire: V_t = leak (V_(t-1) + I_t); the prediction is V_T / T.
 
     Args:
-      leak: share of the membrane potential kept per step, in (0, 1].
+      leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak.
 
     Raises:
       UserError: a constant out of range.
@@ -273,7 +274,7 @@ class LeakAware(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfspike")
 class OverTime(TimeMajor):
-    """Applies a stateless Keras layer at every step: time folds into the batch, `[T, B, ...]` to `[T * B, ...]`.
+    """Applies a stateless Keras layer at every step: time joins the batch, `[T, B, ...]` to `[T * B, ...]`.
 
     Args:
       layer: any layer without state and without random numbers: Conv2D, Dense, pooling, padding, Flatten, ...
@@ -308,17 +309,17 @@ class OverTime(TimeMajor):
 
     def call(self, train: tf.Tensor) -> tf.Tensor:
         """`[T, B, ...]` to `[T, B, ...]`."""
-        return self.fold(train, self.layer)
+        return self.at_all_steps(train, self.layer)
 
     @staticmethod
-    def fold(train: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    def at_all_steps(train: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         """A function of `[N, ...]` on a train `[T, B, ...]`, all T * B at once."""
         steps, batch = train.shape[0], train.shape[1]
         dynamic = tf.shape(train)
-        folded = function(tf.reshape(train, [-1, *train.shape[2:]]))
+        outputs = function(tf.reshape(train, [-1, *train.shape[2:]]))
         if steps is None and batch is None:
             steps, batch = dynamic[0], dynamic[1]
-        return tf.reshape(folded, [-1 if steps is None else steps, -1 if batch is None else batch, *folded.shape[1:]])
+        return tf.reshape(outputs, [-1 if steps is None else steps, -1 if batch is None else batch, *outputs.shape[1:]])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape[:2], *self.layer.compute_output_shape((None, *input_shape[2:]))[1:])
@@ -365,11 +366,11 @@ class WindowDropout(TimeMajor, noise.NoisyLayer):
 
     def __init__(self, rate: float, seed: int = 0, **kwargs: Any):
         super().__init__(seed=seed, **kwargs)
-        self.rate = check_share("rate", rate)
+        self.rate = check_fraction("rate", rate)
 
     def draw_mask(self, shape: tf.Tensor | tuple[int, ...]) -> tf.Tensor:
         """A fresh mask for this training call, `[B, ...]` float32: 0 or 1 / (1 - rate). Advances the step counter."""
-        key = noise.fold(self.training_key(), zlib.crc32(self.name.encode()) % 2**31)  # layers may share a seed
+        key = noise.derive(self.training_key(), zlib.crc32(self.name.encode()) % 2**31)  # layers may share a seed
         kept = noise.uniform(shape, key) >= self.rate
         return tf.cast(kept, tf.float32) / (1.0 - self.rate)
 

@@ -22,15 +22,15 @@ _TRAINING, _INFERENCE = 0, 1
 ALGORITHM = "philox"
 
 
-def fold(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
+def derive(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
     """A new key from `key` and integers, `[2]` int32."""
     for number in numbers:
-        key = _fold(key, tf.cast(number, tf.int32))
+        key = _derive(key, tf.cast(number, tf.int32))
     return key
 
 
 @shared
-def _fold(key: tf.Tensor, number: tf.Tensor) -> tf.Tensor:  # shared, because it is some forty operations
+def _derive(key: tf.Tensor, number: tf.Tensor) -> tf.Tensor:  # shared, because it is some forty operations
     return tf.random.fold_in(key, number, alg=ALGORITHM)
 
 
@@ -70,11 +70,11 @@ class NoisyLayer(keras.layers.Layer):
         """The key of this training call on this replica; advances `step`."""
         step = tf.convert_to_tensor(self.step.value)
         self.step.assign(step + 1)
-        return fold(tf.constant([self.seed, _TRAINING], tf.int32), step, replica_id())
+        return derive(tf.constant([self.seed, _TRAINING], tf.int32), step, replica_id())
 
     def inference_key(self, seed: int | tf.Tensor) -> tf.Tensor:
         """The key of an inference call: the same for the same explicit `seed`."""
-        return fold(tf.constant([self.seed, _INFERENCE], tf.int32), seed)
+        return derive(tf.constant([self.seed, _INFERENCE], tf.int32), seed)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "seed": self.seed}

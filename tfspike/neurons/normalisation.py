@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike.checks import check_choice, check_positive, check_share
+from tfspike.checks import check_choice, check_fraction, check_positive
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
@@ -49,7 +49,7 @@ class ThresholdNorm(keras.layers.Layer):
         self.threshold = check_positive("threshold", threshold)
         self.alpha = check_positive("alpha", alpha)
         self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
-        self.momentum = check_share("momentum", momentum)
+        self.momentum = check_fraction("momentum", momentum)
         self.epsilon = check_positive("epsilon", epsilon)
         if self.epsilon < _LEAST:
             raise UserError(f"`epsilon` must be at least {_LEAST:g}, the least of the fused normalisation of GPUs. "
@@ -76,7 +76,7 @@ class ThresholdNorm(keras.layers.Layer):
         if not training or not self.trainable:
             return self.normalise(currents, self.moving_mean.value, self.moving_variance.value)
         whole, mean, variance = self.standardise(currents)
-        self.follow(mean, variance)
+        self.update_moving_statistics(mean, variance)
         if self.gradient == "event":
             return whole
         once = self.normalise_rate(tf.reduce_mean(tf.cast(currents, tf.float32), axis=0, keepdims=True), variance)
@@ -167,7 +167,7 @@ class ThresholdNorm(keras.layers.Layer):
 
         return once(mean_current, tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value))
 
-    def follow(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    def update_moving_statistics(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         """Moves the running statistics towards these; once per training step."""
         for running, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             running.assign(self.momentum * running.value + (1.0 - self.momentum) * tf.stop_gradient(new))

@@ -1,4 +1,4 @@
-"""Nothing that the user wrote is replaced in silence: which models leave the fast road, what is said, what still works.
+"""Nothing that the user wrote is replaced in silence: which models leave the fast path, what is said, what still works.
 
 The judge is `keras.Model` of the same layers, which calls every layer as it is.
 """
@@ -142,7 +142,7 @@ def test_a_layer_with_code_of_its_own_is_run_by_it_and_named_once(what: str) -> 
     np.testing.assert_allclose(model(x), plain(x), rtol=1e-5, atol=1e-6)
     usual = net(**({"norm": ThresholdNorm()} if what == "norm" else {}))[0]
     usual.set_weights(model.get_weights()) if len(usual.weights) == len(model.weights) else None
-    assert np.abs(model(x) - usual(x)).max() > 1e-3  # the fast road would have computed something else
+    assert np.abs(model(x) - usual(x)).max() > 1e-3  # the fast path would have computed something else
     output, counts = model.observe(x)
     np.testing.assert_array_equal(output, model(x))
     spikes = keras.Model(model.input, [model.get_layer(name).output for name in model.spiking_layers])(x)
@@ -160,7 +160,7 @@ def test_a_call_put_on_the_layer_itself_counts_as_its_own() -> None:
 
 
 class Constants(SpikingLayer):
-    """What a user may change and keep the fast road: the constants of the neuron."""
+    """What a user may change and keep the fast path: the constants of the neuron."""
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -182,7 +182,7 @@ class Backwards(DirectEncoder):
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_what_the_fast_road_itself_calls_may_be_overridden(gradient: str) -> None:
+def test_what_the_fast_path_itself_calls_may_be_overridden(gradient: str) -> None:
     model, plain = net(encoder=Backwards(T), neurons=Constants(gradient=gradient, name="first"), gradient=gradient)
     x = images()
     assert not said(lambda: model(x)) and model.engine is not None
@@ -248,7 +248,7 @@ def test_the_recipe_in_the_docstring_is_the_one_that_is_tested() -> None:
     assert code(body) in code(inspect.getdoc(SpikingLayer) or "")
 
 
-def test_a_variable_among_the_constants_of_a_neuron_is_refused_on_both_roads() -> None:
+def test_a_variable_among_the_constants_of_a_neuron_is_refused_on_both_paths() -> None:
     class Frozen(LIF):
         def build(self, shape: Any) -> None:
             self.learnt = self.add_weight(shape=(), initializer="ones")
@@ -263,7 +263,7 @@ def test_a_variable_among_the_constants_of_a_neuron_is_refused_on_both_roads() -
             road(images())
 
 
-def test_a_weight_that_nobody_reads_keeps_the_gradients_and_loses_the_fast_road() -> None:
+def test_a_weight_that_nobody_reads_keeps_the_gradients_and_loses_the_fast_path() -> None:
     class Weighty(LIF):
         def build(self, shape: Any) -> None:
             self.more = self.add_weight(shape=(), initializer="ones")
@@ -292,7 +292,7 @@ def test_synapses_with_code_of_their_own_are_not_taken_for_linear() -> None:
     ("encoder", "A simulation cannot look into .*Dimmed"), ("readout", "A simulation cannot look into .*LastCurrent")])
 def test_what_looks_into_neurons_refuses_those_with_code_of_their_own_by_name(what: str, message: str) -> None:
     model, _ = built(OWN[what])
-    for look in (lambda: simulation.Simulation(model), lambda: simulation.trace(model, images()[0]),
+    for look in (lambda: simulation.Simulation(model), lambda: simulation.record(model, images()[0]),
                  lambda: analysis.analyse(model, images(), np.zeros(B, int))):
         with pytest.raises(UserError, match=message):
             look()
@@ -363,7 +363,7 @@ def test_reports_name_the_layer_whose_operations_they_cannot_count() -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_max_pooling_keeps_the_fast_road_where_it_can(gradient: str) -> None:
+def test_max_pooling_keeps_the_fast_path_where_it_can(gradient: str) -> None:
     inputs = keras.Input((8, 8, 1))
     x = LIF(0.9, 0.5, gradient)(OverTime(keras.layers.Conv2D(4, 3, padding="same"))(DirectEncoder(T)(inputs)))
     x = OverTime(keras.layers.Flatten())(OverTime(keras.layers.MaxPooling2D(2), name="pool")(x))
@@ -429,7 +429,7 @@ def test_training_layer_by_layer_alone_is_said_too() -> None:
 @pytest.mark.parametrize("regularizer", [keras.regularizers.L1(0.02), keras.regularizers.L2(0.03),
                                          keras.regularizers.L1L2(0.02, 0.01)], ids=["l1", "l2", "l1l2"])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_activity_regularizers_are_the_same_on_both_roads(gradient: str, regularizer: Any, surrogate: str) -> None:
+def test_activity_regularizers_are_the_same_on_both_paths(gradient: str, regularizer: Any, surrogate: str) -> None:
     model, plain = net(neurons=LIF(0.5, 0.7, gradient, surrogate, name="first", activity_regularizer=regularizer),
                        gradient=gradient)
     x = images()
