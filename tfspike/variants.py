@@ -30,7 +30,8 @@ class Block:
     """A residual block: conv - LIF - conv, the shortcut's current added before the second LIF.
 
     `strides` are those of the two 3x3 convolutions; the shortcut strides by their product. It is a 1x1
-    convolution where the channels change and the subsampled spikes themselves where they do not.
+    convolution where the channels change and the subsampled spikes themselves where they do not. With
+    `shortcut="currents"` the neurons stand in front of the convolutions instead, and the shortcut carries currents.
     """
 
     filters: int

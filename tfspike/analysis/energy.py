@@ -15,6 +15,9 @@ algorithms and systems") where it has one. All numbers are per image, over the w
 * Average pooling of spikes costs one AC per spike: its factor, 1/4 for 2x2, is the same for all synapses of the
   neuron and folds into the threshold. A spike on an identity shortcut costs one AC. NeuroBench leaves both out; here
   they count, and are listed apart.
+* A current that a shortcut carries past neurons (`--shortcut=currents`) costs one AC per value and step where it is
+  added to that of its block: it is stored for other neurons to read and cannot be accumulated in place, as the current
+  of a convolution is. Its values are real, but nothing is multiplied. In the ANN it is one addition, as every identity.
 * A membrane update is a step that changes a neuron's membrane potential; the first step counts for every neuron.
 * The ANN of the same shape does one MAC for every connection, pooling one addition (AC) for every input; connections
   to padding, always zero, count in neither network.
@@ -22,6 +25,7 @@ algorithms and systems") where it has one. All numbers are per image, over the w
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from typing import Any
@@ -121,7 +125,8 @@ class Synapse:
       name: of the Keras layer.
       kind: "weights", "pooling" or "shortcut".
       source: the symbolic tensor that enters; its value is `[steps, B, *positions]`.
-      events: "spikes" (all values -1, 0 or 1), "real", or "mixed" (decided value by value).
+      events: "spikes" (all values -1, 0 or 1), "real", "mixed" (decided value by value), or "added" (real values that
+        are added up and multiplied with nothing).
       fan_out: targets of every presynaptic position over weights that are not 0, int64 `[*positions]`.
       connections: of the whole group, weights that are 0 included and padding left out.
       target: name of the spiking layer or readout whose neurons it drives.
@@ -167,6 +172,7 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
     # 1 where a value can be other than 0: padding is not
     present = {plan.encoder.output: np.ones(plan.encoder.output.shape[2:], np.float32)}
     pending: dict[Any, list[dict[str, Any]]] = {}  # groups whose current has not reached a neuron yet
+    readers = collections.Counter(x for call in plan.calls for x in call.sources)
     for call in (*plan.window, plan.readout):
         waiting = [group for x in call.sources for group in pending.get(x, [])]
         if isinstance(call.layer, SpikingLayer) or call is plan.readout:
@@ -174,8 +180,8 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
                 group.setdefault("target", call.name)
             kind, there, waiting = "spikes", np.ones(call.args[0].shape[2:], np.float32), []
         else:
-            groups, kind, there = _through(call, call.sources, [events[x] for x in call.sources],
-                                           [present[x] for x in call.sources])
+            kinds = ["stored" if events[x] == "current" and readers[x] > 1 else events[x] for x in call.sources]
+            groups, kind, there = _through(call, call.sources, kinds, [present[x] for x in call.sources])
             found += groups
             waiting = waiting + groups
         for output in call.outputs:
@@ -196,10 +202,11 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
     layer = call.layer.layer if isinstance(call.layer, OverTime) else call.layer
     name = call.name
     if isinstance(layer, _SUMS):
-        groups = [_group(name, "shortcut", x, kind, np.ones(there.shape, np.int64), there)
-                  for x, kind, there in zip(sources, events, present) if kind != "current"]
-        sums = "current" if "current" in events or "real" in events else "mixed"
+        groups = [_group(name, "shortcut", x, "added" if kind == "stored" else kind, np.ones(there.shape, np.int64),
+                         there) for x, kind, there in zip(sources, events, present) if kind != "current"]
+        sums = "current" if {"current", "stored", "real"} & set(events) else "mixed"
         return groups, sums, np.ones(call.output.shape[2:], np.float32)
+    events = ["current" if kind == "stored" else kind for kind in events]  # what is not added up is like any other
     if isinstance(layer, (*_WEIGHTED, keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D)):
         shape = present[0].shape
         effective = fan_out(layer, shape)
@@ -208,7 +215,8 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
             kind = "weights"
         else:
             kind = "shortcut" if getattr(layer, "pool_size", None) in ((1, 1), 1) else "pooling"
-        group = _group(name, kind, sources[0], "real" if events[0] == "current" else events[0], effective, present[0],
+        real = "added" if kind == "shortcut" else "real"  # a pooling of one pixel picks values, and multiplies none
+        group = _group(name, kind, sources[0], real if events[0] == "current" else events[0], effective, present[0],
                        dense)
         return [group], "current", np.ones(call.output.shape[2:], np.float32)
     if getattr(layer, "weights", ()) and not isinstance(call.layer, _NO_SYNAPSES):

@@ -97,6 +97,34 @@ def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tupl
     return lif(current, b, f"{name}_b")
 
 
+def current_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int], name: str,
+                  fires: bool = False) -> keras.KerasTensor:
+    """LIF - conv a - LIF - conv b, whose current is added to the current that came in: no neuron is on the shortcut.
+
+    From the first block to the last a current is only ever added to (pre-activation: He et al. 2016b; Hu et al. 2021,
+    MS-ResNet), so that the gradient reaches every block without having passed the slope of a neuron. The shortcut is a
+    1x1 convolution of the block's spikes where the channels change, else the current, subsampled by the stride.
+
+    Args:
+      x: currents, or with `fires` a spike train, which needs no neurons in front of the block.
+
+    Returns:
+      Currents.
+    """
+    stride = strides[0] * strides[1]
+    spikes = x if fires else lif(x, b, f"{name}_in")
+    main = lif(norm(conv(spikes, b, filters, 3, strides[0], f"{name}_conv_a"), b, f"{name}_conv_a"), b, f"{name}_a")
+    main = norm(conv(main, b, filters, 3, strides[1], f"{name}_conv_b"), b, f"{name}_conv_b")
+    if x.shape[-1] != filters:
+        shortcut = norm(conv(spikes, b, filters, 1, stride, f"{name}_shortcut"), b, f"{name}_shortcut")
+    elif stride > 1:
+        picked = keras.layers.AveragePooling2D(1, stride, dtype=b.settings.dtype)
+        shortcut = OverTime(picked, name=f"{name}_shortcut")(x)
+    else:
+        shortcut = x
+    return keras.layers.Add(dtype=b.settings.dtype, name=f"{name}_current")([main, shortcut])
+
+
 def dense(x: keras.KerasTensor, b: Builder, units: int, name: str) -> keras.KerasTensor:
     """A dense layer without bias at every step."""
     layer = keras.layers.Dense(units, use_bias=False, kernel_initializer=b.weights(), dtype=b.settings.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
 from tfspike.neurons.layers import OverTime, Readout
 from tfspike.neurons.surrogates import LEAK_AWARE
-from tfspike.variants import VARIANTS, Block, Conv, Pool
+from tfspike.variants import VARIANTS, Block, Conv, Pool, Stage
 
 __all__ = ["ReluModel", "SpikingModel", "available", "build", "create"]
 
@@ -27,7 +28,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
-           pooling: str = "neuron", neuron: str = "lif") -> SpikingModel | ReluModel:
+           pooling: str = "neuron", neuron: str = "lif",
+           shortcut: str = "spikes") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -55,6 +57,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
+      shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
+        "currents" past the neurons, with which many layers learn (neurons in front of every convolution). It says
+        nothing to a network without residual blocks.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -66,7 +71,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     return build(NetworkSettings.of(
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
-        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron))
+        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -85,17 +90,28 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
     return model if settings.neuron == "lif" else ann.twin(model)
 
 
-def _stack(x: Any, stages: tuple[Any, ...], builder: blocks.Builder) -> Any:
+def _stack(x: Any, stages: tuple[Stage, ...], builder: blocks.Builder) -> Any:
     """The stages in order. Names: conv2_1 is the first convolution behind the first pooling; block3 the third block."""
     group, member, block = 1, 0, 0
-    for stage in stages:
+    currents = builder.settings.shortcut == "currents"
+    fires = True  # whether x is spikes, or currents that no neuron has seen
+    for stage, behind in itertools.zip_longest(stages, stages[1:]):
+        if not fires and not isinstance(stage, Block):
+            x, fires = blocks.lif(x, builder, f"block{block}_out"), True
         if isinstance(stage, Conv):
             member += 1
-            x = blocks.conv_lif(x, builder, stage.filters, stage.kernel, f"conv{group}_{member}")
+            name = f"conv{group}_{member}"
+            x = blocks.norm(blocks.conv(x, builder, stage.filters, stage.kernel, 1, name), builder, name)
+            fires = not (currents and isinstance(behind, Block))
+            x = blocks.lif(x, builder, name) if fires else x
         elif isinstance(stage, Pool):
             x = blocks.pool(x, builder, f"pool{group}")
             group, member = group + 1, 0
-        elif isinstance(stage, Block):
+        elif currents:
+            block += 1
+            x = blocks.current_block(x, builder, stage.filters, stage.strides, f"block{block}", fires)
+            fires = False
+        else:
             block += 1
             x = blocks.residual_block(x, builder, stage.filters, stage.strides, f"block{block}")
-    return x
+    return x if fires else blocks.lif(x, builder, f"block{block}_out")

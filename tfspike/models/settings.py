@@ -26,6 +26,7 @@ from tfspike.variants import VARIANTS, Variant
 NEURONS = ("lif", "relu")
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
+SHORTCUTS = ("spikes", "currents")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class LayerSettings:
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
       pooling: "neuron" puts pooling neurons behind every average pooling; "average" leaves them out.
+      shortcut: what the shortcut of a residual block carries: the "spikes" in front of it, or "currents" past neurons.
       seed: of weights, input noise and dropout.
       dtype: dtype policy; None for the global one.
 
@@ -56,6 +58,7 @@ class LayerSettings:
     kappa: float = 2.0
     norm: str | None = None
     pooling: str = "neuron"
+    shortcut: str = "spikes"
     seed: int = 0
     dtype: Any = None
 
@@ -65,6 +68,7 @@ class LayerSettings:
         check_choice("surrogate", self.surrogate, surrogates.names())
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("shortcut", self.shortcut, SHORTCUTS)
         if self.surrogate == LEAK_AWARE and self.surrogate_width != 1.0:
             raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or "
                             f"choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
