@@ -45,6 +45,10 @@ SPECS = {
     "residual": Spec((oracle.Conv(), oracle.Block(), oracle.Block(stride_b=2, shortcut="identity"),
                       oracle.Block(shortcut="identity"), oracle.Block(stride_a=2), oracle.Pool()),
                      (3, 4, 4, 4, 5, None), image=(9, 10, 2)),
+    # currents past the neurons: as they are, subsampled, and by a convolution of spikes
+    "currents": Spec((oracle.Stem(), oracle.CurrentBlock(), oracle.CurrentBlock(stride_b=2),
+                      oracle.CurrentBlock(stride_a=2, shortcut="conv"), oracle.Fire(), oracle.Pool()),
+                     (3, 3, 3, 5, None, None), image=(9, 10, 2)),
     "five": Spec((oracle.Conv(), oracle.Pool(), oracle.Hidden()), (3, None, 6), image=(6, 6, 1), kernel=5),
 }
 
@@ -69,6 +73,13 @@ def from_blocks(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, 
         elif isinstance(stage, oracle.Block):
             assert (x.shape[-1] == channels) == (stage.shortcut == "identity")
             x = blocks.residual_block(x, b, channels, (stage.stride_a, stage.stride_b), f"block{i}")
+        elif isinstance(stage, oracle.Stem):
+            x = blocks.conv(x, b, channels, spec.kernel, stage.stride, f"stem{i}")
+        elif isinstance(stage, oracle.CurrentBlock):
+            assert (x.shape[-1] == channels) == (stage.shortcut == "identity")
+            x = blocks.current_block(x, b, channels, (stage.stride_a, stage.stride_b), f"block{i}")
+        elif isinstance(stage, oracle.Fire):
+            x = blocks.lif(x, b, f"fire{i}")
         else:
             x = OverTime(keras.layers.Flatten(dtype=dtype))(x)
             x = blocks.lif(blocks.dense(x, b, channels, f"hidden{i}"), b, f"hidden{i}")
@@ -107,6 +118,18 @@ def by_hand(spec: Spec, T: int, gradient: str = "event", leak: float = 0.9, thre
             elif stride > 1:
                 x = OverTime(keras.layers.MaxPooling2D(1, stride, **kwargs))(x)
             x = neurons(keras.layers.add([main, x], **kwargs))
+        elif isinstance(stage, oracle.Stem):
+            x = conv(x, channels, spec.kernel, stage.stride)
+        elif isinstance(stage, oracle.CurrentBlock):
+            spikes, stride = neurons(x), stage.stride_a * stage.stride_b
+            main = conv(neurons(conv(spikes, channels, 3, stage.stride_a)), channels, 3, stage.stride_b)
+            if stage.shortcut == "conv":
+                x = conv(spikes, channels, 1, stride)
+            elif stride > 1:
+                x = OverTime(keras.layers.MaxPooling2D(1, stride, **kwargs))(x)
+            x = keras.layers.add([main, x], **kwargs)
+        elif isinstance(stage, oracle.Fire):
+            x = neurons(x)
         else:
             x = OverTime(keras.layers.Flatten(**kwargs))(x)
             x = neurons(OverTime(keras.layers.Dense(channels, use_bias=False, **kwargs))(x))

@@ -203,15 +203,39 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Stem:
+    """Convolution without neurons: what follows reads its currents."""
+
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class CurrentBlock:
+    """LIF - conv a - LIF - conv b, added to the current that came in; a "conv" shortcut reads the block's spikes."""
+
+    stride_a: int = 1
+    stride_b: int = 1
+    shortcut: Literal["conv", "identity"] = "identity"
+
+
+@dataclass(frozen=True)
+class Fire:
+    """LIF neurons on currents."""
+
+
+@dataclass(frozen=True)
 class Hidden:
     """Flatten (row-major over H, W, C), dense, LIF neurons."""
+
+
+Stage = Conv | Pool | Block | Stem | CurrentBlock | Fire | Hidden
 
 
 @dataclass(frozen=True)
 class Net:
     """Stages in order, then always: flatten, dense, leaky integrator. Sizes follow from the weights."""
 
-    stages: Sequence[Conv | Pool | Block | Hidden]
+    stages: Sequence[Stage]
     leak: float = 0.99
     threshold: float = 1.0
 
@@ -326,6 +350,15 @@ def forward(
             x = fire(f"{index}.pool", average_pool(x), pooling=True)
         elif isinstance(stage, Hidden):
             x = fire(f"{index}.hidden", _flat(x, 2) @ next(kernels))
+        elif isinstance(stage, Stem):
+            x = conv(x, next(kernels), stage.stride)
+        elif isinstance(stage, Fire):
+            x = fire(f"{index}.fire", x)
+        elif isinstance(stage, CurrentBlock):
+            spikes, stride = fire(f"{index}.block_in", x), stage.stride_a * stage.stride_b
+            between = fire(f"{index}.block_a", conv(spikes, next(kernels), stage.stride_a))
+            main = conv(between, next(kernels), stage.stride_b)
+            x = main + (conv(spikes, next(kernels), stride) if stage.shortcut == "conv" else subsample(x, stride))
         else:
             between = fire(f"{index}.block_a", conv(x, next(kernels), stage.stride_a))
             main, stride = conv(between, next(kernels), stage.stride_b), stage.stride_a * stage.stride_b
@@ -342,7 +375,7 @@ def forward(
 
 
 def relu_forward(
-    stages: Sequence[Conv | Pool | Block | Hidden], weights: Sequence[Array], images: ArrayLike
+    stages: Sequence[Stage], weights: Sequence[Array], images: ArrayLike
 ) -> tuple[list[Array], Array]:
     """The ANN of the same stages: ReLU for LIF, plain averages, no time. `images` `[B, H, W, C]`.
 
@@ -363,6 +396,14 @@ def relu_forward(
             x = average_pool(x)
         elif isinstance(stage, Hidden):
             x = relu(_flat(x, 1) @ next(kernels))
+        elif isinstance(stage, Stem):
+            x = conv(x, next(kernels), stage.stride)
+        elif isinstance(stage, Fire):
+            x = relu(x)
+        elif isinstance(stage, CurrentBlock):
+            spikes, stride = relu(x), stage.stride_a * stage.stride_b
+            main = conv(relu(conv(spikes, next(kernels), stage.stride_a)), next(kernels), stage.stride_b)
+            x = main + (conv(spikes, next(kernels), stride) if stage.shortcut == "conv" else subsample(x, stride))
         else:
             main = relu(conv(x, next(kernels), stage.stride_a))
             main, stride = conv(main, next(kernels), stage.stride_b), stage.stride_a * stage.stride_b
@@ -421,7 +462,22 @@ def backward(
     d = np.asarray(dL_do, np.float64)
     g = through_dense(below(), np.repeat(d[None] / steps, steps, axis=0) if event else d)
     for stage in reversed(net.stages):
+        if isinstance(stage, Stem):
+            g = through_conv(below(), g, stage.stride)
+            continue
+        if isinstance(stage, CurrentBlock):  # g is dL/dI of the sum
+            between, inner, spikes = below(), layers.pop(), below()
+            stride = stage.stride_a * stage.stride_b
+            past = through_conv(spikes, g, stride) if stage.shortcut == "conv" else 0.0
+            of_spikes = past + through_conv(spikes, neurons(inner, through_conv(between, g, stage.stride_b)),
+                                            stage.stride_a)
+            d = neurons(layers.pop(), of_spikes)
+            g = d if stage.shortcut == "conv" else d + subsample_gradient(g, stride, d.shape)
+            continue
         d = neurons(layers.pop(), g)
+        if isinstance(stage, Fire):
+            g = d
+            continue
         if isinstance(stage, Conv):
             g = through_conv(below(), d, stage.stride)
         elif isinstance(stage, Pool):

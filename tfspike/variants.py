@@ -60,6 +60,11 @@ class Variant:
     init: str = "normal"
 
     @property
+    def is_residual(self) -> bool:
+        """Whether it has residual blocks."""
+        return any(isinstance(stage, Block) for stage in self.stages)
+
+    @property
     def min_size(self) -> int:
         """Smallest height and width, pixels, at which no feature map becomes empty."""
         size = 1

@@ -74,6 +74,8 @@ class Config:
                         group="Network", choices=("none", "tdbn"))
     pooling: str = setting("neuron", "What follows an average pooling: neurons, or nothing (average), for windows of "
                            "few steps.", group="Network", choices=("neuron", "average"))
+    shortcut: str = setting("spikes", "What passes the neurons of a residual block: the spikes in front of it, or "
+                            "currents, with which many layers learn.", group="Network", choices=("spikes", "currents"))
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
     leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "
@@ -167,6 +169,9 @@ class Config:
         if self.surrogate == "leak_aware" and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             "--surrogate=leak_aware is none; leave it out or give e.g. --surrogate=arctan.")
+        if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
+            raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
+                            "out, or take a residual network.")
         if self.norm != "none" and self.init == "rate":
             raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
                             "--init=normal or --norm=none.")

@@ -25,6 +25,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "surrogate_width": Added(1.0),
     "norm": Added("none"),
     "pooling": Added("neuron"),
+    "shortcut": Added("spikes"),
     "loss": Added("squared"),
     "label_smoothing": Added(0.0),
     "lr_schedule": Added("milestones"),

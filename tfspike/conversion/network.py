@@ -17,6 +17,7 @@ from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
 from tfspike.neurons.normalisation import ThresholdNorm
 
 INPUT = ""  # where a path begins that comes from the encoder
+SHARED = "\0shared"  # the target of currents that several layers of neurons read: they keep the ANN's own units
 
 _WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 _PASSING = (keras.layers.ZeroPadding2D, keras.layers.Flatten, keras.layers.Identity)
@@ -32,7 +33,8 @@ class Step:
       call: the call.
       kind: "weights", "relu", "pool" (an average of several, which gets a neuron), "sum", "pass" or "drop".
       sources: for every tensor that enters: the ReLU (or `INPUT`) whose rates it carries, None where it is a current.
-      target: the ReLU that its current goes to; None for the readout. Meaningless where no current comes out.
+      target: the ReLU that its current goes to, None for the readout, or `SHARED`. Meaningless where no current comes
+        out.
     """
 
     call: plans.Call
@@ -109,29 +111,34 @@ class Network:
                 raise UserError(f"ReLU {layer.name!r} must follow a layer with weights or a sum; leave it out.")
             self.origin[call.output] = call.name
             return kind
+        if kind == "pool" and math.prod(layer.pool_size) == 1:
+            kind = "pass"
         if kind == "pool":
             if sources == [None] or sources == [INPUT]:
                 raise UserError(f"Average pooling {layer.name!r} must follow a ReLU, because spikes are what its "
                                 "neurons average; move it behind the next ReLU.")
-            if math.prod(layer.pool_size) == 1:
-                kind = "pass"
         self.origin[call.output] = None if kind in ("weights", "sum") else sources[0]
         return kind
 
     def _targets(self, calls: tuple[plans.Call, ...], kinds: list[str]) -> dict[Any, str | None]:
-        """The one ReLU that each current goes to (None: the readout)."""
-        found: dict[Any, set[str | None]] = {self.output: {None}}
-        for call, kind in zip(reversed(calls), reversed(kinds)):
-            ends = {call.name} if kind == "relu" else found.get(call.output, set())
-            for x in call.sources:
-                if self.origin[x] is None:
-                    found.setdefault(x, set()).update(ends)
+        """Where each current goes: the one ReLU, None for the readout, or `SHARED`.
+
+        Currents that are added up have one unit, whatever else they go to.
+        """
+        group = {x: {x} for call in calls for x in (*call.sources, call.output)}  # currents of one unit
+        for call, kind in zip(calls, kinds):
+            if kind != "weights" and self.origin[call.output] is None:  # sums, and what passes currents on
+                joined = set().union(*(group[x] for x in (*call.sources, call.output) if self.origin[x] is None))
+                group.update(dict.fromkeys(joined, joined))
+        readers: dict[Any, set[str | None]] = {self.output: {None}}
+        for call, kind in zip(calls, kinds):
+            if kind == "relu":
+                readers.setdefault(call.sources[0], set()).add(call.name)
+        found: dict[Any, str | None] = {}
         for call in calls:
-            ends = found.get(call.output, {None})
-            if len(ends) != 1:
-                raise UserError(f"The sums of layer {call.layer.name!r} go to {len(ends)} layers of neurons with "
-                                "scales of their own; only rates, behind a ReLU, may be shared.")
-        return {key: next(iter(ends)) for key, ends in found.items()}
+            ends = set().union(*(readers.get(x, set()) for x in group[call.output]))
+            found[call.output] = next(iter(ends), None) if len(ends) < 2 else SHARED
+        return found
 
     def _neurons(self) -> list[Neurons]:
         made: list[Neurons] = []
@@ -153,23 +160,27 @@ class Network:
                 seed: int) -> SpikingModel:
         """The same network of spiking neurons; arguments as for `tfspike.conversion.build`."""
 
+        units = {**scales, SHARED: 1.0}
+
         def factor(source: str | None, target: str | None) -> float:
             if source is None:
                 return 1.0
-            return float((scales[source] if source else 1.0) / (1.0 if target is None else scales[target]))
+            return float((scales[source] if source else 1.0) / (1.0 if target is None else units[target]))
 
         image = keras.Input(tuple(self.input.shape[1:]), dtype="float32", name="input")
         x = encoders.create(encoder, timesteps, seed=seed, name="encoder")(image)
         values = {self.input: x}
         weights: list[tuple[Any, Any]] = []
         steps = {step.call: step for step in self.steps}
+        targets = {step.call.output: step.target for step in self.steps}
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             step, layer = steps[call], call.layer
             if step.kind == "drop":
                 return args[0]
             if step.kind == "relu":
-                return LIF(1.0, 1.0, gradient, dtype=layer.dtype_policy,
+                shared = targets[call.sources[0]] == SHARED
+                return LIF(1.0, scales[call.name] if shared else 1.0, gradient, dtype=layer.dtype_policy,
                            name=f"{call.name.removesuffix('_relu')}_lif")(*args)
             if step.kind == "sum":
                 parts = zip(keras.tree.flatten(args), step.sources)

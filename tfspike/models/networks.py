@@ -58,8 +58,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
-        "currents" past the neurons, with which many layers learn (neurons in front of every convolution). It says
-        nothing to a network without residual blocks.
+        "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;

@@ -126,6 +126,9 @@ class NetworkSettings(LayerSettings):
             raise UserError(f"{self.name} needs images of at least {smallest}x{smallest} pixels: smaller ones "
                             f"leave an empty feature map. Received: input_shape={shape}.")
         check_image_data_format()
+        if self.shortcut != "spikes" and not self.variant.is_residual:
+            raise UserError(f"`shortcut` is of residual blocks, and {self.name} has none: leave it out. "
+                            f"Received: shortcut={self.shortcut!r}.")
         check_choice("encoder", self.encoder, encoders.NAMES)
         if check_choice("neuron", self.neuron, NEURONS) == "relu":
             self._refuse_spiking()
