@@ -329,13 +329,7 @@ BAD_NETS: dict[str, tuple[Callable[[], Any], str]] = {
     "rates out": (lambda: net_of(conv(), keras.layers.ReLU()), "must end with logits"),
     "spiking": (lambda: models.create("lenet", (8, 8, 1), 2, 3), "a PoissonEncoder, has no"),
     "subclass": (lambda: object(), "functional Keras model.*object"),
-    "shared": (lambda: net_of(two_relus_on_one_sum), "'shared' go to 2 layers"),
 }
-
-
-def two_relus_on_one_sum(x: Any) -> Any:
-    sums = conv(name="shared")(x)
-    return conv()(keras.layers.Add()([conv()(keras.layers.ReLU()(sums)), conv()(keras.layers.ReLU()(sums))]))
 
 
 @pytest.mark.parametrize("case", BAD_NETS)

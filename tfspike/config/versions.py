@@ -47,6 +47,8 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a run, of this version or an earlier one, with those that it did not know."""
+    if values.get("neuron") == "relu" and "shortcut" not in values:
+        values = {**values, "norm": "none"}  # until then train.py built ANNs without normalisation, whatever it said
     return {**{name: change.before for name, change in CHANGES.items() if isinstance(change, Added)}, **values}
 
 

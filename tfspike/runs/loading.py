@@ -34,7 +34,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
                             "an ANN (--neuron=relu); leave it out, or convert the ANN: "
                             f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
-        shared -= {*SPIKING_ONLY, "norm"}  # an ANN is trained without normalisation, whatever its recipe says
+        shared -= set(SPIKING_ONLY)
     others = {name: None if value == "none" else value for name in shared for value in [getattr(config, name)]}
     return networks.build(NetworkSettings.of(config.model, tuple(info.image_shape), info.num_classes,
                                              timesteps or config.timesteps, dtype=config.precision, **others))
