@@ -68,8 +68,8 @@ def measure(model, images: np.ndarray, labels: np.ndarray) -> list[dict]:
             return spikes
 
         train = network.encoder.layer(tf.constant(images), training=False, seed=0)
-        values = plan.run((*network.window, network.readout), {id(network.encoder.outputs[0]): train}, handler)
-        loss = tf.reduce_sum(losses.per_record("squared", values[id(network.readout.outputs[0])], labels))
+        output = network.readout.layer(network.run_window(train, handler)[network.readout.source])
+        loss = tf.reduce_sum(losses.per_record("squared", output, labels))
     sizes = [float(tf.norm(tf.reduce_sum(grad, axis=0))) for grad in tape.gradient(loss, [row[1] for row in seen])]
     return [_row(*row, size=size, last=sizes[-1]) for row, size in zip(seen, sizes)]
 

@@ -107,7 +107,6 @@ SMALL: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "tiny": KINDS["tiny"],
     "bright": lambda: _halved(_bright()),                     # 14x14x1
     "imbalanced": lambda: _halved(_ones_and_few_others()),    # 16x16x3
-    "events": lambda: moving(300, 22),                        # 22x22x2
 }
 
 

@@ -262,7 +262,7 @@ class TestTrainStream:
         """
         subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
 
-    @pytest.mark.parametrize("wrap", ["ds", "ds.prefetch(4)"])
+    @pytest.mark.parametrize("wrap", [pytest.param("ds", marks=pytest.mark.slow), "ds.prefetch(4)"])
     def test_a_process_that_ends_amid_its_batches_does_not_hang(self, wrap):
         code = f"""if 1:
             import numpy as np

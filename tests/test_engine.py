@@ -242,7 +242,8 @@ def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize(("kernel", "chunk"), [("plain", 4), ("xla", 4), ("xla", None), ("auto", None)])
+@pytest.mark.parametrize(("kernel", "chunk"), [
+    ("plain", 4), ("xla", None), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("xla", 4), ("auto", None)))])
 def test_kernels_in_a_graph_give_the_same_gradients(kernel: str, chunk: int | None, gradient: str) -> None:
     model, _, inputs, dL_do = scene("plain", gradient)
     output, wanted = run("layers", model, inputs, dL_do)
@@ -449,7 +450,8 @@ def test_layers_in_front_of_the_encoder_and_behind_the_readout_train(gradient: s
 
 
 @pytest.mark.parametrize(("surrogate", "norm", "chunk", "dtype"), [
-    ("leak_aware", None, 4, None), ("arctan", None, None, None), ("arctan", "tdbn", 4, "mixed_bfloat16")])
+    ("leak_aware", None, 4, None), pytest.param("arctan", None, None, None, marks=pytest.mark.slow),
+    ("arctan", "tdbn", 4, "mixed_bfloat16")])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_gradients_in_inference_are_those_of_the_layers(gradient: str, surrogate: str, norm: str | None, chunk: int | None,
                                                         dtype: Any) -> None:
@@ -473,7 +475,8 @@ def test_gradients_in_inference_are_those_of_the_layers(gradient: str, surrogate
 # --- Own loops, fit, and bad input ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gradient", "jit_compile"), [("event", False), ("rate", False), ("event", True)])
+@pytest.mark.parametrize(("gradient", "jit_compile"), [
+    pytest.param("event", False, marks=pytest.mark.slow), ("rate", False), ("event", True)])
 def test_fit_equals_an_own_loop(gradient: str, jit_compile: bool) -> None:
     models = []
     for _ in range(2):

@@ -309,8 +309,7 @@ def test_mistakes_are_one_sentence(tmp_path):
 
 
 def test_the_reference_knows_how_near_a_threshold_it_came():
-    neuron = tfspike.gradients.Neuron.lif(0.5, 1.0)
-    assert verify._nearest(np.array([[0.75], [0.5], [0.25]], np.float32), neuron) == pytest.approx(0.125)
+    assert verify._nearest(np.array([[0.75], [0.875], [1.0]], np.float32), 1.0) == pytest.approx(0.125)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -374,7 +373,7 @@ def test_the_command_explains_mistakes_without_tensorflow(tmp_path):
                            ([f"--workdir={tmp_path}", "--format=pickle"], "--format takes a list of saved_model"),
                            ([f"--workdir={tmp_path}", "--format=none"], "--format takes one or more of saved_model"),
                            ([f"--workdir={tmp_path}", "--target=brian"], "--target takes one of nir, norse"),
-                           ([f"--workdir={tmp_path}", "--wight=float16"], "--weights"), ([], "--workdir is missing")):
+                           ([f"--workdir={tmp_path}", "--wight=float16"], "Did you mean: weights?"), ([], "--workdir is missing")):
         done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=root)
         assert done.returncode == 2 and message in done.stderr and done.stderr.startswith("Error: "), done.stderr
         assert done.stderr.count("\n") == 1

@@ -75,7 +75,8 @@ def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path)
     np.testing.assert_allclose(found["scores"], want["scores"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name, leak", [("vgg5", 0.9), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
+@pytest.mark.parametrize("name, leak", [
+    ("vgg5", 0.9), ("vgg5", 1.0), ("resnet9", 0.9), pytest.param("resnet20", 0.99, marks=pytest.mark.slow)])
 def test_a_graph_read_back_is_the_model(name, leak, tmp_path):
     model, path = exported(tmp_path, name, leak)
     spikes = signed_spikes(model)

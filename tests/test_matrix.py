@@ -16,7 +16,7 @@ from tfspike import config, datasets, training
 from tfspike.variants import VARIANTS
 
 COVERED = 0.5
-QUICK = [*(("lenet", kind) for kind in kinds.SMALL), ("vgg5", "tiny"), ("resnet20", "tiny")]
+QUICK = [*(("lenet", kind) for kind in kinds.SMALL), ("vgg5", "tiny")]
 FITTING = [(network, kind) for network in VARIANTS for kind in kinds.KINDS
            if {"tiny": 8, "small_grey": 16, "dark": 28, "bright": 28}.get(kind, 32) >= VARIANTS[network].min_size]
 

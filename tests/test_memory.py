@@ -114,6 +114,7 @@ def test_a_process_that_builds_many_models_or_sees_many_sizes_stays_small(work: 
     assert record["mb"] / record["count"] < {"models": 10, "sizes": 2}[work], record
 
 
+@pytest.mark.slow
 def test_kernels_are_plain_where_tensorflow_watches_every_operation() -> None:
     """XLA does not know what `enable_check_numerics` adds."""
     code = "import sys; sys.path.insert(0, 'tests')\nimport nets, numpy as np, tensorflow as tf\n" \

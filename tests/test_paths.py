@@ -498,7 +498,7 @@ def test_a_penalty_that_the_engine_has_not_is_computed_layer_by_layer_and_named(
     assert np.isclose(found, float(plain.losses[0]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", [pytest.param("event", marks=pytest.mark.slow), "rate"])
 def test_fit_with_a_penalty_has_fewer_spikes(gradient: str) -> None:
     x, y = images(), np.eye(CLASSES, dtype="f")[[0, 1, 2, 0]]
     spikes = []

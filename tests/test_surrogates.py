@@ -209,7 +209,7 @@ def test_a_neuron_s_rule_is_a_constant() -> None:
 
 
 def test_one_function_alone_compares_the_name_of_the_leak_aware_slope() -> None:
-    """`config` and `create`, which refuse a width without a surrogate, apart."""
+    """The settings of a run and of a network, which refuse a width without a surrogate, apart."""
     package, found = Path(surrogates.__file__).parents[1], set()
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -217,7 +217,7 @@ def test_one_function_alone_compares_the_name_of_the_leak_aware_slope() -> None:
                 parts = {ast.unparse(part) for part in (node.left, *node.comparators)}
                 if parts & {"LEAK_AWARE", "surrogates.LEAK_AWARE", "'leak_aware'"}:
                     found.add(path.relative_to(package).as_posix())
-    assert found == {"neurons/slopes.py", "config/config.py", "models/networks.py"}
+    assert found == {"neurons/slopes.py", "config/config.py", "config/resolving.py", "models/settings.py"}
 
 
 @pytest.mark.parametrize("gradient", gradients.GRADIENTS)

@@ -19,6 +19,7 @@ from tfspike.engine import plan as plans
 from tfspike.engine import stepper
 from tfspike.engine.stepper import State, Stretch
 from tfspike.errors import UserError
+from tfspike.models.network import window_of
 from tfspike.neurons.encoders import SpikeInput
 
 CHUNK_ELEMENTS = 8_000_000  # values of the largest layer that exist at once
@@ -37,7 +38,7 @@ class Simulation:
     """
 
     def __init__(self, model: Any, timesteps: int | None = None):
-        plan = getattr(model, "plan", None)
+        plan = window_of(model)
         if plan is None:
             if hasattr(model, "_required_plan"):
                 model._required_plan()  # says why it has none
@@ -190,7 +191,7 @@ def final_states(model: keras.Model, example: Any) -> dict[str, Final]:
 
     {} for a model without a plan, and for one whose window must be run in one piece by its layers' own `call`.
     """
-    plan = getattr(model, "plan", None)
+    plan = window_of(model)
     if plan is None or plan.whole() is not None:
         return {}
     inputs = plan.into_encoder(tf.convert_to_tensor(example))

@@ -56,9 +56,12 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as it goes into an error message: quoted, on one line, and not too long."""
+    """Returns a value as it goes into an error message: quoted, on one line, and not too long.
+
+    What is too long loses its middle: of a path the end says most.
+    """
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else f"{text[:27]}...{text[-50:]}"
 
 
 def plain(value: Any) -> str:

@@ -48,11 +48,12 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
     from tfspike.engine.folding import fold
     from tfspike.export import verify  # TensorFlow, only now
     from tfspike.models.ann import ReluModel
+    from tfspike.models.network import window_of
 
     if isinstance(model, ReluModel) and set(formats) - {"keras"}:
         raise UserError("An ANN (neuron='relu') is saved as keras alone; convert it to a spiking network for other "
                         f"formats. Received: formats={','.join(formats)}.")
-    if getattr(model, "plan", None) is not None:
+    if window_of(model) is not None:
         model = fold(model)
     sample = (verify.AnnSample if isinstance(model, ReluModel) else verify.Sample)(model, info, example)
     # all of them before the first is written: what cannot be converted leaves nothing behind
