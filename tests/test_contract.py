@@ -119,8 +119,9 @@ def test_layers_in_a_saved_model_give_the_same_outputs_and_the_same_next_trainin
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("gradient", ["event", "rate"])
-@pytest.mark.parametrize(("name", "encoder"), [("five", "poisson"), ("plain", None)])
+@pytest.mark.parametrize(("name", "encoder", "gradient"), [
+    ("five", "poisson", "event"), ("five", "poisson", "rate"), ("plain", None, "event"),
+    pytest.param("plain", None, "rate", marks=pytest.mark.slow)])
 def test_a_saved_model_goes_on_as_the_one_that_was_saved(name: str, encoder: str | None, gradient: str,
                                                          tmp_path: Path) -> None:
     model = nets.from_blocks(nets.SPECS[name], T, gradient, dropout=0.2, encoder=encoder)

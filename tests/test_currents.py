@@ -108,7 +108,7 @@ def test_the_twin_has_a_relu_for_every_neuron_and_the_same_weights() -> None:
     assert [v.shape for v in twin.trainable_variables] == [v.shape for v in spiking.trainable_variables]
 
 
-@pytest.mark.parametrize("method", ["data", "spike_norm"])
+@pytest.mark.parametrize("method", ["data", pytest.param("spike_norm", marks=pytest.mark.slow)])
 def test_shared_currents_keep_their_unit_and_neurons_take_the_scale_as_threshold(method: str) -> None:
     twin = models.create("small", SHAPE, CLASSES, T, shortcut="currents", neuron="relu", kappa=1.0)
     made = conversion.convert(twin, images(8), method=method, timesteps=100, encoder="direct")

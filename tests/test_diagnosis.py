@@ -104,7 +104,7 @@ def test_feeding_weights_reach_over_pooling_and_shortcuts():
 # ---- real trainings ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gradient, learning_rate", [("rate", 0.1), ("event", 0.1)])
+@pytest.mark.parametrize("gradient, learning_rate", [("rate", 0.1), pytest.param("event", 0.1, marks=pytest.mark.slow)])
 def test_a_network_that_learns_is_left_in_peace(digits, gradient, learning_rate):
     said, stats = train(digits, gradient=gradient, learning_rate=learning_rate)
     assert said == [] and stats["loss"] < 0.95  # an output of zeros has a loss of 1

@@ -55,7 +55,9 @@ def run(road: str, model: SpikingModel, inputs: np.ndarray, dL_do: np.ndarray) -
 
 @pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize(("name", "build"), list(itertools.product(SPECS, BUILDERS)))
+@pytest.mark.parametrize(("name", "build"), [
+    pytest.param(name, build, marks=[pytest.mark.slow] * (name == "currents" and build != "blocks"))
+    for name, build in itertools.product(SPECS, BUILDERS)])
 def test_nets_equal_the_oracle_on_both_paths(
     name: str, build: str, gradient: str, leak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene(name, gradient, leak, build=build)
@@ -300,7 +302,7 @@ def test_batch_may_be_unknown_while_tracing_and_may_be_one(gradient: str) -> Non
 
 @pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("name", ["plain", "residual"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "residual"])
 def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: str, products: bool,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with `tfspike.convolution` for every convolution, whose channels are too few for it by far."""

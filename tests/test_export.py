@@ -142,7 +142,7 @@ def test_litert_has_built_in_operations_only(saved):
         assert b"Flex" not in file.read()
 
 
-@pytest.mark.parametrize("encoder", ["direct", "latency"])
+@pytest.mark.parametrize("encoder", ["direct", pytest.param("latency", marks=pytest.mark.slow)])
 def test_litert_takes_images_where_encoding_is_no_draw(encoder, tmp_path):
     report = runs.exported(run_of(tmp_path / "run", encoder=encoder), ["litert"])["litert"]
     assert report["endpoints"] == ["from_spikes", "serving_default", "stream"]

@@ -18,7 +18,8 @@ def rates(model):
     return {name: float(tf.reduce_mean(count)) / model.timesteps for name, count in activity.items()}
 
 
-@pytest.mark.parametrize("name, hidden", [("lenet", 50), ("resnet7", 20), ("resnet20", 0)])
+@pytest.mark.parametrize("name, hidden", [
+    ("lenet", 50), ("resnet7", 20), pytest.param("resnet20", 0, marks=pytest.mark.slow)])
 def test_every_lif_layer_reaches_the_stated_rate_on_the_batch(name, hidden):
     model = models.create(name, (28, 28, 1), 10, 10, hidden=hidden, kappa=0.3)
     before = rates(model)

@@ -182,7 +182,7 @@ for step in range(start + 1, start + 100_000):
     assert [at for at, tag in events(tmp_path) if tag == "loss"] == list(range(1, step + 1))
 
 
-@pytest.mark.parametrize("tensorboard", [True, False])
+@pytest.mark.parametrize("tensorboard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(tmp_path, tensorboard):
     """A writer of its own, none of whose files may grow beyond 3 kB: the limit would also stop the tests' own output."""
     program = """
