@@ -340,7 +340,7 @@ def test_a_saved_run_is_read_whole_or_not_at_all(tmp_path):
 FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9,
         "tensorboard": False,
         "export": (), "profile": True, "on_collapse": "continue", "epochs": 99}
-CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "pooling": "average", "loss": "cross_entropy",
+CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "shortcut": "currents", "pooling": "average", "loss": "cross_entropy",
            "label_smoothing": 0.1, "spike_penalty": 0.5, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
            "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
@@ -366,7 +366,7 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
-    which = {"extra": {"dataset": "svhn"}, "surrogate_width": {"surrogate": "arctan"}}.get(name, {})
+    which = {"extra": {"dataset": "svhn"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"}}.get(name, {})
     saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}
