@@ -478,7 +478,7 @@ def test_gradients_in_inference_are_those_of_the_layers(gradient: str, surrogate
 
 
 @pytest.mark.parametrize(("gradient", "jit_compile"), [
-    pytest.param("event", False, marks=pytest.mark.slow), ("rate", False), ("event", True)])
+    ("event", False), ("rate", False), pytest.param("event", True, marks=pytest.mark.slow)])
 def test_fit_equals_an_own_loop(gradient: str, jit_compile: bool) -> None:
     models = []
     for _ in range(2):

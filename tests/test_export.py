@@ -162,6 +162,7 @@ def test_event_networks_are_served_from_spikes(tmp_path):
     assert report["litert"]["spikes_differing"] == 0
 
 
+@pytest.mark.slow
 def test_a_mixed_precision_network_keeps_its_precision_or_becomes_float32(tmp_path):
     run = run_of(tmp_path / "run", encoder="direct", precision="mixed_bfloat16")
     report = runs.exported(run, ["saved_model", "nir"])
@@ -454,6 +455,7 @@ def test_keras_own_export_computes_what_the_model_does(form, tmp_path):
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_keras_own_export_is_not_tied_to_a_machine(tmp_path):
     model = network(gradient="rate")
     model.configure_engine(kernel="xla")

@@ -115,6 +115,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_continue(whole: P
     runs.assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_process_killed_by_signal_9_is_continued_by_the_same_command(whole: Path, tmp_path: Path) -> None:
     config = runs.tiny(tmp_path / "run")
     process = runs.command(config)

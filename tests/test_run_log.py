@@ -151,6 +151,7 @@ def test_lines_of_other_shapes_do_not_stop_a_resume(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_resumes_without_gap(tmp_path):
     """A writer that flushes, notes its checkpoint, and is killed; the next continues from the note."""
     program = """
