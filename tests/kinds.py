@@ -105,7 +105,6 @@ def _halved(made: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray
 # Kinds of the table above that a network learns in seconds, because their images are smaller
 SMALL: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "tiny": KINDS["tiny"],
-    "bright": lambda: _halved(_bright()),                     # 14x14x1
     "imbalanced": lambda: _halved(_ones_and_few_others()),    # 16x16x3
 }
 

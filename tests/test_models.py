@@ -161,7 +161,8 @@ def train_two_steps(name: str, gradient: str, hidden: int | None, timesteps: int
         assert np.abs(variable.numpy() - before).max() > 0, variable.path
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg11", "vgg16", "resnet11"))) for name in VARIANTS])
 def test_two_real_training_steps_move_every_weight(name: str) -> None:
     # The smallest legal image and a narrow hidden layer; large weights, so that deep networks fire.
     gradient = "event" if list(VARIANTS).index(name) % 2 else "rate"
