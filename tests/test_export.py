@@ -229,10 +229,14 @@ def test_every_kind_of_run_exports(kind, form, tmp_path):
 @pytest.mark.parametrize("name", tfspike.models.available())
 def test_networks_of_the_paper_export_in_every_format(name, tmp_path):
     size = 32 if name in ("vgg11", "vgg16") else 28
-    run = run_of(tmp_path / "run", (size, size + 1, 2), model=name, hidden=0 if name == "resnet20" else 32, kappa=8.0)
+    kappa = 14.0 if name == "vgg11" else 8.0  # its eleventh layer would be silent
+    run = run_of(tmp_path / "run", (size, size + 1, 2), model=name, hidden=0 if name == "resnet20" else 32, kappa=kappa)
     report = runs.exported(run, FORMATS)
-    assert all(report[form]["silent_layers"] == [] and report[form]["spikes_differing"] == 0
-               for form in FORMATS if form != "keras")
+    for form in set(FORMATS) - {"keras"}:
+        found = report[form]
+        assert found["silent_layers"] == []
+        # another order of summation may decide about a potential that rounding cannot tell from its threshold
+        assert found["spikes_differing"] <= (found["closest_to_threshold"] < 1e-6), found
 
 
 def test_a_twin_is_saved_as_keras_and_nothing_else(tmp_path):
