@@ -58,9 +58,8 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        for name, spec in self._real.items():  # the import system has just written the former name into it
-            if self._home[name] == module.__name__:
-                module.__spec__ = spec
+        if module.__spec__ is not None:  # the import system has just written the former name into it
+            module.__spec__ = self._real.pop(module.__spec__.name)
 
     def get_code(self, name: str) -> CodeType | None:
         """For `python -m`."""

@@ -209,8 +209,9 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
     events = ["current" if kind == "stored" else kind for kind in events]  # what is not added up is like any other
     if isinstance(layer, (*_WEIGHTED, keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D)):
         shape = present[0].shape
-        effective = fan_out(layer, shape)
         dense = fan_out(layer, shape, zero_weights=True)
+        kernel = getattr(layer, "kernel", None)  # counted anew only where a weight is exactly 0: once costs a graph
+        effective = dense if kernel is None or np.all(kernel.numpy()) else fan_out(layer, shape)
         if isinstance(layer, _WEIGHTED):
             kind = "weights"
         else:

@@ -16,6 +16,7 @@ from tfspike.checks import (
     check_threshold,
     is_count,
 )
+from tfspike.config.config import NEURONS
 from tfspike.errors import UserError
 from tfspike.neurons import encoders, surrogates
 from tfspike.neurons.backend import check_image_data_format
@@ -23,7 +24,6 @@ from tfspike.neurons.gradients import GRADIENTS
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Variant
 
-NEURONS = ("lif", "relu")
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
 SHORTCUTS = ("spikes", "currents")

@@ -152,8 +152,8 @@ def _best_of(progress: Progress, source: str, say: workdir.Say) -> checkpoints.C
 def _refuse_other_data(trainer: Trainer, folder: str) -> None:
     """Data that changed between the parts of a run would make it another experiment."""
     before = workdir.run_metadata(folder).get("data")
-    if before and before != trainer.data_record():
-        now = trainer.data_record()
+    now = trainer.data_record()
+    if before and before != now:
         keys = ", ".join(key for key in now if before.get(key) != now[key])
         raise UserError(f"The data are not those that the run in {folder} began with ({keys} differ); restore them, or "
                         "give another --workdir.")
