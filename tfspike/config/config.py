@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tfspike.config import presets as configs
@@ -25,8 +26,8 @@ SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
-SPIKING_ONLY = ("timesteps", "gradient", "encoder", "leak", "threshold", "target_rate", "surrogate",
-                "surrogate_width", "pooling", "spike_penalty")
+SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
+                "surrogate", "surrogate_width", "pooling", "spike_penalty")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -39,6 +40,11 @@ def _at_least(bound: int) -> dict[str, Any]:
 _POSITIVE: dict[str, Any] = {"legal": "a number above 0, from 1e-30 to 1e30", "check": lambda v: 1e-30 <= v <= 1e30}
 _NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0, up to 1e30", "check": lambda v: 0 <= v <= 1e30}
 _SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
+
+
+def pairs(schedule: Sequence[str]) -> list[tuple[int, int]]:
+    """`[(steps, epochs), ...]` of a --timesteps_schedule."""
+    return [(int(steps), int(epochs)) for steps, epochs in (part.split(":") for part in schedule)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,10 @@ class Config:
     neuron: str = setting("lif", "Spiking neurons (lif), or the same network as an ordinary ANN (relu), without time.",
                           group="Network", choices=NEURONS)
     timesteps: int = setting(50, "Length of the window, in steps.", group="Network", **_at_least(1))
+    timesteps_schedule: tuple[str, ...] = setting(
+        (), "Windows of the epochs in order, T:epochs, e.g. 1:16,4:4, as updates over a short window cost less; epochs "
+        "that it leaves have --timesteps.", group="Network", legal="pairs T:epochs of whole numbers from 1 to 99999",
+        check=lambda v: re.fullmatch("[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", v) is not None)
     gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
                             group="Network", choices=("event", "rate"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
@@ -169,6 +179,7 @@ class Config:
         if self.surrogate == "leak_aware" and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             "--surrogate=leak_aware is none; leave it out or give e.g. --surrogate=arctan.")
+        self._validate_schedule()
         if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
             raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
                             "out, or take a residual network.")
@@ -193,6 +204,24 @@ class Config:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
 
+    def _validate_schedule(self) -> None:
+        """Brings the schedule into its one form: without what --timesteps says of the last epochs anyway."""
+        asked, planned = plain(self.timesteps_schedule), pairs(self.timesteps_schedule)
+        if not planned:
+            return
+        if self.dataset in EVENT_DATASETS or self.encoder == "none":
+            raise UserError(f"--timesteps_schedule={asked} needs images, which are coded anew for every window; spike "
+                            "trains come with theirs. Leave it out.")
+        if sum(epochs for _, epochs in planned) > self.epochs:
+            raise UserError(f"--timesteps_schedule={asked} has more than the {self.epochs} of --epochs; give as many.")
+        while planned and planned[-1][0] == self.timesteps:
+            planned.pop()
+        if sum(epochs for _, epochs in planned) == self.epochs:
+            raise UserError(f"--timesteps_schedule={asked} leaves none of --epochs={self.epochs} to the "
+                            f"network's own window, --timesteps={self.timesteps}; end it with "
+                            f"{self.timesteps}:EPOCHS.")
+        object.__setattr__(self, "timesteps_schedule", tuple(f"{steps}:{epochs}" for steps, epochs in planned))
+
     def _validate_relu(self) -> None:
         """Refuses what an ANN cannot have; a setting that it ignores would be believed to have mattered."""
         if self.dataset in EVENT_DATASETS:
@@ -213,6 +242,14 @@ class Config:
     def is_spiking(self) -> bool:
         """Whether its neurons fire, over a window of time steps; else the network is an ordinary ANN."""
         return self.neuron != "relu"
+
+    def timesteps_at(self, epoch: int) -> int:
+        """Steps of the window in an epoch of training, counted from 0."""
+        for steps, epochs in pairs(self.timesteps_schedule):
+            if epoch < epochs:
+                return steps
+            epoch -= epochs
+        return self.timesteps
 
     @property
     def random_input(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tfspike.config import presets as configs
 from tfspike.config import recipes
-from tfspike.config.config import FIELDS, SPIKING_ONLY, Config, RunOptions
+from tfspike.config.config import FIELDS, SPIKING_ONLY, Config, RunOptions, pairs
 from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
 from tfspike.config.identity import default_workdir, digest
 from tfspike.config.settings import shown
@@ -66,6 +66,7 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
         settings.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))
         if settings["optimizer"] == "sgd" and not {"optimizer", "learning_rate"} & asked.keys():
             settings = recipes.with_optimizer(settings, recipes.ANN_OPTIMIZER)
+    planned_epochs = settings["epochs"]
     if method is not None and is_whole(from_file):
         raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
                         "only one of the two.")
@@ -85,6 +86,7 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
         settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
     if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
         settings["lr_milestones"] = ()
+    settings = _scheduled(settings, asked, planned_epochs)
     config = Config(**settings)
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
@@ -95,6 +97,32 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     if config_file is not None and "workdir" not in given:
         config = _at_home(config, config_file)
     return Resolved(config, notes)
+
+
+def _scheduled(settings: dict[str, Any], asked: Mapping[str, Any], planned_epochs: int) -> dict[str, Any]:
+    """The settings with a schedule of windows that fits them.
+
+    One that was asked for says how many epochs there are and which window is the last, where that was not asked for.
+    One of a recipe follows what was: in proportion to the epochs, and without windows that are no shorter.
+
+    Args:
+      settings: all of them.
+      asked: those that were asked for.
+      planned_epochs: of the recipe.
+    """
+    schedule = pairs(settings["timesteps_schedule"])
+    if not schedule:
+        return settings
+    if "timesteps_schedule" in asked:
+        total, last = sum(epochs for _, epochs in schedule), schedule[-1][0]
+        if "timesteps" not in asked and asked.get("epochs", total) == total:
+            settings = {**settings, "timesteps": last}
+        return {**settings, "epochs": total} if "epochs" not in asked and settings["timesteps"] == last else settings
+    share = settings["epochs"] / planned_epochs
+    scaled = [(steps, round(epochs * share)) for steps, epochs in schedule if steps < settings["timesteps"]]
+    fits = settings["encoder"] != "none" and sum(epochs for _, epochs in scaled) < settings["epochs"]
+    return {**settings, "timesteps_schedule": tuple(f"{steps}:{epochs}" for steps, epochs in scaled if epochs)
+            if fits else ()}
 
 
 def _recipe_notes(names: Mapping[str, Any], method: str | None) -> list[str]:

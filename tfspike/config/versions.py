@@ -26,6 +26,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "norm": Added("none"),
     "pooling": Added("neuron"),
     "shortcut": Added("spikes"),
+    "timesteps_schedule": Added(()),
     "loss": Added("squared"),
     "label_smoothing": Added(0.0),
     "lr_schedule": Added("milestones"),

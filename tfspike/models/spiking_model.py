@@ -162,6 +162,27 @@ class SpikingModel(keras.Model):
         self._required_plan()
         return self._observe_layers(inputs, training, seed)[0]
 
+    def with_timesteps(self, timesteps: int) -> SpikingModel:
+        """The same network, of the same layers, weights and counters, over a window of `timesteps` steps: training one
+        trains both. Only the encoder is another.
+
+        Raises:
+          UserError: the model takes spike trains, which have a length of their own.
+        """
+        plan = self._required_plan()
+        if isinstance(plan.encoder.layer, SpikeInput):
+            raise UserError(f"{self.name} takes spike trains of {self.timesteps} steps, whose length is given: build "
+                            "the network for trains of another length.")
+        encoder = plans.copy_of(plan.encoder.layer, timesteps=check_count("timesteps", timesteps))
+        encoder.count_with(plan.encoder.layer)
+        as_built = plans.as_keras(None)
+        train = encoder(plan.into_encoder(self.inputs[0], as_built))
+        current = plan.run_window(train, as_built)[plan.readout.source]
+        outputs = plan.behind_readout(plan.readout.layer(current), as_built)
+        other = type(self)(self.input, self._as_declared(outputs), name=self.name)
+        other.configure_engine(self._chunk, self._kernel)
+        return other
+
     def _observe(self, engine: Engine | None, inputs: Any, training: bool | None, seed: Any,
                  counted: bool) -> tuple[Any, dict[str, tf.Tensor]]:
         if engine is not None and training and not engine.can_train:

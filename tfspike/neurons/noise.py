@@ -66,6 +66,10 @@ class NoisyLayer(keras.layers.Layer):
         self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False,
                                     autocast=False, aggregation="only_first_replica")
 
+    def count_with(self, other: NoisyLayer) -> None:
+        """Counts training calls in the weight of `other`: the two are one layer in two networks."""
+        self.step = other.step
+
     def training_key(self) -> tf.Tensor:
         """The key of this training call on this replica; advances `step`."""
         step = tf.convert_to_tensor(self.step.value)

@@ -75,16 +75,17 @@ def _require_writable(path: str) -> None:
 
 
 def _two_steps(trainer: Trainer, say: workdir.Say) -> dict[str, float]:
-    """Returns the mean firing rate of every layer."""
+    """The first step, and one with the network's own window; returns the mean firing rate of every layer."""
     watch, length = diagnosis.Watch(trainer.model, trainer.config), trainer.progress.steps_per_epoch
     batches = iter(distribution.distribute(trainer.strategy, trainer.stream.dataset(), trainer.worker))
     for step in (1, 2):
+        train_step = trainer.train_step if step == 1 else trainer.windows.at(trainer.config.epochs - 1).train_step
         began = time.monotonic()
         trainer.optimizer.learning_rate = rate = learning_rate(trainer.config, step - 1, length)
-        numbers = trainer.train_step.numbers(trainer.train_step(*next(batches)))
+        numbers = train_step.numbers(train_step(*next(batches)))
         took = time.monotonic() - began
         say(f"step {step}: loss {numbers['loss']:.4f}, {trainer.config.batch_size} images in {took:.1f} s"
-            f"{' (with compilation)' if step == 1 else ''}")
+            f"{' (with compilation)' if step == 1 or train_step is not trainer.train_step else ''}")
         for warning in watch.update(step, {**numbers, "learning_rate": rate}):
             say(f"Warning: {warning}")
     trainer.progress.step = 2

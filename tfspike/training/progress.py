@@ -74,11 +74,17 @@ class Progress:
         return self.config.epochs * self.steps_per_epoch
 
     def note_validation(self, accuracy: float) -> bool:
-        """Takes note of the validation at the end of an epoch; whether it is the best so far."""
-        if self.best is not None and accuracy <= self.best["val_accuracy"]:
+        """Takes note of the validation at the end of an epoch; whether it is the best so far. Windows of another length
+        are another network: what was best over a shorter one says nothing of this one."""
+        if (self.best is not None and accuracy <= self.best["val_accuracy"]
+                and self._window(self.best["step"]) == self._window(self.step)):
             return False
         self.best = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "val_accuracy": accuracy}
         return True
+
+    def _window(self, step: float) -> int:
+        """Steps of the window that training step `step`, counted from 1, was taken with."""
+        return self.config.timesteps_at((int(step) - 1) // self.steps_per_epoch)
 
     def save(self, best: bool = False, spare: str | None = None) -> str:
         """Writes a checkpoint of this moment; only of finite weights.

@@ -30,7 +30,7 @@ from tfspike.training.pace import Pace, Speed, clock
 from tfspike.training.profiling import Profile
 from tfspike.training.progress import Progress, Sums
 from tfspike.training.signals import Signals, Stopped
-from tfspike.training.step import TrainStep
+from tfspike.training.windows import Windows
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _DESCRIBED = 32  # first images of training and validation that pictures and energy are made of
@@ -62,14 +62,22 @@ class Trainer:
             self.model = run_loading.build_model(config, self.info)
             self.optimizer = make_optimizer(config)
             self.optimizer.build(self.model.trainable_variables)
-        self.train_step = TrainStep(self.model, self.optimizer, strategy, config)
-        self.evaluator = Evaluator(self.model, self.data.images, self.data.labels, self.info, config.batch_size,
-                                   self.val_index, strategy, worker, config.loss) if len(self.val_index) else None
-        self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, self.evaluator is not None)
+        self.windows = Windows(config, self.model, self.optimizer, strategy,
+                               self._evaluator if len(self.val_index) else None)
+        self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, len(self.val_index) > 0)
+        self._open_window()
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
                                                  for part in (self.train_index, self.val_index)))
         self._rate: float | None = None  # what the optimiser was told last
         self._lock: Any = None
+
+    def _evaluator(self, model: Any) -> Evaluator:
+        return Evaluator(model, self.data.images, self.data.labels, self.info, self.config.batch_size, self.val_index,
+                         self.strategy, self.worker, self.config.loss)
+
+    def _open_window(self) -> None:
+        """Takes the window of the epoch that the next step is in."""
+        self.train_step, self.evaluator = self.windows.at(self.progress.step // self.progress.steps_per_epoch)
 
     def most_frequent(self) -> float:
         """Share of the most frequent class among the validation records: the accuracy of who looks at no image."""
@@ -108,6 +116,9 @@ class Trainer:
         self.watch.last_checkpoint = at.last_saved
         if at.step >= at.last_step:
             return
+        if schedule := self.windows.said():
+            self.say(schedule)
+        self._open_window()
         batches = iter(distribution.distribute(self.strategy, self.stream.dataset(at.step), self.worker))
         self.speed = Speed(at.step)
         wanted = self.config.profile and self.worker.is_chief
@@ -119,6 +130,8 @@ class Trainer:
         pending: list[tuple[int, tf.Tensor]] = []
         pace = Pace(at.last_step, config.epochs)
         while at.step < at.last_step:
+            if at.step % at.steps_per_epoch == 0:
+                self._open_window()
             self._set_learning_rate()
             images, labels = next(batches)
             profile.before(at.step)
