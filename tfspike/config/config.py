@@ -18,7 +18,7 @@ from tfspike.config import recipes
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
-from tfspike.variants import VARIANTS
+from tfspike.variants import SHORTCUTS, VARIANTS
 
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
 EVENT_DATASETS, EXTRA_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA
@@ -85,7 +85,7 @@ class Config:
     pooling: str = setting("neuron", "What follows an average pooling: neurons, or nothing (average), for windows of "
                            "few steps.", group="Network", choices=("neuron", "average"))
     shortcut: str = setting("spikes", "What passes the neurons of a residual block: the spikes in front of it, or "
-                            "currents, with which many layers learn.", group="Network", choices=("spikes", "currents"))
+                            "currents, with which many layers learn.", group="Network", choices=SHORTCUTS)
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
     leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "

@@ -100,9 +100,9 @@ def _stack(x: Any, stages: tuple[Stage, ...], builder: blocks.Builder) -> Any:
         if isinstance(stage, Conv):
             member += 1
             name = f"conv{group}_{member}"
-            x = blocks.norm(blocks.conv(x, builder, stage.filters, stage.kernel, 1, name), builder, name)
             fires = not (currents and isinstance(behind, Block))
-            x = blocks.lif(x, builder, name) if fires else x
+            x = (blocks.conv_lif(x, builder, stage.filters, stage.kernel, name) if fires else
+                 blocks.conv_norm(x, builder, stage.filters, stage.kernel, 1, name))
         elif isinstance(stage, Pool):
             x = blocks.pool(x, builder, f"pool{group}")
             group, member = group + 1, 0

@@ -22,11 +22,10 @@ from tfspike.neurons import encoders, surrogates
 from tfspike.neurons.backend import check_image_data_format
 from tfspike.neurons.gradients import GRADIENTS
 from tfspike.neurons.surrogates import LEAK_AWARE
-from tfspike.variants import VARIANTS, Variant
+from tfspike.variants import SHORTCUTS, VARIANTS, Variant
 
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
-SHORTCUTS = ("spikes", "currents")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
