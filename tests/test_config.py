@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tfspike import config
 from tfspike.config import FIELDS, Config, RunOptions, recipes, resolve, versions
 from tfspike.config import presets as configs
+from tfspike.config.methods import METHODS
 from tfspike.config.settings import normalise, shown
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
@@ -177,7 +178,7 @@ def test_every_recipe_is_legal_and_every_network_has_the_papers():
     assert set(recipes.LEE) == set(VARIANTS)
     for model in VARIANTS:
         for dataset in (*config.DATASETS, "beans"):
-            for method in (None, *recipes.METHODS):
+            for method in (None, *METHODS):
                 for optimizer in (None, "sgd", "adam", "adamw"):
                     settings = recipes.with_optimizer(recipes.recipe(model, dataset, method), optimizer)
                     Config(**{"model": model, "dataset": dataset, **settings})

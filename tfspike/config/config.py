@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tfspike.config import methods
 from tfspike.config import presets as configs
-from tfspike.config import recipes
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
@@ -298,8 +298,9 @@ class RunOptions:
 
     preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
                                  group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
-    method: str | None = setting(None, "Settings of a training method in place of the recipe that works best in "
-                                 "hours: lee is the paper's.", group="This command", choices=recipes.METHODS)
+    method: str | None = setting(None, "A training method of the field, for what it is made of, in place of the recipe "
+                                 f"that works best in hours: {methods.listing()}.", group="This command",
+                                 choices=methods.METHODS)
     config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
                                  group="This command", legal="a JSON file", path=True)
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "

@@ -7,7 +7,7 @@ Three kinds, and `recipe` says which one a pair of network and data set gets:
   every network (tests/test_matrix.py): currents normalised over time and batch (tdBN) make it indifferent to the scale
   of pixels and weights, a surrogate of the membrane potential lets silent neurons learn, AdamW is indifferent to the
   scale of gradients, and constant currents as input make do with four steps.
-* `LEE`: the paper's own, for `--method=lee`.
+* `LEE`: the paper's own, for `--method=lee`; what other methods are made of stands in `tfspike.config.methods`.
 
 Source of the latter: Lee et al. 2020, Table 1 and the authors' public code. They state learning rates for the loss
 summed over the batch; here the loss is averaged over it. With a batch of B the same updates need
@@ -33,11 +33,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tfspike.config.methods import OF_THE_PAPER, fixed
+
 Settings = Mapping[str, Any]
-
-METHODS = ("lee",)
-"""Training methods whose settings `recipe` has for every network and data set."""
-
 
 def _sgd(batch_size: int, batch_sum_lr: float, **others: Any) -> dict[str, Any]:
     """The paper's optimiser, converted from the batch-sum to the batch-mean loss."""
@@ -112,11 +110,16 @@ def recipe(model: str, dataset: str, method: str | None = None) -> dict[str, Any
     Args:
       model: name of a network.
       dataset: canonical name of a data set.
-      method: "lee" for the paper's settings; None for those that are known to work best in hours.
+      method: a key of `methods.METHODS`; None for the settings that are known to work best in hours.
     """
     asked_for = DATASETS.get(dataset, {})
-    row = LEE.get(model) if method == "lee" else RECIPES.get((model, dataset))
-    return {**ROBUST, **NETWORKS.get(model, {}), **asked_for} if row is None else {**asked_for, **row}
+    if method is not None and method in OF_THE_PAPER:
+        return {**asked_for, **LEE[model], **fixed(method, dataset)}
+    row = RECIPES.get((model, dataset))
+    if method is not None and row is not None and row["optimizer"] == "sgd":
+        row = None  # its learning rate belongs to the paper's slope
+    found = {**ROBUST, **NETWORKS.get(model, {}), **asked_for} if row is None else {**asked_for, **row}
+    return found if method is None else {**found, **fixed(method, dataset)}
 
 
 def is_measured(model: str, dataset: str) -> bool:

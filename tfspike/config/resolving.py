@@ -16,7 +16,8 @@ from tfspike.config import recipes
 from tfspike.config.config import FIELDS, SPIKING_ONLY, Config, RunOptions, pairs
 from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
 from tfspike.config.identity import default_workdir, digest
-from tfspike.config.settings import shown
+from tfspike.config.methods import fixed
+from tfspike.config.settings import plain, shown
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 
@@ -37,7 +38,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
       preset: a key of `configs.EXPERIMENTS`.
       config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
         that was moved to since.
-      method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
+      method: a key of `methods.METHODS`, whose settings stand in for the recipe; None for the recipe.
 
     Returns:
       A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
@@ -70,6 +71,8 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     if method is not None and is_whole(from_file):
         raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
                         "only one of the two.")
+    if method is not None:
+        _refuse_contradictions(method, names, asked)
     notes = _recipe_notes(names, method) if preset is None and not is_whole(from_file) else []
     for source in (from_file, given):  # a learning rate belongs to the optimiser and batch size it was given with
         if source.get("optimizer") not in (None, settings["optimizer"]):
@@ -99,6 +102,14 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     if config_file is not None and "workdir" not in given:
         config = _at_home(config, config_file)
     return Resolved(config, notes)
+
+
+def _refuse_contradictions(method: str, names: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """A flag that takes from a method what it is made of would leave its name on something else."""
+    for name, value in fixed(method, names["dataset"]).items():
+        if name in asked and asked[name] != value:
+            raise UserError(f"--method={method} is --{name}={plain(value)} (see tfspike.config.methods); received "
+                            f"--{name}={plain(asked[name])}. Leave one of the two out.")
 
 
 def _scheduled(settings: dict[str, Any], asked: Mapping[str, Any], planned_epochs: int) -> dict[str, Any]:
