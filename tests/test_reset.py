@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import runs
+import tfspike
 from tfspike import datasets, models
 from tfspike.config import Config, resolve
 from tfspike.engine import kernels
@@ -175,6 +176,65 @@ def test_a_window_that_continues_another_counts_its_own_steps() -> None:
     assert np.abs(grads[0]).max() > 0.1
 
 
+# ---- tandem learning ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tandem", "tandem_clipped"])
+def test_the_slope_of_tandem_is_that_of_a_relu_of_the_mean_current(name: str) -> None:
+    neuron = Neuron.lif(1.0, 0.5, name, reset="subtract")
+    currents, _, g = scene()
+    currents = currents - 0.25 + np.random.default_rng(1).integers(-1, 2, (1, B, N)) * np.float32(0.5)
+    drive = currents.mean(0)
+    slope = (drive > 0) & ((drive < 0.5) | (name == "tandem"))
+    assert 0.2 < slope.mean() < 0.8 and ((drive > 0) & (drive >= 0.5)).any()
+    spikes, state, delta = through(neuron, "rate", currents, np.zeros((B, N), "f"), g)
+    np.testing.assert_allclose(delta, np.broadcast_to(slope * 2.0 * g.mean(0), g.shape), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(0.5 * spikes.sum(0) + state.membrane, currents.sum(0), atol=1e-4)
+    parts, inside = gradients.initial_state((B, N), neuron), []
+    for start in range(0, T, 8):
+        for kernel in ("xla", "plain"):
+            fired = kernels.fire(tf.constant(currents[start:start + 8]), parts, neuron, "rate", kernel)
+            inside.append(fired.state.trace.numpy())
+        np.testing.assert_allclose(*inside[-2:], rtol=1e-5, atol=1e-5)
+        parts = fired.state
+    np.testing.assert_allclose(parts.trace, currents.sum(0), atol=1e-4)
+
+
+def test_a_tandem_network_has_the_gradient_of_its_relu_twin_on_the_spikes_rates() -> None:
+    """Three dense layers by hand: forward counts by simulation, backward W^T (delta 1[d > 0])."""
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(0, 0.5, shape).astype("f") for shape in ((6, 8), (8, 8), (8, 3))]
+    x = keras.Input((6,))
+    y = tfspike.DirectEncoder(8)(x)
+    for _ in range(2):
+        y = tfspike.OverTime(keras.layers.Dense(8, use_bias=False))(y)
+        y = LIF(1.0, 1.0, "rate", "tandem", reset="subtract")(y)
+    y = tfspike.Readout(1.0)(tfspike.OverTime(keras.layers.Dense(3, use_bias=False))(y))
+    model = tfspike.SpikingModel(x, y)
+    for weight, value in zip(model.trainable_variables, weights):
+        weight.assign(value)
+    images = rng.normal(size=(5, 6)).astype("f")
+    with tf.GradientTape() as tape:
+        output = model(images, training=True)
+        loss = tf.reduce_sum(tf.square(output - 1.0))
+    found = [grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)]
+    r, drives, rates = images.astype("f8"), [], [images.astype("f8")]
+    train = np.repeat(r[None], 8, axis=0)
+    for w in weights[:2]:
+        currents = train @ w.astype("f8")
+        train = forward(Neuron.lif(1.0, 1.0, reset="subtract"), currents, np.zeros_like(currents[0]))[1]
+        drives.append(currents.mean(0))
+        rates.append(train.mean(0))
+    delta = 2 * ((train @ weights[2].astype("f8")).mean(0) - 1)
+    wanted = [rates[2].T @ delta]
+    for i in (1, 0):
+        delta = (delta @ weights[i + 1].T.astype("f8")) * (drives[i] > 0)
+        wanted.insert(0, rates[i].T @ delta)
+    assert all(0.05 < rate.mean() < 0.9 for rate in rates[1:])
+    for a, b in zip(found, wanted):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 # ---- networks ------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +307,8 @@ def test_formats_that_have_them_not_refuse(untrained: str) -> None:
     ({"reset": "subtract"}, "take gradient='rate' or a surrogate"), ({"reset": "soft"}, "'zero', 'subtract'"),
     ({"gradient": "rate", "credit": "time"}, "of gradient='rate' with a surrogate"),
     ({"surrogate": "arctan", "credit": "time"}, "of gradient='rate' with a surrogate"),
-    ({"start": 1.0}, "start.*Received: start=1.0")])
+    ({"start": 1.0}, "start.*Received: start=1.0"), ({"surrogate": "tandem"}, "slope of a whole window"),
+    ({"surrogate": "tandem", "gradient": "rate"}, "lose nothing")])
 def test_layers_networks_and_neurons_refuse(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
         LIF(**options)
@@ -263,7 +324,7 @@ def test_layers_networks_and_neurons_refuse(options: dict[str, Any], part: str) 
     ({"reset": "subtract", "gradient": "event"}, "--reset=subtract give --gradient=rate"),
     ({"credit": "time"}, "--credit=time is of --gradient=rate with a surrogate"),
     ({"credit": "time", "gradient": "event", "surrogate": "arctan"}, "received --gradient=event"),
-    ({"start": 1.0}, "--start takes"), ({"neuron": "relu", "reset": "subtract"}, "--reset=subtract is for spiking")])
+    ({"surrogate": "tandem"}, "or --method=tandem"), ({"start": 1.0}, "--start takes"), ({"neuron": "relu", "reset": "subtract"}, "--reset=subtract is for spiking")])
 def test_flags_refuse(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
         Config(**options)

@@ -22,7 +22,8 @@ from tfspike.variants import SHORTCUTS, VARIANTS
 
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
 EVENT_DATASETS, EXTRA_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA
-SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
+SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
+WITHOUT_WIDTH = ("leak_aware", "tandem", "tandem_clipped")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
@@ -77,9 +78,10 @@ class Config:
     gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
                             group="Network", choices=("event", "rate"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
-                             "or a function of the membrane potential.", group="Network", choices=SURROGATES)
-    surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope has no width.", group="Network",
-                                     **_POSITIVE)
+                             "a function of the membrane potential, or a ReLU's (tandem).", group="Network",
+                             choices=SURROGATES)
+    surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope and tandem have no width.",
+                                     group="Network", **_POSITIVE)
     credit: str = setting("mean", "How the gradient rate takes a surrogate: its mean over the window, or with what a "
                           "lasting drive does to the membrane in time.", group="Network", choices=("mean", "time"))
     norm: str = setting("none", "Normalisation of currents over time and batch (tdbn), which deep networks need.",
@@ -181,14 +183,19 @@ class Config:
         if self.lr_schedule == "cosine" and self.lr_milestones:
             raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
                             f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
-        if self.surrogate == "leak_aware" and self.surrogate_width != 1.0:
+        if self.surrogate in WITHOUT_WIDTH and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
-                            "--surrogate=leak_aware is none; leave it out or give e.g. --surrogate=arctan.")
+                            f"--surrogate={self.surrogate} is none; leave it out or give e.g. --surrogate=arctan.")
+        if self.surrogate.startswith("tandem") and (self.gradient, self.leak, self.reset, self.start, self.pooling) != (
+                "rate", 1.0, "subtract", 0.0, "average"):
+            raise UserError(f"--surrogate={self.surrogate} is of neurons that lose nothing, under one gradient: give "
+                            "--gradient=rate --leak=1 --reset=subtract --start=0 --pooling=average with it, or "
+                            "--method=tandem.")
         if self.reset == "subtract" and self.gradient == "event" and self.surrogate == "leak_aware":
             raise UserError("--gradient=event with the leak-aware slope credits an input to the next spike, and the "
                             "reset to 0 ends its credit; with --reset=subtract give --gradient=rate or e.g. "
                             "--surrogate=arctan.")
-        if self.credit == "time" and (self.gradient == "event" or self.surrogate == "leak_aware"):
+        if self.credit == "time" and (self.gradient == "event" or self.surrogate in WITHOUT_WIDTH):
             raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
                             f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
                             "--surrogate=arctan.")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tfspike.config import presets as configs
 from tfspike.config import recipes
-from tfspike.config.config import FIELDS, SPIKING_ONLY, Config, RunOptions, pairs
+from tfspike.config.config import FIELDS, SPIKING_ONLY, WITHOUT_WIDTH, Config, RunOptions, pairs
 from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
 from tfspike.config.identity import default_workdir, digest
 from tfspike.config.methods import fixed
@@ -82,7 +82,7 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
             notes += _batch_notes(settings, scaled)
             settings = scaled
         settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"
+    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("gradient") == "event"
                                            or asked.get("credit") == "time"):
         # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
         # (docs/depth.md)

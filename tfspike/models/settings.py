@@ -18,7 +18,7 @@ from tfspike.checks import (
 )
 from tfspike.config.config import NEURONS
 from tfspike.errors import UserError
-from tfspike.neurons import encoders
+from tfspike.neurons import encoders, slopes
 from tfspike.neurons.backend import check_image_data_format
 from tfspike.neurons.gradients import check_options
 from tfspike.neurons.surrogates import LEAK_AWARE
@@ -73,9 +73,13 @@ class LayerSettings:
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("shortcut", self.shortcut, SHORTCUTS)
-        if self.surrogate == LEAK_AWARE and self.surrogate_width != 1.0:
-            raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or "
-                            f"choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
+        kind = slopes.kind_of(self.surrogate)
+        if not kind.has_width and self.surrogate_width != 1.0:
+            raise UserError(f"`surrogate_width` stretches a surrogate, and {self.surrogate!r} is none: leave it out, "
+                            f"or choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
+        if kind is slopes.Tandem and self.pooling != "average":
+            raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing, and pooling neurons reset "
+                            f"to 0: take pooling='average'. Received: pooling={self.pooling!r}.")
         _settle(self, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
                 surrogate_width=check_positive("surrogate_width", self.surrogate_width),
                 start=check_fraction("start", self.start),

@@ -82,11 +82,13 @@ def check_options(gradient: str, surrogate: str, reset: str, credit: str) -> Non
     check_choice("surrogate", surrogate, surrogates.names())
     check_choice("reset", reset, RESETS)
     check_choice("credit", credit, CREDITS)
-    from_spikes = slopes.kind_of(surrogate).needs_spikes
-    if reset == "subtract" and gradient == "event" and from_spikes:
+    kind = slopes.kind_of(surrogate)
+    if reset == "subtract" and gradient == "event" and kind.needs_spikes:
         raise UserError("The leak-aware gradient 'event' credits an input to the next spike, and the reset to 0 ends "
                         "its credit: with reset='subtract' take gradient='rate' or a surrogate.")
-    if credit == "time" and (gradient == "event" or from_spikes):
+    if gradient == "event" and kind is slopes.Tandem:
+        raise UserError(f"surrogate={surrogate!r} is the slope of a whole window: take gradient='rate'.")
+    if credit == "time" and (gradient == "event" or not kind.has_width):
         raise UserError("credit='time' is of gradient='rate' with a surrogate. "
                         f"Received: gradient={gradient!r}, surrogate={surrogate!r}.")
 
@@ -137,6 +139,11 @@ class Neuron(NamedTuple):
         check_positive("width", self.width)
         check_fraction("start", self.start)
         check_options(gradient, self.surrogate, self.reset, self.credit)
+        loses = (self.leak, self.reset, self.start) != (1, "subtract", 0)
+        if loses and slopes.kind_of(self.surrogate) is slopes.Tandem:
+            raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing: leak=1, reset='subtract', "
+                            "start=0, and pooling='average' in place of pooling neurons. Received: "
+                            f"leak={self.leak:g}, reset={self.reset!r}, start={self.start:g}.")
         return self
 
 

@@ -70,7 +70,8 @@ class SpikingLayer(TimeMajor):
     Args:
       gradient: "event" or "rate" (`tfspike.gradients`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
-        "triangular", "arctan", "sigmoid", or one of your own (`tfspike.surrogates.register`).
+        "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped", or one of your own
+        (`tfspike.surrogates.register`).
       surrogate_width: stretches the surrogate; above 0.
       credit: how "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does in "time".
       activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
@@ -157,10 +158,10 @@ class LIF(SpikingLayer):
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
                  start: float = 0.0, **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
-        gradients.check_options(gradient, surrogate, reset, credit)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
         self.reset, self.start = reset, check_fraction("start", start)
+        self.neuron.checked(gradient)
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -189,6 +190,7 @@ class PoolingIF(SpikingLayer):
                  surrogate_width: float = 1.0, credit: str = "mean", **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.threshold = check_threshold(threshold)
+        self.neuron.checked(gradient)
 
     @property
     def neuron(self) -> gradients.Neuron:

@@ -1,4 +1,5 @@
-"""What stands for the derivative of a spike, over a window: the slope of Lee et al. 2020, or a surrogate derivative.
+"""What stands for the derivative of a spike, over a window: the slope of Lee et al. 2020, a surrogate derivative, or a
+ReLU's.
 
 Both gradients of `tfspike.gradients` ask the same four things, and everything that they answer differently stands here:
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import tensorflow as tf
 
 from tfspike.neurons import surrogates
-from tfspike.neurons.surrogates import LEAK_AWARE
+from tfspike.neurons.surrogates import LEAK_AWARE, TANDEM
 
 if TYPE_CHECKING:
     from tfspike.neurons.gradients import Neuron
@@ -35,6 +36,7 @@ class SlopeRule:
       needs_potential: whether it looks at the membrane potential u of every step. If so, "rate" takes the trace from
         potentials, not from spikes, and "event" must know the surrogate derivative of every step.
       needs_spikes: whether a neuron that never fired gets no gradient.
+      has_width: whether a width stretches it.
     """
 
     leak: float
@@ -43,6 +45,7 @@ class SlopeRule:
 
     needs_potential: ClassVar[bool]
     needs_spikes: ClassVar[bool]
+    has_width: ClassVar[bool]
 
     def new_trace(self, zeros: tf.Tensor) -> tf.Tensor:
         """The trace before the first step of a neuron, from zeros `[B, ...]`."""
@@ -85,7 +88,7 @@ class LeakAware(SlopeRule):
     The trace is F, the sum of leak^(T-t) s_t. Below a leak of 1/e the slope can turn negative.
     """
 
-    needs_potential, needs_spikes = False, True
+    needs_potential, needs_spikes, has_width = False, True, False
 
     def opened(self, trace: tf.Tensor) -> tf.Tensor:
         """As it is: a window that continues another continues its slope."""
@@ -120,7 +123,7 @@ class Surrogate(SlopeRule):
     width: float
     reset: str
 
-    needs_potential, needs_spikes = True, False
+    needs_potential, needs_spikes, has_width = True, False, True
 
     def opened(self, trace: tf.Tensor) -> tf.Tensor:
         """Empty: the slope of a window is of its own steps."""
@@ -176,14 +179,44 @@ class SurrogateInTime(Surrogate):
         return super().slope(count, trace[0], steps)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tandem(SlopeRule):
+    """The slope of a ReLU of the mean current, as if an ANN of the same weights stood beside the network (tandem
+    learning, Wu et al. 2021): gain where the sum of currents is above 0, clipped only if also below T thresholds.
+
+    For neurons that lose nothing (no leak, a reset by subtraction, a start at 0), whose currents add up to what is left
+    and what was fired, v_T + threshold N. The trace is that sum.
+    """
+
+    clipped: bool
+
+    needs_potential, needs_spikes, has_width = True, False, False
+
+    def opened(self, trace: tf.Tensor) -> tf.Tensor:
+        """As it is: potential and count go on from the window before."""
+        return trace
+
+    def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+              fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return count + tf.cast(fired, tf.float32), u + self.threshold * count
+
+    def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
+        passes = trace > 0.0
+        if self.clipped:
+            passes &= trace < self.threshold * tf.cast(steps, tf.float32)
+        return self.gain * tf.cast(passes, tf.float32)
+
+
 def kind_of(surrogate: str) -> type[SlopeRule]:
     """The rule that a `surrogate` names: the one place where that text is compared."""
-    return LeakAware if surrogate == LEAK_AWARE else Surrogate
+    return LeakAware if surrogate == LEAK_AWARE else Tandem if surrogate in TANDEM else Surrogate
 
 
 def rule(neuron: Neuron) -> SlopeRule:
     """The rule of a neuron."""
     if kind_of(neuron.surrogate) is LeakAware:
         return LeakAware(neuron.leak, neuron.threshold, neuron.gain)
+    if kind_of(neuron.surrogate) is Tandem:
+        return Tandem(neuron.leak, neuron.threshold, neuron.gain, clipped=neuron.surrogate == TANDEM[1])
     kind = SurrogateInTime if neuron.credit == "time" else Surrogate
     return kind(neuron.leak, neuron.threshold, neuron.gain, neuron.surrogate, neuron.width, neuron.reset)
