@@ -3,7 +3,8 @@ gradient, numbers not finite).
 
     model.fit(images, labels, callbacks=[tfspike.FiringRates(), tfspike.Diagnosis()])
 
-In a `Diagnosis`, the states and their patience are those of train.py (`tfspike.diagnosis.Watch`); the remedies are in terms of Python.
+In a `Diagnosis`, the states and their patience are those of train.py (`tfspike.diagnosis.Watch`); the remedies are in
+terms of Python.
 """
 
 from __future__ import annotations
@@ -176,15 +177,15 @@ class Diagnosis(keras.callbacks.Callback):
 
 
 class FiringRates(keras.callbacks.Callback):
-    """Adds the firing rate of every spiking layer to what `fit` logs after each epoch: `rate/<layer>`, spikes per neuron
-    and step, mean over the epoch's batches.
+    """Adds the firing rate of every spiking layer to what `fit` logs after each epoch: `rate/<layer>`, spikes per
+    neuron and step, mean over the epoch's batches.
 
         history = model.fit(images, labels, callbacks=[tfspike.FiringRates()]).history
         history["rate/lif"]
 
-    Rates are those of the training steps themselves, and cost a read of one small variable per batch. Put it in front of
-    callbacks that write logs, such as `CSVLogger` and `TensorBoard`. A model that counts no spikes (`ReluModel`, or any
-    under a distribution strategy) logs none.
+    Rates are those of the training steps themselves, and cost a read of one small variable per batch. Put it in front
+    of callbacks that write logs, such as `CSVLogger` and `TensorBoard`. A model that counts no spikes (`ReluModel`, or
+    any under a distribution strategy) logs none.
     """
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
