@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import fnmatch
 import importlib.metadata
 import os
 import subprocess
@@ -65,9 +67,25 @@ def test_a_wrong_command_is_one_sentence_and_code_2(argv: list[str], words: str)
     assert code == 2 and said.startswith("Error: ") and words in said and said.count("\n") == 1
 
 
+def setup_cfg() -> configparser.ConfigParser:
+    found = configparser.ConfigParser()
+    found.read(ROOT / "setup.cfg")
+    return found
+
+
 def test_the_wheel_has_the_command() -> None:
-    done = importlib.metadata.EntryPoint("tfspike", "tfspike.__main__:main", "console_scripts")
-    assert "tfspike = tfspike.__main__:main" in (ROOT / "setup.cfg").read_text() and done.load() is program.main
+    script = setup_cfg()["options.entry_points"]["console_scripts"].strip()
+    assert importlib.metadata.EntryPoint(*script.split(" = "), "console_scripts").load() is program.main
+
+
+def test_the_wheel_has_every_file_of_the_package() -> None:
+    """`.ci/run` builds one and compares."""
+    patterns = [pattern.strip() for pattern in setup_cfg()["options.package_data"]["tfspike"].split(",")]
+    paths = [path for path in (ROOT / "tfspike").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    others = [path.relative_to(ROOT / "tfspike").as_posix() for path in paths if path.suffix != ".py"]
+    assert len(others) > 10
+    assert not [path for path in others if not any(fnmatch.fnmatch(path, pattern) for pattern in patterns)]
+    assert not [path for path in paths if path.suffix == ".py" and not (path.parent / "__init__.py").exists()]
 
 
 # ---- the words of the caller ---------------------------------------------------------------------------------------
