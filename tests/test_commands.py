@@ -116,7 +116,7 @@ def test_without_a_checkout_there_are_no_scripts(monkeypatch: pytest.MonkeyPatch
     called(monkeypatch, "notebook.py")
     monkeypatch.chdir(ROOT)
     assert commands.words("train") == ["python", "train.py"]
-    monkeypatch.setattr(commands.files, "PACKAGE", str(tmp_path / "tfspike"))
+    monkeypatch.setattr(commands, "_CHECKOUT", tmp_path)
     assert commands.words("train") == ["python", "-m", "tfspike", "train"]
     assert commands.words("export") == ["python", "-m", "tfspike.export"]
 

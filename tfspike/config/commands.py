@@ -9,8 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-
-from tfspike import files
+from pathlib import Path
 
 COMMANDS = {
     "train": "Train a spiking network, or an ANN to convert, and export it.",
@@ -21,6 +20,7 @@ COMMANDS = {
 }
 """`{name: what it does}`."""
 
+_CHECKOUT = Path(__file__).resolve().parents[2]  # where train.py and eval.py lie, unless the package is installed
 _MODULES = {"export": "tfspike.export", "convert": "tfspike.conversion", "results": "tfspike.results"}
 
 
@@ -42,12 +42,12 @@ def words(name: str) -> list[str]:
         return [*front(), name]
     if name in _MODULES:
         return ["python", "-m", _MODULES[name]]
-    script = os.path.join(os.path.dirname(files.PACKAGE), f"{name}.py")
-    if not os.path.isfile(script):  # installed: the scripts are in the checkout alone
+    script = _CHECKOUT / f"{name}.py"
+    if not script.is_file():
         return ["python", "-m", "tfspike", name]
-    return ["python", f"{name}.py" if os.path.abspath(f"{name}.py") == script else script]
+    return ["python", script.name if Path.cwd() == _CHECKOUT else str(script)]
 
 
 def usage(name: str, arguments: str = "[--flag=value ...]") -> str:
-    """The first line of a command's help, such as "python train.py [--flag=value ...]"."""
-    return f"{shlex.join(words(name))} {arguments}"
+    """A command for the reader of a help text, such as "python train.py [--flag=value ...]", without folders."""
+    return f"{shlex.join(map(os.path.basename, words(name)))} {arguments}"
