@@ -15,7 +15,7 @@ from typing import Any
 
 from tfspike.config import methods
 from tfspike.config import presets as configs
-from tfspike.config.settings import closest, normalise_all, plain, setting, shown
+from tfspike.config.settings import closest, normalise_all, plain, setting, shown, verbose_setting
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
 from tfspike.variants import SHORTCUTS, VARIANTS
@@ -318,6 +318,7 @@ class RunOptions:
     dry_run: bool = setting(False,
                             "Build, show the layers, try two steps and every later stage, and leave nothing behind.",
                             group="This command")
+    verbose: bool = verbose_setting("This command")
 
     def __post_init__(self) -> None:
         normalise_all(self)
