@@ -25,7 +25,7 @@ class ConversionOptions:
     run: str = setting("", "Folder of the ANN's run.", group="What to convert", legal="the folder of a run", path=True)
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to convert",
                               choices=("best", "last"))
-    data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
+    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
                                    group="What to convert", legal="a folder", path=True)
     method: str = setting("data", "How thresholds are balanced: data (Diehl et al. 2015) or spike_norm (Sengupta et "
                           "al. 2019).", group="How", choices=METHODS)
