@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfspike.datasets import image_files
-from tfspike.datasets.sampling import test_part
+from tfspike.datasets.sampling import held_out
 from tfspike.datasets.tfds_source import Split, require_memory
 from tfspike.errors import UserError
 
@@ -155,7 +155,7 @@ def _held_out(every: _Part, root: pathlib.Path, like: Any) -> tuple[_Part, _Part
         raise UserError(f"{root} has {len(every.files)} pictures, and when the network was trained there were "
                         f"{like.num_train + like.num_test}, so that those held out for testing cannot be told from the "
                         "others; restore them, or put pictures to test with into DIR/test/CLASS.")
-    tested = test_part(every.labels)
+    tested = held_out(every.labels)
     if not tested.any():
         raise UserError(f"no class of {root} has two pictures, of which one could be held out for testing; add "
                         "pictures.")

@@ -11,12 +11,13 @@ Nothing in the file is executed: arrays of objects, which NumPy pickles, are ref
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfspike.datasets.sampling import test_part
+from tfspike.datasets.sampling import held_out
 from tfspike.datasets.tfds_source import Split
 from tfspike.errors import UserError
 from tfspike.files import names_in_npz, read_npz
@@ -64,6 +65,8 @@ def _file(path: str | None) -> str:
         raise UserError("--dataset=npz reads arrays of your own; give --data_dir=FILE.npz with x_train and y_train, or "
                         "images and labels.")
     if os.path.isfile(path):
+        if not zipfile.is_zipfile(path):  # NumPy would speak of pickles
+            raise UserError(f"{path} is no .npz file, or a damaged one; {_ADVICE}.")
         return path
     if os.path.isdir(path):
         raise UserError(f"--data_dir={path} is a folder; with --dataset=npz it is the .npz file itself, and pictures "
@@ -155,7 +158,7 @@ def _held_out(every: _Part, numbers: np.ndarray, path: str,
         raise UserError(f"{path} has {len(numbers)} images, and when the network was trained there were "
                         f"{like.num_train + like.num_test}, so that those held out for testing cannot be told from the "
                         "others; restore it, or save the images to test with as x_test and y_test.")
-    tested = test_part(numbers)
+    tested = held_out(numbers)
     which = {"train": ~tested, "test": tested}
     return ({name: _Part(every.images[part], every.labels[part]) for name, part in which.items()},
             {name: numbers[part] for name, part in which.items()})

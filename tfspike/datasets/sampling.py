@@ -64,17 +64,17 @@ def split_record(name: str, val_fraction: float, seed: int, train: np.ndarray, v
             "val_crc32": zlib.crc32(val.astype("<i8").tobytes())}
 
 
-def test_part(labels: np.ndarray) -> np.ndarray:
+def held_out(labels: np.ndarray) -> np.ndarray:
     """Which records are held out for testing, bool [N]: `TEST_SHARE` of each class, to the nearest whole number, and
     one or more of each that has two or more.
 
     It follows from the labels [N] alone and from no run's seed, so that all runs are tested on the same records.
     """
-    held_out = np.zeros(len(labels), bool)
+    chosen = np.zeros(len(labels), bool)
     for label, count in zip(*np.unique(labels, return_counts=True)):
         some = min(max(1, round(TEST_SHARE * count)), count - 1)
-        held_out[np.flatnonzero(labels == label)[_permutation(count, 0, _TEST, int(label))[:some]]] = True
-    return held_out
+        chosen[np.flatnonzero(labels == label)[_permutation(count, 0, _TEST, int(label))[:some]]] = True
+    return chosen
 
 
 def check_seed(seed: int) -> None:
