@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runs
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -109,6 +110,40 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
+def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
+    from PIL import Image
+
+    from tfspike import pretrained, training
+    from tfspike.evaluation import command
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for place, count in (("pictures/cat", 10), ("pictures/dog", 10), ("new_pictures", 2)):
+        Path(place).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.png")
+    ran(ROOT / "docs" / "own_data.md", {})
+    done: list[str] = []
+    for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
+        program, arguments = words[1], words[2:]
+        if program == "train.py":
+            config, options, *_ = flags.parse([*arguments, "--epochs=1", "--steps_per_epoch=2", "--batch_size=4", "--hidden=0",
+                                               "--notensorboard", "--export=none"])
+            assert config.data_dir is not None and Path(config.data_dir).exists()
+            assert training.run(config, options, lambda line: None) == 0
+        elif program == "eval.py":
+            assert command.run(eval_options.parse_eval(arguments), pretrained.load) == 0
+        else:
+            assert words[1:3] == ["-m", "tfspike.export"]
+            reports = runs.exported("runs/pictures", [name for name in ("onnx", "nir") if importlib.util.find_spec(name)])
+            assert all(report["path"] for report in reports.values())
+            program = words[2]
+        done.append(program)
+    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", "train.py", "eval.py"]
+    assert "cat" in Path("runs/pictures/report/index.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
@@ -129,7 +164,7 @@ def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_all_python_of_the_pages_is_run() -> None:
     """A page that gets its first Python gets a test here."""
-    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/models.md", "docs/exports.md"}
+    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/models.md", "docs/exports.md", "docs/own_data.md"}
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
@@ -147,9 +182,9 @@ READERS: dict[str, Callable[[list[str]], Any]] = {
 
 def commands(text: str) -> Iterator[list[str]]:
     """The words of every command in shell blocks, fenced or indented, and in `code` that begins with python."""
-    plain = re.sub(r"^```(?!bash).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    code = re.findall(r"^```bash\n(.*?)^```", plain, re.DOTALL | re.MULTILINE)
-    plain = re.sub(r"^```bash\n.*?^```", "", plain, flags=re.DOTALL | re.MULTILINE)
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    code = [block for language, block in fenced.findall(text) if language == "bash"]
+    plain = fenced.sub("", text)
     code += re.findall(r"(?:(?<=\n\n)|^)((?:    .+\n)+)", plain, re.MULTILINE)
     code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith("python ")]
     for block in code:
