@@ -110,6 +110,21 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
+class Recordings(list):  # type: ignore[type-arg]
+    """Pairs of events and label of a sensor of 64 x 64 pixels, as a data set of tonic."""
+
+    sensor_size = (64, 64, 2)
+
+
+def moving_dot(seed: int) -> np.ndarray:
+    """What a camera sees of a dot that moves to the left (odd seeds) or to the right for a second."""
+    events = np.zeros(640, [("x", "<i2"), ("y", "<i2"), ("p", "?"), ("t", "<i8")])
+    events["t"] = np.arange(640) * 1500
+    events["x"] = (63 - np.arange(640) // 10) if seed % 2 else np.arange(640) // 10
+    events["y"], events["p"] = 8 * (seed // 2) + np.arange(640) % 5, np.arange(640) % 2
+    return events
+
+
 def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
     from PIL import Image
@@ -123,7 +138,9 @@ def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatc
         Path(place).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.png")
-    ran(ROOT / "docs" / "own_data.md", {})
+    with pytest.warns(UserWarning, match="share their pixel"):
+        names = ran(ROOT / "docs" / "own_data.md", {"recordings": Recordings((moving_dot(i), "left" if i % 2 else "right") for i in range(8))})
+    assert names[-1]["model"].output_shape == (None, 2) and names[-1]["train"].images.shape == (8, 10, 32, 32, 2)
     done: list[str] = []
     for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
         program, arguments = words[1], words[2:]
