@@ -18,7 +18,7 @@ from tfspike.config import recipes
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
-from tfspike.variants import VARIANTS
+from tfspike.variants import SHORTCUTS, VARIANTS
 
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
 EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA, catalogue.OWN
@@ -27,7 +27,7 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "pooling", "spike_penalty")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -86,12 +86,14 @@ class Config:
                              "or a function of the membrane potential.", group="Network", choices=SURROGATES)
     surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope has no width.", group="Network",
                                      **_POSITIVE)
+    credit: str = setting("mean", "How the gradient rate takes a surrogate: its mean over the window, or with what a "
+                          "lasting drive does to the membrane in time.", group="Network", choices=("mean", "time"))
     norm: str = setting("none", "Normalisation of currents over time and batch (tdbn), which deep networks need.",
                         group="Network", choices=("none", "tdbn"))
     pooling: str = setting("neuron", "What follows an average pooling: neurons, or nothing (average), for windows of "
                            "few steps.", group="Network", choices=("neuron", "average"))
     shortcut: str = setting("spikes", "What passes the neurons of a residual block: the spikes in front of it, or "
-                            "currents, with which many layers learn.", group="Network", choices=("spikes", "currents"))
+                            "currents, with which many layers learn.", group="Network", choices=SHORTCUTS)
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
     leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "
@@ -99,6 +101,9 @@ class Config:
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
     threshold: float = setting(1.0, "Threshold of the LIF neurons; pooling neurons keep 0.75.", group="Network",
                                **_POSITIVE)
+    reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, or what is above the threshold "
+                         "(subtract).", group="Network", choices=("zero", "subtract"))
+    start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
     hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
                                  "network's own.", group="Network", **_at_least(0))
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
@@ -185,6 +190,14 @@ class Config:
         if self.surrogate == "leak_aware" and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             "--surrogate=leak_aware is none; leave it out or give e.g. --surrogate=arctan.")
+        if self.reset == "subtract" and self.gradient == "event" and self.surrogate == "leak_aware":
+            raise UserError("--gradient=event with the leak-aware slope credits an input to the next spike, and the "
+                            "reset to 0 ends its credit; with --reset=subtract give --gradient=rate or e.g. "
+                            "--surrogate=arctan.")
+        if self.credit == "time" and (self.gradient == "event" or self.surrogate == "leak_aware"):
+            raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
+                            f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
+                            "--surrogate=arctan.")
         self._validate_schedule()
         if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
             raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "

@@ -22,9 +22,9 @@ summed over the batch; here the loss is averaged over it. With a batch of B the 
 
 All of them: SGD without momentum, L2 weight decay 5e-4, learning rate x 0.2 at each milestone, gradient "event".
 The presets `paper_*` are these rows and nothing else; they take days on two cores. `LEE` has them for every network and
-data set, with the default gradient. Networks deeper than the paper's (resnet20, vgg11, vgg16) do not learn this way:
-without normalisation the gradient grows thousands of times from the last layer to the first, and a neuron that never
-fired passes none on (docs/depth.md).
+data set, with the default gradient. Networks deeper than the paper's (resnet18 to 56, vgg11, vgg16) do not learn this
+way: without normalisation the gradient grows thousands of times from the last layer to the first, and a neuron that
+never fired passes none on (docs/depth.md).
 """
 
 from __future__ import annotations
@@ -65,13 +65,17 @@ _RESIDUAL = _sgd(16, 0.0025, timesteps=100, epochs=150, lr_milestones=(70, 100, 
 LEE: dict[str, Settings] = {
     "lenet": _LENET,
     "vgg5": _PLAIN, "vgg7": _PLAIN, "vgg9": _PLAIN, "vgg11": _PLAIN, "vgg16": _PLAIN,
-    "resnet7": _RESIDUAL, "resnet9": _RESIDUAL, "resnet11": _RESIDUAL, "resnet20": _RESIDUAL,
+    "resnet7": _RESIDUAL, "resnet9": _RESIDUAL, "resnet11": _RESIDUAL,
+    "resnet18": _RESIDUAL, "resnet20": _RESIDUAL, "resnet56": _RESIDUAL,
 }
 
 # What a data set asks for; a row of a pair's own stands above it.
 DATASETS: dict[str, Settings] = {
     "nmnist": {"encoder": "none", "timesteps": 10},  # events are spikes already, and tell more in more steps than four
 }
+
+# What a network asks for, on data that it was not measured on: many layers learn where currents pass the neurons.
+NETWORKS: dict[str, Settings] = {name: {"shortcut": "currents"} for name in ("resnet18", "resnet20", "resnet56")}
 
 # Pairs that were measured.
 RECIPES: dict[tuple[str, str], Settings] = {
@@ -112,7 +116,7 @@ def recipe(model: str, dataset: str, method: str | None = None) -> dict[str, Any
     """
     asked_for = DATASETS.get(dataset, {})
     row = LEE.get(model) if method == "lee" else RECIPES.get((model, dataset))
-    return {**ROBUST, **asked_for} if row is None else {**asked_for, **row}
+    return {**ROBUST, **NETWORKS.get(model, {}), **asked_for} if row is None else {**asked_for, **row}
 
 
 def is_measured(model: str, dataset: str) -> bool:

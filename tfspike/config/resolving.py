@@ -79,8 +79,10 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
             notes += _batch_notes(settings, scaled)
             settings = scaled
         settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
-        # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
+    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"
+                                           or asked.get("credit") == "time"):
+        # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
+        # (docs/depth.md)
         settings["surrogate_width"] = defaults["surrogate_width"]
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
         settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has

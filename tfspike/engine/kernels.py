@@ -150,7 +150,7 @@ def _sum(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neu
     """The trace of a neuron with a surrogate after a chunk: the sum of its derivative at every step."""
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        _, trace = neuron.slope_rule.tally(tf.zeros_like(trace), trace, u, fired)
+        _, trace = neuron.slope_rule.tally(tf.zeros_like(membrane), trace, u, fired)
     return trace
 
 
