@@ -64,7 +64,8 @@ class Config:
         check=lambda v: len(v) <= 200 and _TFDS_NAME.fullmatch(v) is not None, aliases=DATASET_ALIASES)
     data_dir: str | None = setting(None, "Folder of the prepared data sets, none for TFDS' own, with download; of your "
                                    "own data the folder with train/CLASS/*.png or CLASS/*.png, or the .npz file.",
-                                   group="What to train", legal="a folder", path=True, experiment=False)
+                                   group="What to train", legal="a folder, or an .npz file", path=True,
+                                   experiment=False)
     image_size: tuple[int, ...] = setting(
         (), "Height and width that pictures of --dataset=folder are scaled to, or one number for both; none means that "
         "they all have one size.", group="What to train", legal="whole numbers from 1 to 4096",

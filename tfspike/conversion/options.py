@@ -26,7 +26,7 @@ class ConversionOptions:
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to convert",
                               choices=("best", "last"))
     data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
-                                   group="What to convert", legal="a folder", path=True)
+                                   group="What to convert", legal="a folder, or an .npz file", path=True)
     method: str = setting("data", "How thresholds are balanced: data (Diehl et al. 2015) or spike_norm (Sengupta et "
                           "al. 2019).", group="How", choices=METHODS)
     percentile: float | None = setting(None, "Which of a layer's positive activations or currents its scale is; none "

@@ -51,7 +51,7 @@ class PackOptions:
     workdir: str = setting("", "Folder of the finished run.", group="What to pack", legal="the folder of a run",
                            path=True)
     data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
-                                   group="What to pack", legal="a folder", path=True)
+                                   group="What to pack", legal="a folder, or an .npz file", path=True)
     name: str | None = setting(None, "Name of the data in the entry's name, <network>_<name>; none means the data "
                                "set's.", group="What to pack", legal="lower-case letters, digits and _",
                                check=lambda v: v.isidentifier() and v.isascii() and v == v.lower())
