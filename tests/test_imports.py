@@ -24,7 +24,7 @@ ROOMS = (("training", "pretrained"), ("export", "conversion", "evaluation"), ("a
          ("errors", "variants", "faces"))
 WITHOUT_TENSORFLOW = ("checks", "config", "config.flags", "config.recipes", "conversion.options", "datasets",
                       "datasets.catalogue", "datasets.events", "datasets.folder_source", "datasets.image_files",
-                      "datasets.npz_source", "datasets.pump", "datasets.sampling", "datasets.streams",
+                      "datasets.npz_source", "datasets.pump", "datasets.recordings", "datasets.sampling", "datasets.streams",
                       "datasets.tfds_source", "errors", "evaluation.options", "export.formats", "export.options",
                       "files", "models", "neurons", "output", "pretrained", "pretrained.cards", "pretrained.files",
                       "runs", "runs.checkpoints", "runs.loading", "runs.results", "runs.standing", "runs.starting",
