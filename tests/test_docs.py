@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runs
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -121,6 +122,63 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
 
 
+class Recordings(list):  # type: ignore[type-arg]
+    """Pairs of events and label of a sensor of 64 x 64 pixels, as a data set of tonic."""
+
+    sensor_size = (64, 64, 2)
+
+
+def moving_dot(seed: int) -> np.ndarray:
+    """What a camera sees of a dot that moves to the left (odd seeds) or to the right for a second."""
+    events = np.zeros(640, [("x", "<i2"), ("y", "<i2"), ("p", "?"), ("t", "<i8")])
+    events["t"] = np.arange(640) * 1500
+    events["x"] = (63 - np.arange(640) // 10) if seed % 2 else np.arange(640) // 10
+    events["y"], events["p"] = 8 * (seed // 2) + np.arange(640) % 5, np.arange(640) % 2
+    return events
+
+
+def test_recordings_of_a_camera_are_trained_on_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recordings = Recordings((moving_dot(i), "left" if i % 2 else "right") for i in range(8))
+    with pytest.warns(UserWarning, match="share their pixel"):
+        names = ran(ROOT / "docs" / "own_data.md", {"recordings": recordings})[-1]
+    assert names["model"].output_shape == (None, 2) and names["train"].images.shape == (8, 10, 32, 32, 2)
+
+
+def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
+    from PIL import Image
+
+    from tfspike import pretrained, training
+    from tfspike.evaluation import command
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for place, count in (("pictures/cat", 10), ("pictures/dog", 10), ("new_pictures", 2)):
+        Path(place).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.png")
+    exec(blocks(ROOT / "docs" / "own_data.md")[0], {})  # writes the file of arrays
+    done: list[str] = []
+    for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
+        program, arguments = words[1], words[2:]
+        if program == "train.py":
+            config, options, *_ = flags.parse([*arguments, "--epochs=1", "--steps_per_epoch=2", "--batch_size=4", "--hidden=0",
+                                               "--notensorboard", "--export=none"])
+            assert config.data_dir is not None and Path(config.data_dir).exists()
+            assert training.run(config, options, lambda line: None) == 0
+        elif program == "eval.py":
+            assert command.run(eval_options.parse_eval(arguments), pretrained.load) == 0
+        else:
+            assert words[1:3] == ["-m", "tfspike.export"]
+            reports = runs.exported("runs/pictures", [name for name in ("onnx", "nir") if importlib.util.find_spec(name)])
+            assert all(report["path"] for report in reports.values())
+            program = words[2]
+        done.append(program)
+    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", "train.py", "eval.py"]
+    assert "cat" in Path("runs/pictures/report/index.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
@@ -141,7 +199,8 @@ def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_all_python_of_the_pages_is_run() -> None:
     """A page that gets its first Python gets a test here."""
-    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/howto.md", "docs/models.md", "docs/exports.md"}
+    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/howto.md", "docs/models.md", "docs/exports.md",
+                                                                 "docs/own_data.md"}
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
@@ -162,9 +221,9 @@ READERS |= {"tfspike train": READERS["train.py"], "tfspike eval": READERS["eval.
 
 def commands(text: str) -> Iterator[list[str]]:
     """The words of every command in shell blocks, fenced or indented, and in `code` that begins with python."""
-    plain = re.sub(r"^```(?!bash).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    code = re.findall(r"^```bash\n(.*?)^```", plain, re.DOTALL | re.MULTILINE)
-    plain = re.sub(r"^```bash\n.*?^```", "", plain, flags=re.DOTALL | re.MULTILINE)
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    code = [block for language, block in fenced.findall(text) if language == "bash"]
+    plain = fenced.sub("", text)
     code += re.findall(r"(?:(?<=\n\n)|^)((?:    .+\n)+)", plain, re.MULTILINE)
     code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith(("python ", "tfspike "))]
     for block in code:

@@ -23,12 +23,12 @@ ROOMS = (("__main__",), ("training", "pretrained"), ("export", "conversion", "ev
          ("analysis", "runs"), ("models",), ("engine",), ("neurons", "config"), ("datasets",),
          ("checks", "files", "distribution", "output"), ("errors", "variants", "faces"))
 WITHOUT_TENSORFLOW = ("__main__", "checks", "config", "config.commands", "config.flags", "config.recipes", "conversion.options", "datasets",
-                      "datasets.catalogue", "datasets.events", "datasets.image_files", "datasets.pump",
-                      "datasets.sampling", "datasets.streams", "datasets.tfds_source", "errors", "evaluation.options",
-                      "export.formats", "export.options", "files", "models", "neurons", "output", "pretrained",
-                      "pretrained.cards", "pretrained.files", "runs", "runs.checkpoints", "runs.loading",
-                      "runs.results", "runs.standing", "runs.starting", "runs.workdir", "training", "training.signals",
-                      "variants")
+                      "datasets.catalogue", "datasets.events", "datasets.folder_source", "datasets.image_files",
+                      "datasets.npz_source", "datasets.pump", "datasets.recordings", "datasets.sampling", "datasets.streams",
+                      "datasets.tfds_source", "errors", "evaluation.options", "export.formats", "export.options",
+                      "files", "models", "neurons", "output", "pretrained", "pretrained.cards", "pretrained.files",
+                      "runs", "runs.checkpoints", "runs.loading", "runs.results", "runs.standing", "runs.starting",
+                      "runs.workdir", "training", "training.signals", "variants")
 LARGEST_FACE = 40  # lines of a package's __init__
 
 

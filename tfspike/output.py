@@ -1,4 +1,5 @@
-"""What a command prints: output that closes, fills up or cannot spell a name, and TensorFlow's notes on its start.
+"""What a command prints: output that closes, fills up or cannot spell a name, warnings as sentences, and TensorFlow's
+notes on its start.
 
 Needs no TensorFlow, but in `start_tensorflow`.
 """
@@ -10,7 +11,9 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as of any command in front of `head`
 
@@ -49,6 +52,21 @@ def guarded() -> Iterator[None]:
         with contextlib.suppress(OSError):
             print(f"Error: the output cannot be written ({error.strerror}); send it elsewhere.", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within it a `UserWarning` is a line on standard error, without the place in the source that it comes from."""
+    before = warnings.formatwarning
+
+    def plainly(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        return f"Warning: {message}\n" if category is UserWarning else before(message, category, *place, **more)
+
+    warnings.formatwarning = plainly
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def line(text: str) -> None:

@@ -21,7 +21,7 @@ from tfspike.errors import UserError
 from tfspike.variants import SHORTCUTS, VARIANTS
 
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
-EVENT_DATASETS, EXTRA_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA
+EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA, catalogue.OWN
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
 WITHOUT_WIDTH = ("leak_aware", "tandem", "tandem_clipped")
 RESUME_WORDS = ("auto", "never", "must")
@@ -58,12 +58,19 @@ class Config:
 
     model: str = setting("lenet", "The network.", group="What to train", choices=VARIANTS)
     dataset: str = setting(
-        "mnist_subset", f"The data: {', '.join(DATASETS[:-2])}, svhn, nmnist, or any TFDS image-classification set.",
+        "mnist_subset", "The data: your own (folder, npz), "
+        f"{', '.join(name for name in DATASETS if name not in (*OWN_DATASETS, *DATASET_ALIASES.values()))}, "
+        f"{', '.join(DATASET_ALIASES)}, or any TFDS image-classification set.",
         group="What to train", legal="the name of a data set: small letters, digits and _ / : .",
         check=lambda v: len(v) <= 200 and _TFDS_NAME.fullmatch(v) is not None, aliases=DATASET_ALIASES)
-    data_dir: str | None = setting(None,
-                                   "Folder of the prepared data sets; none means TFDS' own folder, with download.",
-                                   group="What to train", legal="a folder", path=True, experiment=False)
+    data_dir: str | None = setting(None, "Folder of the prepared data sets, none for TFDS' own, with download; of your "
+                                   "own data the folder with train/CLASS/*.png or CLASS/*.png, or the .npz file.",
+                                   group="What to train", legal="a folder, or an .npz file", path=True,
+                                   experiment=False)
+    image_size: tuple[int, ...] = setting(
+        (), "Height and width that pictures of --dataset=folder are scaled to, or one number for both; none means that "
+        "they all have one size.", group="What to train", legal="whole numbers from 1 to 4096",
+        check=lambda v: 1 <= v <= 4096)
     extra: bool = setting(False, "Train on the split extra as well, which SVHN has.", group="What to train")
     workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
                                   group="What to train", legal="a folder", path=True, experiment=False)
@@ -223,6 +230,18 @@ class Config:
         if self.extra and self.dataset in DATASETS and self.dataset not in EXTRA_DATASETS:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
+        self._validate_size()
+
+    def _validate_size(self) -> None:
+        """Brings the size of pictures into its one form, height and width."""
+        if self.image_size and self.dataset != "folder":
+            raise UserError(f"--image_size={plain(self.image_size)} scales the pictures of --dataset=folder, and "
+                            f"{self.dataset} has images of one size; leave it out.")
+        if len(self.image_size) > 2:
+            raise UserError(f"--image_size takes height and width, or one number for both; received "
+                            f"{plain(self.image_size)}.")
+        if len(self.image_size) == 1:
+            object.__setattr__(self, "image_size", self.image_size * 2)
 
     def _validate_schedule(self) -> None:
         """Brings the schedule into its one form: without what --timesteps says of the last epochs anyway."""

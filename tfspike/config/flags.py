@@ -77,8 +77,8 @@ def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, and as
-    `output.guarded` says where its output is lost."""
-    with output.guarded():
+    `output.guarded` says where its output is lost. Warnings are one sentence, too."""
+    with output.guarded(), output.plain_warnings():
         try:
             # before Keras is loaded; `neurons.backend` asks Keras, which reads its keras.json too
             check_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")

@@ -21,6 +21,7 @@ class Replaced(NamedTuple):
 CHANGES: dict[str, Added | Replaced] = {
     "neuron": Added("lif"),
     "extra": Added(False),
+    "image_size": Added(()),
     "surrogate": Added("leak_aware"),
     "surrogate_width": Added(1.0),
     "credit": Added("mean"),

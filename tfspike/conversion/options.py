@@ -25,8 +25,8 @@ class ConversionOptions:
     run: str = setting("", "Folder of the ANN's run.", group="What to convert", legal="the folder of a run", path=True)
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to convert",
                               choices=("best", "last"))
-    data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
-                                   group="What to convert", legal="a folder", path=True)
+    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
+                                   group="What to convert", legal="a folder, or an .npz file", path=True)
     method: str = setting("data", "How thresholds are balanced: data (Diehl et al. 2015) or spike_norm (Sengupta et "
                           "al. 2019).", group="How", choices=METHODS)
     percentile: float | None = setting(None, "Which of a layer's positive activations or currents its scale is; none "

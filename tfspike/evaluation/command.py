@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike import datasets
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.runs import loading, standing, workdir
@@ -79,7 +78,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
       UserError: the run or its data cannot be used.
     """
     model, config, info, checkpoint = loaded or _load(options, say)
-    every = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
+    every = loading.load_data(config, info, "test", options.data_dir, model.timesteps)
     test = every.first(options.images)
     if len(test) < len(every):
         say(f"the first {len(test):,} of {len(every):,} test records")

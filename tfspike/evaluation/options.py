@@ -29,8 +29,8 @@ class EvalOptions:
                            group="What to evaluate", legal="the folder of a run", path=True)
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to evaluate",
                               choices=("best", "last"))
-    data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
-                                   group="What to evaluate", legal="a folder", path=True)
+    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
+                                   group="What to evaluate", legal="a folder, or an .npz file", path=True)
     seeds: int = setting(3, "Draws of the random input to average over.", group="How",
                          legal="a whole number from 1 to 10000",
                          check=lambda v: 1 <= v <= 10_000)

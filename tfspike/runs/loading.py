@@ -83,6 +83,24 @@ def data_info(workdir: str) -> Any:
     return datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
 
 
+def load_data(config: Config, info: Any, split: str, data_dir: str | None = None, timesteps: int | None = None) -> Any:
+    """One split of a run's data, as its network takes them: `datasets.Arrays`.
+
+    Args:
+      config, info: of the run.
+      split: "train" or "test".
+      data_dir: where the data are; None: where the run found them.
+      timesteps: another window than the run's.
+
+    Raises:
+      UserError: as for `datasets.load`.
+    """
+    from tfspike import datasets
+
+    return datasets.load(config.dataset, split, data_dir or config.data_dir, timesteps or config.timesteps,
+                         image_size=config.image_size, like=info)
+
+
 def _converted(workdir: str, timesteps: int | None) -> Any:
     """The network that `tfspike.conversion` left in `workdir`, with a window of `timesteps`; None in other runs.
 

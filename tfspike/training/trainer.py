@@ -50,7 +50,8 @@ class Trainer:
     def __init__(self, config: Config, strategy: tf.distribute.Strategy, worker: Worker, say: workdir.Say):
         self.config, self.strategy, self.worker, self.say = config, strategy, worker, say
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
-        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra)
+        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra,
+                                  config.image_size)
         self.train_index, self.val_index = streams.split_indices(len(self.data), config.val_fraction, config.seed,
                                                                  self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)
@@ -68,6 +69,7 @@ class Trainer:
         self._open_window()
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
                                                  for part in (self.train_index, self.val_index)))
+        self._fingerprint = self.data.fingerprint()
         self._rate: float | None = None  # what the optimiser was told last
         self._lock: Any = None
 
@@ -87,7 +89,8 @@ class Trainer:
         """What config.json keeps of the data."""
         split = streams.split_record(self.data.name, self.config.val_fraction, self.config.seed, self.train_index,
                                      self.val_index)
-        return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.progress.steps_per_epoch}
+        return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.progress.steps_per_epoch,
+                **self._fingerprint}
 
     def initialise(self, init_from: str | None) -> None:
         """First weights of a new run."""
