@@ -68,6 +68,13 @@ def this_worker(name: str) -> Worker:
     return Worker(index, len(members))
 
 
+def has_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU here."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
 def make_strategy(name: str = "auto", devices: Sequence[str] | None = None) -> tf.distribute.Strategy:
     """Makes the strategy; call it before anything else touches a device.
 

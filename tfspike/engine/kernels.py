@@ -8,8 +8,8 @@ passes, each of which goes over memory once: membranes and packed spikes; spikes
 packed spikes; and the backward recursion (what a surrogate derivative needs of the membranes is a pass of its own).
 Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
 float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs,
-but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU, on which "xla" has not
-been tried.
+but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU: there the whole step is
+compiled instead (`tfspike.jit`), or runs operation by operation, each of which has a GPU kernel (tests/test_gpu.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfspike import distribution
 from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import Neuron, NeuronState
@@ -30,16 +31,48 @@ KERNELS = ("auto", "plain", "xla")
 # What "auto" is on a machine without a GPU.
 ON_CPU = "xla"
 
+
+class Words(NamedTuple):
+    """What a kernel packs spikes into, one bit per neuron and step.
+
+    Attributes:
+      dtype: of a word.
+      steps: most steps in one word, and so in one chunk.
+    """
+
+    dtype: tf.DType
+    steps: int
+
+
+# On GPUs TensorFlow keeps lists of few types, and computes with int32 on the host: int64 is what it has all kernels for.
+# 32 steps, because each is unrolled: more of them make the graph longer and the convolutions no faster.
+WORDS = {"plain": Words(tf.int64, 32), "xla": Words(tf.uint8, 8)}
+
 # Elements of the largest layer in one chunk. Measured on 2 cores with 32 MB of last-level cache: benchmarks/README.md.
 CHUNK_ELEMENTS = 5_000_000
-# Steps in one chunk: the bits of one byte, and as few as are still worth the passes over counts, traces and membranes.
-MOST_STEPS, FEWEST_STEPS = 8, 4
+# Steps in one chunk on CPUs: what one byte holds, and as few as are still worth the passes over counts, traces and
+# membranes.
+MOST_STEPS, FEWEST_STEPS = WORDS["xla"].steps, 4
+# Elements of all layers in one chunk on GPUs, of which a backward pass keeps about 12 bytes each: 3 GB. Not measured.
+GPU_CHUNK_ELEMENTS = 250_000_000
 
 
-def choose_chunk(timesteps: int, neurons: int) -> int:
-    """Steps per chunk for a largest layer of so many neurons in a batch: a divisor of the window if one is near."""
-    wanted = min(timesteps, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(neurons, 1), MOST_STEPS)))
-    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, MOST_STEPS) + 1) if timesteps % steps == 0]
+def choose_chunk(timesteps: int, largest: int, total: int = 0, kernel: str = "xla") -> int:
+    """Steps per chunk, a divisor of the window if one is near: on CPUs by the cache, on GPUs by memory alone.
+
+    Args:
+      timesteps: of the window.
+      largest: neurons of the largest layer, in the whole batch.
+      total: those of all layers.
+      kernel: "plain" or "xla".
+    """
+    if distribution.has_gpu():
+        most = WORDS[kernel].steps
+        wanted = min(timesteps, max(1, min(GPU_CHUNK_ELEMENTS // max(total, 1), most)))
+    else:
+        most = MOST_STEPS
+        wanted = min(timesteps, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(largest, 1), most)))
+    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, most) + 1) if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 
@@ -49,7 +82,7 @@ class Fired(NamedTuple):
     Attributes:
       spikes: `[steps, B, ...]` in the dtype of the currents.
       state: after the last step.
-      bits: the spikes, packed, `[B, ...]` uint8; None unless asked for "event".
+      bits: the spikes, packed, `[B, ...]` of a word (`WORDS`); None unless asked for "event".
       derivatives: the surrogate derivative h(x_t) of every step, `[steps, B, ...]` in the dtype of the currents; None
         unless asked for "event", and without a surrogate.
     """
@@ -64,18 +97,18 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str 
     """A chunk of steps.
 
     Args:
-      currents: `[steps, B, ...]`; at most 8 steps for the gradient "event".
+      currents: `[steps, B, ...]`; for the gradient "event" at most as many steps as a word has.
       state: the state before.
       neuron: the neuron's constants.
       gradient: what will be asked for: "event" keeps packed spikes and surrogate derivatives, "rate" their sum in the
         trace, and None neither. The leak-aware trace is kept in any case.
       kernel: "plain" or "xla".
     """
-    steps = currents.shape[0]
-    if steps > MOST_STEPS:  # a window that a normalisation needs in one piece
+    steps, most = currents.shape[0], WORDS[kernel].steps
+    if steps > most:  # a window that a normalisation needs in one piece
         parts = []
-        for start in range(0, steps, MOST_STEPS):
-            spikes, state, *_ = fire(currents[start:start + MOST_STEPS], state, neuron, gradient, kernel)
+        for start in range(0, steps, most):
+            spikes, state, *_ = fire(currents[start:start + most], state, neuron, gradient, kernel)
             parts.append(spikes)
         return Fired(tf.concat(parts, axis=0), state, None, None)
     return (_fire_xla if kernel == "xla" else _fire_plain)(currents, state, neuron, gradient)
@@ -98,7 +131,7 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
 
 def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None) -> Fired:
     (membrane, count, trace), rule = state, neuron.slope_rule
-    train, bits, derivatives = [], tf.zeros_like(membrane, tf.uint8), []
+    train, bits, derivatives = [], tf.zeros_like(membrane, WORDS["plain"].dtype), []
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
         if gradient == "rate" or not rule.needs_potential:
@@ -115,16 +148,16 @@ def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradien
 
 
 def _with_bit(bits: tf.Tensor, t: int, fired: tf.Tensor) -> tf.Tensor:
-    return tf.bitwise.bitwise_or(bits, tf.cast(fired, tf.uint8) * tf.constant(1 << t, tf.uint8))
+    return tf.bitwise.bitwise_or(bits, tf.cast(fired, bits.dtype) * tf.constant(1 << t, bits.dtype))
 
 
 def _bit(bits: tf.Tensor, t: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_and(bits, tf.constant(1 << t, tf.uint8)) > 0
+    return tf.bitwise.bitwise_and(bits, tf.constant(1 << t, bits.dtype)) > 0
 
 
 def _integrate(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
     """`(packed spikes, membrane after)` of a chunk."""
-    bits = tf.zeros_like(membrane, tf.uint8)
+    bits = tf.zeros_like(membrane, WORDS["xla"].dtype)
     for t in range(currents.shape[0]):
         _, fired, membrane = gradients.fire(membrane, currents[t], neuron)
         bits = _with_bit(bits, t, fired)
@@ -164,8 +197,8 @@ def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf
 
 
 def unpack(bits: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
-    """Packed spikes `[B, ...]` uint8 to a train `[steps, B, ...]`."""
-    of_step = tf.constant([[1 << t] for t in range(steps)], tf.uint8)
+    """Packed spikes `[B, ...]` to a train `[steps, B, ...]`."""
+    of_step = tf.constant([[1 << t] for t in range(steps)], bits.dtype)
     spikes = tf.cast(tf.bitwise.bitwise_and(tf.reshape(bits, [1, -1]), of_step) > 0, dtype)
     return tf.reshape(spikes, tf.concat([[steps], tf.shape(bits)], axis=0))
 
@@ -188,7 +221,7 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
 
     Args:
       currents: `[steps, B, ...]`; only shape and dtype are used.
-      bits: the packed spikes, `[B, ...]` uint8.
+      bits: the packed spikes, `[B, ...]`.
       known: the slope `[B, ...]` float32, or the recorded surrogate derivatives `[steps, B, ...]`.
       carry: delta of the step behind the chunk, `[B, ...]` float32.
       neuron: the neuron's constants.
@@ -258,4 +291,4 @@ def choose(kernel: str) -> str:
     """"plain" or "xla" for "auto"; itself otherwise."""
     if kernel != "auto":
         return kernel
-    return "plain" if tf.config.list_logical_devices("GPU") else ON_CPU
+    return "plain" if distribution.has_gpu() else ON_CPU
