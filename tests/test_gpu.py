@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -83,8 +85,24 @@ def test_encoders_have_kernels_on_gpus(encoder: str | None) -> None:
     assert_runs_on_a_gpu(network("lenet", "rate", encoder=encoder))
 
 
-@pytest.mark.parametrize(("dtype", "said"), [(tf.uint8, "no kernel"), (tf.int32, "on the host")])
-def test_words_of_other_types_are_found_out(dtype: tf.DType, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kernels.WORDS, "plain", kernels.Words(dtype, 8))
+@pytest.mark.parametrize(("kept", "said"), [
+    (lambda bits: bits, "no kernel"), (lambda bits: tf.cast(bits, tf.int32) + 1, "on the host")], ids=["uint8", "int32"])
+def test_records_of_other_types_are_found_out(kept: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "stored", lambda bits, kernel: kept(bits))
+    monkeypatch.setattr(kernels, "restored", lambda bits, like, kernel: tf.cast(bits, tf.uint8))
+    monkeypatch.setitem(kernels.STORED, "plain", kept(tf.zeros((), tf.uint8)).dtype)
     found = registry.complaints(training_step(network("lenet", "event")))
     assert any(said in line for line in found), found
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [(256,), (3, 5, 7)])
+def test_packed_spikes_come_out_of_a_record_as_they_went_in(shape: tuple[int, ...], compiled: bool) -> None:
+    bits = tf.reshape(tf.cast(tf.range(math.prod(shape)) % 256, tf.uint8), shape)  # NaNs of float32 among them
+
+    @tf.function(jit_compile=compiled)
+    def through(bits: tf.Tensor) -> tf.Tensor:
+        kept = tf.TensorArray(kernels.STORED["plain"], 1).write(0, kernels.stored(bits, "plain")).stack()
+        return kernels.restored(kept[0], bits, "plain")
+
+    np.testing.assert_array_equal(through(bits), bits)

@@ -122,7 +122,7 @@ def memory(model: keras.Model, batch_size: int, training: bool = True, optimizer
 
     neurons = batch_size * sum(math.prod(_sample(call)) for call in context.plan.spiking)
     largest = batch_size * max(math.prod(_sample(call)) for call in context.plan.window)
-    long = not context.by_layers and context.chunk > context.word.steps
+    long = not context.by_layers and context.chunk > kernels.MOST_STEPS
     forward = (CHUNK_TENSORS + LONG_CHUNK_TENSORS * long) * 4 * context.chunk * largest
     backward = 0
     if training and context.gradient == "event":
@@ -200,9 +200,9 @@ def memory_warning(model: keras.Model, batch_size: int, optimizer: str = "sgd",
         fitting //= 2
     ways = [f"--batch_size={fitting}"] if fitting < batch_size else ["a smaller --timesteps or --hidden"]
     context = _Context(model, batch_size, True, optimizer)
-    if context.by_layers and context.plan.norms and context.timesteps > context.word.steps:
+    if context.by_layers and context.plan.norms and context.timesteps > kernels.MOST_STEPS:
         ways.append("--gradient=rate (with event, normalised windows of more than "
-                    f"{context.word.steps} steps are trained layer by layer)")
+                    f"{kernels.MOST_STEPS} steps are trained layer by layer)")
     elif context.gradient == "event":
         ways.append("--gradient=rate (its memory does not grow with --timesteps)")
     return (f"Training needs about {_bytes(peak)} and {_bytes(available)} are free, so it may be killed for want of "
@@ -227,9 +227,8 @@ class _Context:
         self.rule = "event" if engine is None else engine.gradient
         self.gradient = "event" if used is None else used.gradient
         self.chunk = self.timesteps if used is None else used.chunks(batch_size, training)[0]
-        self.word = kernels.WORDS["xla" if engine is None else engine.kernel]
-        words = math.ceil(self.timesteps / self.chunk) * math.ceil(self.chunk / self.word.steps)
-        self.record_bytes = 0 if self.by_layers else words * self.word.dtype.size
+        steps = math.ceil(self.timesteps / self.chunk) * math.ceil(self.chunk / 8)
+        self.record_bytes = 0 if self.by_layers else steps
 
     def kept_steps(self) -> int:
         """Steps whose spikes the backward pass holds at once."""

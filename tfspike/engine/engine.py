@@ -11,8 +11,8 @@ chunk is forgotten but for what the backward pass needs:
   to the chunk before. The forward convolutions of this pass are never used and never computed.
 
 A normalisation looks at a whole window before the next layer may begin, so in training such a net runs in one chunk,
-whose memory grows with T. With "event" a window longer than a word of packed spikes (`kernels.WORDS`: 8 steps on CPUs, 32
-on GPUs) is trained layer by layer instead (`Engine.can_train`).
+whose memory grows with T. With "event" a window of more than 8 steps is trained layer by layer instead
+(`Engine.can_train`), as a chunk's spikes are the bits of one byte.
 
 The values are those of the layer-by-layer path (`tfspike.gradients`); tests compare the two.
 """
@@ -43,7 +43,8 @@ class Record(NamedTuple):
       output: V_T / T, `[B, classes]` float32.
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
-      bits: recorded spikes of every spiking layer, packed, `[chunks, B, ...]`; empty unless asked for.
+      bits: recorded spikes of every spiking layer, `[chunks, ...]`, as `kernels.stored` keeps them; empty unless asked
+        for.
       derivatives: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
@@ -135,14 +136,9 @@ class Engine:
         self._sizes = kernels.BatchSizes() if kernel == "auto" else None
 
     @property
-    def most_steps(self) -> int:
-        """The longest chunk whose spikes fit into one word."""
-        return kernels.WORDS[self.kernel].steps
-
-    @property
     def can_train(self) -> bool:
         """Whether training takes this path; inference always does."""
-        return not (self.gradient == "event" and self.plan.norms and self.timesteps > self.most_steps)
+        return not (self.gradient == "event" and self.plan.norms and self.timesteps > kernels.MOST_STEPS)
 
     @property
     def penalised(self) -> list[plans.Call]:
@@ -261,7 +257,7 @@ class Engine:
             return i + 1, _Carried(
                 [fired[call].state for call in spiking], membrane,
                 before.total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0),
-                [array.write(i, fired[call].bits) for call, array in zip(spiking, before.bits)],
+                [array.write(i, kernels.stored(fired[call].bits, kernel)) for call, array in zip(spiking, before.bits)],
                 [array.write(i, _padded(fired[call].derivatives, chunk))
                  for call, array in zip(with_surrogate, before.derivatives)])
 
@@ -270,7 +266,7 @@ class Engine:
             [gradients.zero_state((batch, *_feature_shape(call))) for call in spiking],
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
-            [tf.TensorArray(kernels.WORDS[kernel].dtype, size=chunks) for _ in spiking if keep_steps],
+            [tf.TensorArray(kernels.STORED[kernel], size=chunks) for _ in spiking if keep_steps],
             [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in with_surrogate if keep_steps]))
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
             loop = body(loop[0], chunk, loop[1])
@@ -314,7 +310,8 @@ class Engine:
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor],
                  sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
             train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
-            bits = {call: bits[i] for call, bits in zip(spiking, record.bits)}
+            bits = {call: kernels.restored(bits[i], state.membrane, self.kernel)
+                    for call, bits, state in zip(spiking, record.bits, record.states)}
             known = {**slopes, **{call: derivatives[i][:steps] for call, derivatives
                                   in zip(self._with_surrogate, record.derivatives)}}
             behind = dict(zip(spiking, carries))
@@ -426,10 +423,10 @@ class Engine:
         if training and self.plan.norms:
             return self.timesteps, 0
         if self.chunk is not None:
-            chunk = min(self.chunk, self.timesteps, self.most_steps)
+            chunk = min(self.chunk, self.timesteps, kernels.MOST_STEPS)
         else:
             neurons = [(batch or 32) * math.prod(_feature_shape(call)) for call in self.plan.spiking]
-            chunk = kernels.choose_chunk(self.timesteps, max(neurons), sum(neurons), self.kernel)
+            chunk = kernels.choose_chunk(self.timesteps, max(neurons), sum(neurons))
         return chunk, self.timesteps % chunk
 
 

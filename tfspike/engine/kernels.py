@@ -8,8 +8,8 @@ passes, each of which goes over memory once: membranes and packed spikes; spikes
 packed spikes; and the backward recursion (what a surrogate derivative needs of the membranes is a pass of its own).
 Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
 float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs,
-but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU: there the whole step is
-compiled instead (`tfspike.jit`), or runs operation by operation, each of which has a GPU kernel (tests/test_gpu.py).
+but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU: there the whole step
+is compiled (`--jit`), or runs operation by operation, each of which has a GPU kernel (`tests/test_gpu.py`).
 """
 
 from __future__ import annotations
@@ -32,47 +32,30 @@ KERNELS = ("auto", "plain", "xla")
 ON_CPU = "xla"
 
 
-class Words(NamedTuple):
-    """What a kernel packs spikes into, one bit per neuron and step.
-
-    Attributes:
-      dtype: of a word.
-      steps: most steps in one word, and so in one chunk.
-    """
-
-    dtype: tf.DType
-    steps: int
-
-
-# On GPUs TensorFlow keeps lists of few types, and computes with int32 on the host: int64 is what it has all kernels for.
-# 32 steps, because each is unrolled: more of them make the graph longer and the convolutions no faster.
-WORDS = {"plain": Words(tf.int64, 32), "xla": Words(tf.uint8, 8)}
-
 # Elements of the largest layer in one chunk. Measured on 2 cores with 32 MB of last-level cache: benchmarks/README.md.
 CHUNK_ELEMENTS = 5_000_000
-# Steps in one chunk on CPUs: what one byte holds, and as few as are still worth the passes over counts, traces and
-# membranes.
-MOST_STEPS, FEWEST_STEPS = WORDS["xla"].steps, 4
+# Steps in one chunk: the bits of one byte, and as few as are still worth the passes over counts, traces and membranes.
+MOST_STEPS, FEWEST_STEPS = 8, 4
 # Elements of all layers in one chunk on GPUs, of which a backward pass keeps about 12 bytes each: 3 GB. Not measured.
 GPU_CHUNK_ELEMENTS = 250_000_000
 
 
-def choose_chunk(timesteps: int, largest: int, total: int = 0, kernel: str = "xla") -> int:
-    """Steps per chunk, a divisor of the window if one is near: on CPUs by the cache, on GPUs by memory alone.
+def choose_chunk(timesteps: int, largest: int, total: int = 0) -> int:
+    """Steps per chunk, a divisor of the window if one is near: by the cache of a CPU, by the memory of a GPU.
+
+    A GPU has no use for more than 8 steps either: at 16, XLA no longer joins a neuron's steps to one operation, takes
+    twice as long to compile them, and launches more (benchmarks/README.md).
 
     Args:
       timesteps: of the window.
       largest: neurons of the largest layer, in the whole batch.
       total: those of all layers.
-      kernel: "plain" or "xla".
     """
-    if distribution.has_gpu():
-        most = WORDS[kernel].steps
-        wanted = min(timesteps, max(1, min(GPU_CHUNK_ELEMENTS // max(total, 1), most)))
-    else:
-        most = MOST_STEPS
-        wanted = min(timesteps, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(largest, 1), most)))
-    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, most) + 1) if timesteps % steps == 0]
+    fitting = GPU_CHUNK_ELEMENTS // max(total, 1) if distribution.has_gpu() else \
+        max(FEWEST_STEPS, CHUNK_ELEMENTS // max(largest, 1))
+    wanted = min(timesteps, max(1, min(fitting, MOST_STEPS)))
+    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, fitting, MOST_STEPS) + 1)
+            if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 
@@ -82,7 +65,7 @@ class Fired(NamedTuple):
     Attributes:
       spikes: `[steps, B, ...]` in the dtype of the currents.
       state: after the last step.
-      bits: the spikes, packed, `[B, ...]` of a word (`WORDS`); None unless asked for "event".
+      bits: the spikes, packed, `[B, ...]` uint8; None unless asked for "event".
       derivatives: the surrogate derivative h(x_t) of every step, `[steps, B, ...]` in the dtype of the currents; None
         unless asked for "event", and without a surrogate.
     """
@@ -97,18 +80,18 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str 
     """A chunk of steps.
 
     Args:
-      currents: `[steps, B, ...]`; for the gradient "event" at most as many steps as a word has.
+      currents: `[steps, B, ...]`; at most 8 steps for the gradient "event".
       state: the state before.
       neuron: the neuron's constants.
       gradient: what will be asked for: "event" keeps packed spikes and surrogate derivatives, "rate" their sum in the
         trace, and None neither. The leak-aware trace is kept in any case.
       kernel: "plain" or "xla".
     """
-    steps, most = currents.shape[0], WORDS[kernel].steps
-    if steps > most:  # a window that a normalisation needs in one piece
+    steps = currents.shape[0]
+    if steps > MOST_STEPS:  # a window that a normalisation needs in one piece
         parts = []
-        for start in range(0, steps, most):
-            spikes, state, *_ = fire(currents[start:start + most], state, neuron, gradient, kernel)
+        for start in range(0, steps, MOST_STEPS):
+            spikes, state, *_ = fire(currents[start:start + MOST_STEPS], state, neuron, gradient, kernel)
             parts.append(spikes)
         return Fired(tf.concat(parts, axis=0), state, None, None)
     return (_fire_xla if kernel == "xla" else _fire_plain)(currents, state, neuron, gradient)
@@ -130,34 +113,62 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
 
 
 def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None) -> Fired:
-    (membrane, count, trace), rule = state, neuron.slope_rule
-    train, bits, derivatives = [], tf.zeros_like(membrane, WORDS["plain"].dtype), []
-    for t in range(currents.shape[0]):
-        u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        if gradient == "rate" or not rule.needs_potential:
-            count, trace = rule.tally(count, trace, u, fired)
-        else:
-            count = count + tf.cast(fired, tf.float32)
-        train.append(tf.cast(fired, currents.dtype))
-        if gradient == "event":
-            bits = _with_bit(bits, t, fired)
-            if rule.needs_potential:
-                derivatives.append(tf.cast(rule.derivative(u), currents.dtype))
-    return Fired(tf.stack(train), NeuronState(membrane, count, trace), bits if gradient == "event" else None,
-                 tf.stack(derivatives) if derivatives else None)
+    """With as few operations as there can be: on a GPU each is a launch, which costs more than its arithmetic."""
+    membrane, rule = state.membrane, neuron.slope_rule
+    each, potentials = [], []
+    for current in tf.unstack(currents):
+        u, fired, membrane = gradients.fire(membrane, current, neuron)
+        each.append(fired)
+        potentials.append(u)
+    train, derivatives = tf.stack(each), None
+    if gradient == "event" and rule.needs_potential:
+        derivatives = tf.cast(rule.derivative(tf.stack(potentials)), currents.dtype)
+    asked = tf.stack(potentials) if gradient == "rate" and rule.needs_potential else None
+    count, trace = rule.tally_all(state.count, state.trace, asked, train)
+    return Fired(tf.cast(train, currents.dtype), NeuronState(membrane, count, trace),
+                 _packed(train) if gradient == "event" else None, derivatives)
+
+
+def _packed(train: tf.Tensor) -> tf.Tensor:
+    """Packed spikes of a train `[steps, B, ...]` bool: a sum of powers of 2, which float32 holds."""
+    of_step = tf.reshape(tf.constant([2.0**t for t in range(train.shape[0])]), [-1] + [1] * (train.shape.rank - 1))
+    return tf.cast(tf.reduce_sum(tf.cast(train, tf.float32) * of_step, axis=0), tf.uint8)
+
+
+def stored(bits: tf.Tensor, kernel: str) -> tf.Tensor:
+    """Packed spikes as a loop keeps them: "plain", four neurons' bytes as one float32 `[N]`.
+
+    TensorFlow has no lists of bytes on GPUs: it would take them to the host and back.
+    """
+    if kernel == "xla":
+        return bits
+    flat, missing = tf.reshape(bits, [-1]), -tf.size(bits) % 4
+    if bits.shape.num_elements() is None or bits.shape.num_elements() % 4:
+        flat = tf.pad(flat, [[0, missing]])
+    return tf.bitcast(tf.reshape(flat, [-1, 4]), tf.float32)
+
+
+def restored(kept: tf.Tensor, like: tf.Tensor, kernel: str) -> tf.Tensor:
+    """Packed spikes of the shape of `like`, from what `stored` made of them."""
+    if kernel == "xla":
+        return kept
+    return tf.reshape(tf.reshape(tf.bitcast(kept, tf.uint8), [-1])[:tf.size(like)], tf.shape(like))
+
+
+STORED = {"plain": tf.float32, "xla": tf.uint8}
 
 
 def _with_bit(bits: tf.Tensor, t: int, fired: tf.Tensor) -> tf.Tensor:
-    return tf.bitwise.bitwise_or(bits, tf.cast(fired, bits.dtype) * tf.constant(1 << t, bits.dtype))
+    return tf.bitwise.bitwise_or(bits, tf.cast(fired, tf.uint8) * tf.constant(1 << t, tf.uint8))
 
 
 def _bit(bits: tf.Tensor, t: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_and(bits, tf.constant(1 << t, bits.dtype)) > 0
+    return tf.bitwise.bitwise_and(bits, tf.constant(1 << t, tf.uint8)) > 0
 
 
 def _integrate(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
     """`(packed spikes, membrane after)` of a chunk."""
-    bits = tf.zeros_like(membrane, WORDS["xla"].dtype)
+    bits = tf.zeros_like(membrane, tf.uint8)
     for t in range(currents.shape[0]):
         _, fired, membrane = gradients.fire(membrane, currents[t], neuron)
         bits = _with_bit(bits, t, fired)
@@ -197,8 +208,8 @@ def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf
 
 
 def unpack(bits: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
-    """Packed spikes `[B, ...]` to a train `[steps, B, ...]`."""
-    of_step = tf.constant([[1 << t] for t in range(steps)], bits.dtype)
+    """Packed spikes `[B, ...]` uint8 to a train `[steps, B, ...]`."""
+    of_step = tf.constant([[1 << t] for t in range(steps)], tf.uint8)
     spikes = tf.cast(tf.bitwise.bitwise_and(tf.reshape(bits, [1, -1]), of_step) > 0, dtype)
     return tf.reshape(spikes, tf.concat([[steps], tf.shape(bits)], axis=0))
 
@@ -221,7 +232,7 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
 
     Args:
       currents: `[steps, B, ...]`; only shape and dtype are used.
-      bits: the packed spikes, `[B, ...]`.
+      bits: the packed spikes, `[B, ...]` uint8.
       known: the slope `[B, ...]` float32, or the recorded surrogate derivatives `[steps, B, ...]`.
       carry: delta of the step behind the chunk, `[B, ...]` float32.
       neuron: the neuron's constants.

@@ -187,8 +187,7 @@ class SpikingModel(keras.Model):
                  counted: bool) -> tuple[Any, dict[str, tf.Tensor]]:
         if engine is not None and training and not engine.can_train:
             self._say(f"{self.name} is trained layer by layer, which takes more time and memory: gradient='event' with "
-                      f"normalisations needs a window of at most {engine.most_steps} steps; take gradient='rate' or "
-                      "fewer steps.")
+                      "normalisations needs a window of at most 8 steps; take gradient='rate' or fewer steps.")
         if engine is None or training and not engine.can_train:
             output, activity = self._observe_layers(inputs, training, seed)
             self._hear(activity)
