@@ -1,9 +1,10 @@
-"""Ready for GPUs, as far as a machine without one can tell: every operation has a kernel there."""
+"""Ready for GPUs, as far as a machine without one can tell: every operation has a kernel there, and steps compile."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import nets
 import registry
 import runs
-from tfspike import SpikingModel, distribution, models
+from tfspike import DirectEncoder, OverTime, Readout, SpikingModel, UserError, config, distribution, models
 from tfspike.engine import kernels
+from tfspike.models import blocks
+from tfspike.models.settings import LayerSettings
 from tfspike.training.optimisation import make_optimizer
 from tfspike.training.step import TrainStep
+from tfspike.training.trainer import Trainer
 from tfspike.variants import VARIANTS
 
 B, CLASSES, IMAGE = 16, 10, (32, 32, 3)
@@ -43,12 +48,11 @@ def network(name: str, gradient: str, norm: str | None = None, surrogate: str = 
 
 def training_step(model: Any, optimizer: str = "sgd") -> Any:
     """The graph of a whole step: encode, forward, loss, backward, statistics, update."""
-    config = runs.tiny("unused", batch_size=B, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01)
-    maker = make_optimizer(config)
+    settings = runs.tiny("unused", batch_size=B, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01)
+    maker = make_optimizer(settings)
     maker.build(model.trainable_variables)
-    step = TrainStep(model, maker, tf.distribute.get_strategy(), config)
-    return step._step.get_concrete_function(tf.TensorSpec((B, *model.input_shape[1:])), tf.TensorSpec((B,), tf.int32),
-                                            tf.TensorSpec(()))
+    step = TrainStep(model, maker, tf.distribute.get_strategy(), settings)
+    return step.graph(tf.TensorSpec((B, *model.input_shape[1:])), tf.TensorSpec((B,), tf.int32))
 
 
 def inference(model: Any) -> Any:
@@ -63,8 +67,8 @@ def assert_runs_on_a_gpu(model: Any, optimizer: str = "sgd") -> None:
 
 
 @pytest.mark.parametrize(("name", "gradient", "settings", "optimizer", "policy"), [
-    ("lenet", "event", PLAIN, "sgd", "float32"), ("lenet", "rate", PLAIN, "adam", "mixed_bfloat16"),
-    ("resnet7", "event", DEEP, "adamw", "mixed_float16"), ("resnet7", "rate", DEEP, "sgd", "float32")])
+    ("lenet", "event", PLAIN, "sgd", "float32"), ("lenet", "rate", DEEP, "adam", "mixed_bfloat16"),
+    ("resnet7", "event", DEEP, "adamw", "mixed_float16")])
 def test_every_operation_has_a_kernel_on_gpus(name: str, gradient: str, settings: dict[str, Any], optimizer: str,
                                               policy: str) -> None:
     keras.config.set_dtype_policy(policy)
@@ -82,7 +86,7 @@ def test_every_operation_of_every_network_has_a_kernel_on_gpus(name: str) -> Non
 
 @pytest.mark.parametrize("encoder", ["direct", "latency", None])
 def test_encoders_have_kernels_on_gpus(encoder: str | None) -> None:
-    assert_runs_on_a_gpu(network("lenet", "rate", encoder=encoder))
+    assert not registry.complaints(inference(network("lenet", "rate", encoder=encoder)))
 
 
 @pytest.mark.parametrize(("kept", "said"), [
@@ -106,3 +110,89 @@ def test_packed_spikes_come_out_of_a_record_as_they_went_in(shape: tuple[int, ..
         return kernels.restored(kept[0], bits, "plain")
 
     np.testing.assert_array_equal(through(bits), bits)
+
+
+# --- Compiled as a whole --------------------------------------------------------------------------------------------
+
+
+def one_step(model: Any, jit: str, images: np.ndarray, labels: np.ndarray) -> tuple[list[np.ndarray], dict[str, float]]:
+    """What one step changes in the weights, and its numbers; the model is left as it was."""
+    before = model.get_weights()
+    settings = runs.tiny("unused", batch_size=len(images), jit=jit, clip_norm=0.5,
+                         learning_rate=100.0)  # updates far above the rounding of the weights
+    optimizer = make_optimizer(settings)
+    optimizer.build(model.trainable_variables)
+    step = TrainStep(model, optimizer, tf.distribute.get_strategy(), settings)
+    start = [variable.numpy() for variable in model.trainable_variables]
+    numbers = step.numbers(step(tf.constant(images), tf.constant(labels)))
+    changes = [variable.numpy() - old for variable, old in zip(model.trainable_variables, start)]
+    model.set_weights(before)
+    return changes, numbers
+
+
+def assert_compiled_equals_plain(model: Any, tolerance: float) -> None:
+    rng, batch = np.random.default_rng(0), 4
+    images = (np.rint(rng.uniform(-1, 1, (batch, *model.input_shape[1:])) * 64) / 64).astype("f")
+    labels = rng.integers(0, CLASSES, batch).astype("i")
+    plain, wanted = one_step(model, "off", images, labels)
+    compiled, got = one_step(model, "on", images, labels)
+    alive = [value for name, value in wanted.items() if name.startswith("rate/")]
+    assert min(alive) > 0.005, "a layer that does not fire shows nothing"
+    assert got == pytest.approx(wanted, rel=10 * tolerance, abs=1e-6)
+    assert nets.worst_distance(compiled, plain) < tolerance
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_a_compiled_step_of_lenet_equals_a_plain_one(gradient: str) -> None:
+    model = models.create("lenet", (12, 12, 1), CLASSES, 4, gradient=gradient, hidden=0, kappa=6.0)
+    nets.set_grid_weights(model, 6.0)  # sums of spikes are exact: the same spikes in whatever order they are summed
+    model.configure_engine(chunk=2)
+    assert_compiled_equals_plain(model, 1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_a_compiled_step_of_a_normalised_residual_net_equals_a_plain_one(gradient: str) -> None:
+    b = blocks.Builder(LayerSettings(gradient=gradient, norm="tdbn", surrogate="arctan", dropout=0.2))
+    inputs = keras.Input((6, 6, 2))
+    x = blocks.residual_block(DirectEncoder(2)(inputs), b, 4, (1, 2), "block")
+    x = OverTime(keras.layers.Flatten())(x)
+    assert_compiled_equals_plain(SpikingModel(inputs, Readout()(blocks.dense(x, b, CLASSES, "output"))), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_compiled_step_of_every_network_equals_a_plain_one(name: str, gradient: str) -> None:
+    assert_compiled_equals_plain(models.create(name, IMAGE, CLASSES, 4, gradient=gradient, hidden=64, norm="tdbn",
+                                               surrogate="arctan", encoder="direct"), 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", ["lif", "relu"])
+def test_a_compiled_run_validates_as_a_plain_one(neuron: str, tmp_path: Path) -> None:
+    found = []
+    for jit in ("off", "on"):
+        of_neuron = {"neuron": "relu", "export": ()} if neuron == "relu" else {"encoder": "direct", "timesteps": 4}
+        settings = {"model": "lenet", "hidden": 0, "batch_size": 8, "steps_per_epoch": 2, "epochs": 1,
+                    "val_fraction": 0.01, "tensorboard": False, "export": (), "jit": jit, **of_neuron}
+        trainer = Trainer(config.resolve({**settings, "workdir": str(tmp_path)}), tf.distribute.get_strategy(),
+                          distribution.Worker(), lambda line: None)
+        assert trainer.evaluator is not None
+        images, labels = next(iter(trainer.stream.dataset()))
+        trainer.train_step(images, labels)
+        found.append(trainer.evaluator.run())
+    np.testing.assert_allclose(found[0].outputs, found[1].outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("jit", "replicas", "deterministic", "gpu", "compiled"), [
+    ("auto", 1, False, True, True), ("auto", 1, False, False, False), ("auto", 2, False, True, False),
+    ("auto", 1, True, True, False), ("on", 1, True, False, True), ("off", 1, False, True, False)])
+def test_steps_are_compiled_where_one_gpu_trains(jit: str, replicas: int, deterministic: bool, gpu: bool, compiled: bool,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "has_gpu", lambda: gpu)
+    assert distribution.compiles(jit, replicas, deterministic) is compiled
+
+
+def test_a_compiled_step_of_several_devices_is_refused() -> None:
+    with pytest.raises(UserError, match="--jit=auto"):
+        distribution.compiles("on", 2)

@@ -24,7 +24,10 @@ class TrainStep:
     Args:
       model, optimizer: built under `strategy`.
       strategy: of the run.
-      config: of the run; `batch_size` is the global batch.
+      config: of the run; `batch_size` is the global batch, and `jit` says whether XLA compiles the step as a whole.
+
+    Raises:
+      UserError: `--jit=on` with several devices.
     """
 
     def __init__(self, model: Network, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
@@ -32,7 +35,8 @@ class TrainStep:
         penalised = ["firing_rate", "spike_penalty"] if config.spike_penalty > 0 else []
         self._names = ["loss", *penalised, "correct", "stop",
                        *diagnosis.statistic_names(model.spiking_layers, model.trainable_variables)]
-        self._step = tf.function(self._compute, autograph=False)
+        compiled = distribution.compiles(config.jit, strategy.num_replicas_in_sync, config.deterministic)
+        self._step = tf.function(self._compute, autograph=False, jit_compile=compiled or None)
 
     def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
         """Trains on one distributed batch; returns what `numbers` reads.
@@ -42,6 +46,10 @@ class TrainStep:
           stop: this worker was asked to stop; every worker learns of it.
         """
         return self._step(images, labels, tf.constant(float(stop)))
+
+    def graph(self, images: Any, labels: Any) -> Any:
+        """The concrete function of such a batch, or of `tf.TensorSpec`s of one: what `benchmarks.launches` counts."""
+        return self._step.get_concrete_function(images, labels, tf.TensorSpec((), tf.float32))
 
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
         """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,
