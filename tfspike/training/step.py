@@ -51,6 +51,10 @@ class TrainStep:
         """The concrete function of such a batch, or of `tf.TensorSpec`s of one: what `benchmarks.launches` counts."""
         return self._step.get_concrete_function(images, labels, tf.TensorSpec((), tf.float32))
 
+    def module(self, images: Any, labels: Any) -> str:
+        """The optimised HLO that XLA makes of the step for such a batch, as text; under `--jit=on`."""
+        return self._step.experimental_get_compiler_ir(images, labels, tf.constant(0.0))(stage="optimized_hlo")
+
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
         """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,
         and with a penalty firing_rate, spikes per neuron and step, and spike_penalty, what it adds to the loss."""
