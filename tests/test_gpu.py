@@ -76,12 +76,12 @@ def test_every_operation_has_a_kernel_on_gpus(name: str, gradient: str, settings
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["event", "rate"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_operation_of_every_network_has_a_kernel_on_gpus(name: str) -> None:
-    for gradient, norm, surrogate, policy in itertools.product(("event", "rate"), (None, "tdbn"),
-                                                               ("leak_aware", "arctan"), POLICIES):
+def test_every_operation_of_every_network_has_a_kernel_on_gpus(name: str, gradient: str) -> None:
+    for settings, policy in itertools.product((PLAIN, DEEP), POLICIES):
         keras.config.set_dtype_policy(policy)
-        assert_runs_on_a_gpu(network(name, gradient, norm, surrogate))
+        assert_runs_on_a_gpu(network(name, gradient, **settings))
 
 
 @pytest.mark.parametrize("encoder", ["direct", "latency", None])
@@ -110,6 +110,12 @@ def test_packed_spikes_come_out_of_a_record_as_they_went_in(shape: tuple[int, ..
         return kernels.restored(kept[0], bits, "plain")
 
     np.testing.assert_array_equal(through(bits), bits)
+
+
+@pytest.mark.parametrize(("timesteps", "total", "expected"), [
+    (100, 10, 5), (64, 4_000_000, 8), (100, 60_000_000, 4), (100, 90_000_000, 2), (50, 10**10, 1), (7, 10, 7)])
+def test_a_chunk_on_a_gpu_has_as_many_steps_as_its_memory_holds(timesteps: int, total: int, expected: int) -> None:
+    assert kernels.choose_chunk(timesteps, total // 3, total) == expected
 
 
 # --- Compiled as a whole --------------------------------------------------------------------------------------------

@@ -51,11 +51,12 @@ def choose_chunk(timesteps: int, largest: int, total: int = 0) -> int:
       largest: neurons of the largest layer, in the whole batch.
       total: those of all layers.
     """
-    fitting = GPU_CHUNK_ELEMENTS // max(total, 1) if distribution.has_gpu() else \
-        max(FEWEST_STEPS, CHUNK_ELEMENTS // max(largest, 1))
-    wanted = min(timesteps, max(1, min(fitting, MOST_STEPS)))
-    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, fitting, MOST_STEPS) + 1)
-            if timesteps % steps == 0]
+    if distribution.has_gpu():
+        most = wanted = max(1, min(GPU_CHUNK_ELEMENTS // max(total, 1), MOST_STEPS))
+    else:
+        most, wanted = MOST_STEPS, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(largest, 1), MOST_STEPS))
+    wanted = min(timesteps, wanted)
+    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, most) + 1) if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 
