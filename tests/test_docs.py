@@ -109,6 +109,18 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
+def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):
+        *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
+    potentials, spikes = names["potentials"].numpy(), names["spikes"].numpy()
+    assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
+    assert ((potentials > 1.0) == spikes).all() and spikes.any()
+    assert 0.0 < names["history"]["rate/lif"][0] < 1.0
+    assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"
+    assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
+
+
 @pytest.mark.slow
 def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
@@ -129,7 +141,7 @@ def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_all_python_of_the_pages_is_run() -> None:
     """A page that gets its first Python gets a test here."""
-    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/models.md", "docs/exports.md"}
+    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/howto.md", "docs/models.md", "docs/exports.md"}
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
@@ -143,6 +155,9 @@ READERS: dict[str, Callable[[list[str]], Any]] = {
     "tfspike.export": lambda words: importlib.import_module("tfspike.export.options").parse(words),
     "tfspike.pretrained": lambda words: flags.parse_as(importlib.import_module("tfspike.pretrained").PackOptions, words, ""),
     "tfspike.results": lambda words: flags.parse_as(importlib.import_module("tfspike.results").ResultOptions, words, "")}
+# `tfspike train` takes what train.py does.
+READERS |= {"tfspike train": READERS["train.py"], "tfspike eval": READERS["eval.py"], "tfspike export": READERS["tfspike.export"],
+            "tfspike convert": READERS["tfspike.conversion"], "tfspike results": READERS["tfspike.results"]}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -151,13 +166,13 @@ def commands(text: str) -> Iterator[list[str]]:
     code = re.findall(r"^```bash\n(.*?)^```", plain, re.DOTALL | re.MULTILINE)
     plain = re.sub(r"^```bash\n.*?^```", "", plain, flags=re.DOTALL | re.MULTILINE)
     code += re.findall(r"(?:(?<=\n\n)|^)((?:    .+\n)+)", plain, re.MULTILINE)
-    code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith("python ")]
+    code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith(("python ", "tfspike "))]
     for block in code:
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"TF_CONFIG='.*?'\s(?=\s*python)", "", line.partition(" # ")[0]).replace("[", "").replace("]", "")
             for part in re.split(r"&&|\||;|&(?=\s|$)", line):
                 words = [word for word in shlex.split(part, posix=True) if word not in ("...", "do", "for")]
-                if words and re.search(r"python|PYTHON|\.py$", words[0]) and "<-" not in words:
+                if words and re.search(r"python|PYTHON|\.py$|^tfspike$", words[0]) and "<-" not in words:
                     yield [re.sub(r"(?<==)[A-Z]+$", lambda word: PLACEHOLDERS.get(word[0], word[0]), word)
                            for word in words]
 
@@ -172,11 +187,17 @@ def flags_of(source: Path) -> set[str]:
 
 def complaint(words: list[str]) -> str | None:
     """What is wrong with a command, or None."""
-    arguments = words if words[0].endswith(".py") else words[1:]
+    arguments = words if words[0].endswith((".py", "tfspike")) else words[1:]
     if not arguments or arguments[0] == "-c":
         return None
     program, arguments = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
     program = program.removeprefix("./")
+    if program == "tfspike" and arguments:
+        if arguments[0] not in ("--help", "--version") and f"tfspike {arguments[0]}" not in READERS:
+            return f"tfspike has no {arguments[0]}"
+        program, arguments = f"tfspike {arguments[0]}", arguments[1:]
+        if program not in READERS or not arguments:
+            return None
     if program in ("venv", "pip", "pytest", "build"):
         return None
     if program in READERS and arguments:
@@ -210,6 +231,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("text", ["```bash\npython train.py --model=lenet --no_such=1\n```\n", "    python eval.py --seeds=0\n",
                                   "Say `python -m tfspike.export --wrong`.", "`python -m tfspike.nowhere`",
+                                  "```bash\ntfspike trian\n```\n", "Say `python -m tfspike eval --wrong`.",
                                   "```bash\nTF_CONFIG='{}' \\\n  python train.py --model=vgg12 &\n```\n"])
 def test_a_wrong_command_is_noticed(text: str) -> None:
     [words] = commands(text)

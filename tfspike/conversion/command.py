@@ -58,7 +58,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
              "percentile": percentile, "calibration": len(chosen), "scales": converted.scales}
     _write(out, converted, config, options, about, checkpoint.step)
-    say(f"Written to {out}. To look at it: {provenance.to_copy('eval.py', workdir=out)}")
+    say(f"Written to {out}. To look at it: {provenance.to_copy('eval', workdir=out)}")
     test = datasets.load(config.dataset, "test", data_dir).first(options.images)
     images = info.normalise(test.images)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tfspike.config import flags
-from tfspike.config.settings import normalise_all, setting
+from tfspike.config import commands, flags
+from tfspike.config.settings import normalise_all, setting, verbose_setting
 from tfspike.errors import UserError
 
 METHODS = ("data", "spike_norm")
@@ -47,6 +47,7 @@ class ConversionOptions:
                                  "machine, such as results/conversions.jsonl.", group="Output", legal="a file",
                                  path=True)
     json: bool = setting(False, "Print the JSON line and nothing else.", group="Output")
+    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -56,4 +57,4 @@ class ConversionOptions:
 
 def parse(argv: Sequence[str] | None = None) -> ConversionOptions:
     """Reads the command line; arguments and errors as for `tfspike.flags.parse`."""
-    return flags.parse_as(ConversionOptions, argv, "python -m tfspike.conversion --run=FOLDER [--flag=value ...]")
+    return flags.parse_as(ConversionOptions, argv, commands.usage("convert", "--run=FOLDER [--flag=value ...]"))

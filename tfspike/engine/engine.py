@@ -263,7 +263,7 @@ class Engine:
 
         keep_steps = keep == "event"
         loop = (tf.constant(0), _Carried(
-            [gradients.zero_state((batch, *_feature_shape(call))) for call in spiking],
+            [gradients.initial_state((batch, *_feature_shape(call)), call.layer.neuron) for call in spiking],
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
             [tf.TensorArray(kernels.STORED[kernel], size=chunks) for _ in spiking if keep_steps],

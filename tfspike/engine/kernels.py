@@ -105,7 +105,7 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
     if rule.needs_potential:
         count = _count_xla(bits, state.count, steps)
         if gradient == "rate":
-            trace = _sum_xla(currents, state.membrane, trace, neuron)
+            trace = _sum_xla(currents, state.membrane, state.count, trace, neuron)
         elif gradient == "event":
             derivatives = _derivatives_xla(currents, state.membrane, neuron)
     else:
@@ -191,11 +191,11 @@ def _count(bits: tf.Tensor, count: tf.Tensor, steps: int) -> tf.Tensor:
     return count
 
 
-def _sum(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """The trace of a neuron with a surrogate after a chunk: the sum of its derivative at every step."""
+def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """The trace after a chunk, by a rule that needs potentials."""
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        _, trace = neuron.slope_rule.tally(tf.zeros_like(trace), trace, u, fired)
+        count, trace = neuron.slope_rule.tally(count, trace, u, fired)
     return trace
 
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfspike.config import flags
-from tfspike.config.settings import normalise, setting
+from tfspike.config import commands, flags
+from tfspike.config.settings import normalise, setting, verbose_setting
 from tfspike.errors import UserError
 
 # Up to one joule: beyond it, sums over a network would overflow before they meant anything.
@@ -55,6 +55,7 @@ class EvalOptions:
     resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
     images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
                                  legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if self.weights is not None:
@@ -105,5 +106,5 @@ def parse_eval(argv: Sequence[str] | None = None, whole_name: Callable[[str], st
       UserError: as for `flags.parse`.
       SystemExit: with code 0, after `--help` was printed.
     """
-    options = flags.parse_as(EvalOptions, argv, "python eval.py --workdir=FOLDER [--flag=value ...]")
+    options = flags.parse_as(EvalOptions, argv, commands.usage("eval", "--workdir=FOLDER [--flag=value ...]"))
     return dataclasses.replace(options, weights=whole_name(options.weights)) if options.weights else options

@@ -119,7 +119,7 @@ def require_spikes(runs: Sequence[str]) -> None:
     for run in runs:
         if not config_lib.read_run(run).is_spiking:
             raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
-                            f"first: {provenance.to_copy('-m tfspike.conversion', run=run)}")
+                            f"first: {provenance.to_copy('convert', run=run)}")
 
 
 def require_several(runs: Sequence[str]) -> list[str]:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tfspike import config as config_lib
-from tfspike import files
+from tfspike import files, output
 from tfspike.config import flags
 from tfspike.config.config import Config
-from tfspike.config.settings import normalise_all, setting
+from tfspike.config.settings import normalise_all, setting, verbose_setting
 from tfspike.datasets.catalogue import Source, facts
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -68,6 +68,7 @@ class PackOptions:
     out: str | None = setting(None, "Folder to write into, a page of all cards (models.md) included; none means "
                               "tfspike/weights and docs/models.md of the source.", group="Output", legal="a folder",
                               path=True)
+    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -195,9 +196,9 @@ def _percent(share: float) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit code 0, or 2 with one sentence on stderr for what the user can put right."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with flags.user_errors():
         options = flags.parse_as(PackOptions, argv, "python -m tfspike.pretrained --workdir=RUN [--flag=value ...]")
+        output.start_tensorflow(options.verbose)
         entry = pack(options)
         if entry.card["commit"].endswith("+"):
             print("Warning: the source had been changed since its commit, so nobody can train this run again.",

@@ -33,7 +33,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
         if timesteps is not None:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
                             "an ANN (--neuron=relu); leave it out, or convert the ANN: "
-                            f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
+                            f"{to_copy('convert', run=str(config.workdir))}")
         shared -= set(SPIKING_ONLY)
     others = {name: None if value == "none" else value for name in shared for value in [getattr(config, name)]}
     return networks.build(NetworkSettings.of(config.model, tuple(info.image_shape), info.num_classes,
