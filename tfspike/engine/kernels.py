@@ -31,7 +31,6 @@ KERNELS = ("auto", "plain", "xla")
 # What "auto" is on a machine without a GPU.
 ON_CPU = "xla"
 
-
 # Elements of the largest layer in one chunk. Measured on 2 cores with 32 MB of last-level cache: benchmarks/README.md.
 CHUNK_ELEMENTS = 5_000_000
 # Steps in one chunk: the bits of one byte, and as few as are still worth the passes over counts, traces and membranes.
@@ -122,10 +121,13 @@ def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradien
         each.append(fired)
         potentials.append(u)
     train, derivatives = tf.stack(each), None
+    u = tf.stack(potentials) if gradient is not None and rule.needs_potential else None
+    if rule.needs_potential and gradient != "rate":
+        count, trace = state.count + tf.reduce_sum(tf.cast(train, tf.float32), axis=0), state.trace
+    else:
+        count, trace = rule.tally_all(state.count, state.trace, u, train)
     if gradient == "event" and rule.needs_potential:
-        derivatives = tf.cast(rule.derivative(tf.stack(potentials)), currents.dtype)
-    asked = tf.stack(potentials) if gradient == "rate" and rule.needs_potential else None
-    count, trace = rule.tally_all(state.count, state.trace, asked, train)
+        derivatives = tf.cast(rule.derivative(u), currents.dtype)
     return Fired(tf.cast(train, currents.dtype), NeuronState(membrane, count, trace),
                  _packed(train) if gradient == "event" else None, derivatives)
 

@@ -62,11 +62,10 @@ class SlopeRule:
 
     def tally_all(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
                   fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(count, trace)` after several steps at once: `tally` for u and fired `[steps, B, ...]`, in few operations.
-
-        Without `u` the trace of a rule that needs potentials stays as it is.
-        """
-        raise NotImplementedError
+        """`(count, trace)` after several steps, u and fired `[steps, B, ...]`: `tally`, in few operations if it can."""
+        for at, spikes in zip([None] * fired.shape[0] if u is None else tf.unstack(u), tf.unstack(fired)):
+            count, trace = self.tally(count, trace, at, spikes)
+        return count, trace
 
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """The slope at the end of a window of so many steps."""
@@ -151,9 +150,8 @@ class Surrogate(SlopeRule):
 
     def tally_all(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
                   fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if u is not None:
-            trace = trace + tf.reduce_sum(self.derivative(u), axis=0)
-        return count + tf.reduce_sum(tf.cast(fired, tf.float32), axis=0), trace
+        return (count + tf.reduce_sum(tf.cast(fired, tf.float32), axis=0),
+                trace + tf.reduce_sum(self.derivative(u), axis=0))
 
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """gain times the mean of h over the window: what `SurrogateInTime` has where nothing is kept of a potential."""
@@ -195,6 +193,8 @@ class SurrogateInTime(Surrogate):
         total, reach = tf.unstack(trace)
         after = tf.stack([total + self.derivative(u) * reach, 1.0 + self._kept(fired, reach)])
         return count + tf.cast(fired, tf.float32), after
+
+    tally_all = SlopeRule.tally_all  # step by step: e depends on the spikes before
 
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """gain times the mean over the window of h(x_t) e_t."""
