@@ -26,7 +26,7 @@ _NOTHING = frozenset({
     "Const", "Placeholder", "Identity", "IdentityN", "NoOp", "StopGradient", "Reshape", "Squeeze", "ExpandDims",
     "Shape", "Size", "Rank", "Range", "Bitcast", "Unpack", "PartitionedCall", "StatefulPartitionedCall", "While",
     "StatelessWhile", "If", "StatelessIf", "TensorListReserve", "ReadVariableOp", "BroadcastGradientArgs"})
-_FEW = 8  # elements up to which integers are numbers and shapes, which TensorFlow reckons on the host
+_FEW = 8  # elements up to which integers are numbers, shapes and conditions, which TensorFlow reckons on the host
 # Instructions of an optimised module that are kernels of their own (those within a fusion are not listed as such).
 _LAUNCHED = frozenset({
     "fusion", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose", "pad", "slice",
@@ -49,8 +49,9 @@ def _is_nothing(node: Any) -> bool:
     if node.definition.op in _NOTHING:
         return True
     kind = node.definition.attr["T"].type or node.definition.attr["SrcT"].type
+    of_host = kind == tf.int32.as_datatype_enum or node.definition.op.startswith("Logical")
     sizes = [shape.num_elements() for shape in node.shapes]
-    return kind == tf.int32.as_datatype_enum and all(size is not None and size <= _FEW for size in sizes)
+    return of_host and all(size is not None and size <= _FEW for size in sizes)
 
 
 def fused(module: str, trips: int) -> int:

@@ -126,7 +126,7 @@ def test_a_loop_that_does_not_say_how_often_it_goes_round_is_refused() -> None:
 
 
 def test_kernels_of_a_module_count_as_often_as_their_loop_goes_round() -> None:
-    module = tf.function(looped, jit_compile=True).experimental_get_compiler_ir(tf.zeros(20))(stage="optimized_hlo")
+    module = tf.function(lambda x: looped(x), jit_compile=True).experimental_get_compiler_ir(tf.zeros(20))(stage="optimized_hlo")
     assert launches.fused(module, 30) - launches.fused(module, 20) == 10 * (
         launches.fused(module, 1) - launches.fused(module, 0)) > 0
     said = """ENTRY %main (a: f32[4]) -> f32[4] {
