@@ -15,14 +15,12 @@ from tensorflow.python.framework import op_def_registry
 
 from benchmarks import graphs
 
-# A number or a shape, which TensorFlow reckons on the host, next to the kernels that it launches.
+# Elements of what a loop may leave on the host: numbers, shapes and conditions, which TensorFlow reckons there while it
+# launches kernels. Constants of int32 are among them.
 _FEW = 8
 
-# Operations that have no kernel of their own on a GPU, and why that costs nothing.
-WITHOUT_KERNEL = {
-    "Placeholder": "an argument of the function, in the graph's own spelling",
-    "Assert": "a check that runs beside the step, and copies nothing unless it fails",
-}
+# Operations that need no kernel on a GPU, and why.
+WITHOUT_KERNEL = {"Placeholder": "an argument of the function, in the graph's own spelling"}
 
 
 @functools.cache

@@ -47,8 +47,8 @@ def network(name: str, gradient: str, norm: str | None = None, surrogate: str = 
 
 
 def training_step(model: Any, optimizer: str = "sgd") -> Any:
-    """The graph of a whole step: encode, forward, loss, backward, statistics, update."""
-    settings = runs.tiny("unused", batch_size=B, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01)
+    """The graph of a whole step, operation by operation: encode, forward, loss, backward, statistics, update."""
+    settings = runs.tiny("unused", batch_size=B, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01, jit="off")
     maker = make_optimizer(settings)
     maker.build(model.trainable_variables)
     step = TrainStep(model, maker, tf.distribute.get_strategy(), settings)
