@@ -42,8 +42,8 @@ GPU_CHUNK_ELEMENTS = 250_000_000
 def choose_chunk(timesteps: int, largest: int, total: int = 0) -> int:
     """Steps per chunk, a divisor of the window if one is near: by the cache of a CPU, by the memory of a GPU.
 
-    A GPU has no use for more than 8 steps either: at 16, XLA no longer joins a neuron's steps to one operation, takes
-    twice as long to compile them, and launches more (benchmarks/README.md).
+    A GPU has no use for more than 8 steps either: with 16 unrolled, XLA takes nearly twice as long to compile a step of
+    LeNet and launches as many kernels (benchmarks/README.md).
 
     Args:
       timesteps: of the window.
