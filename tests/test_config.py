@@ -347,7 +347,7 @@ CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "short
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
-           "precision": "mixed_bfloat16", "strategy": "mirrored", "deterministic": True, "neuron": "relu",
+           "precision": "mixed_bfloat16", "strategy": "mirrored", "jit": "on", "deterministic": True, "neuron": "relu",
            "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time"}
 
 

@@ -161,6 +161,8 @@ class Config:
                              group="Machine", choices=("float32", "mixed_bfloat16"))
     strategy: str = setting("auto", "Devices: all of this host (auto), one, mirrored or multi_worker.", group="Machine",
                             choices=("auto", "one", "mirrored", "multi_worker"))
+    jit: str = setting("auto", "Compile whole steps with XLA: on, off, or where one GPU trains (auto).",
+                       group="Machine", choices=("auto", "on", "off"))
     deterministic: bool = setting(False, "Bit-identical runs also where that costs speed.", group="Machine")
 
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means the end of each epoch.", group="Output",

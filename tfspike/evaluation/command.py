@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfspike import distribution
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.runs import loading, standing, workdir
@@ -83,7 +84,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     if len(test) < len(every):
         say(f"the first {len(test):,} of {len(every):,} test records")
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
-                          loss=config.loss)
+                          loss=config.loss, compiled=distribution.compiles(config.jit, 1, config.deterministic))
     results = []
     for draw in range(options.seeds if config.random_input else 1):
         results.append(evaluator.run(draw))

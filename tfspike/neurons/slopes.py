@@ -60,6 +60,13 @@ class SlopeRule:
         """`(count, trace)` after a step in which the membrane reached `u`; None does where `needs_potential` is not."""
         raise NotImplementedError
 
+    def tally_all(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+                  fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(count, trace)` after several steps, u and fired `[steps, B, ...]`: `tally`, in few operations if it can."""
+        for at, spikes in zip([None] * fired.shape[0] if u is None else tf.unstack(u), tf.unstack(fired)):
+            count, trace = self.tally(count, trace, at, spikes)
+        return count, trace
+
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """The slope at the end of a window of so many steps."""
         raise NotImplementedError
@@ -99,6 +106,14 @@ class LeakAware(SlopeRule):
         spikes = tf.cast(fired, tf.float32)
         return count + spikes, self.leak * trace + spikes
 
+    def tally_all(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+                  fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        spikes, steps = tf.cast(fired, tf.float32), fired.shape[0]
+        decay = tf.reshape(tf.constant([self.leak ** (steps - 1 - t) for t in range(steps)], tf.float32),
+                           [-1] + [1] * (fired.shape.rank - 1))
+        return (count + tf.reduce_sum(spikes, axis=0),
+                self.leak**steps * trace + tf.reduce_sum(decay * spikes, axis=0))
+
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """gain (1[N > 0] + ln(leak) F / N); of the number of steps it does not depend."""
         fired = tf.cast(count > 0.0, tf.float32)
@@ -132,6 +147,11 @@ class Surrogate(SlopeRule):
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
               fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return count + tf.cast(fired, tf.float32), trace + self.derivative(u)
+
+    def tally_all(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
+                  fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return (count + tf.reduce_sum(tf.cast(fired, tf.float32), axis=0),
+                trace + tf.reduce_sum(self.derivative(u), axis=0))
 
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """gain times the mean of h over the window: what `SurrogateInTime` has where nothing is kept of a potential."""
@@ -173,6 +193,8 @@ class SurrogateInTime(Surrogate):
         total, reach = tf.unstack(trace)
         after = tf.stack([total + self.derivative(u) * reach, 1.0 + self._kept(fired, reach)])
         return count + tf.cast(fired, tf.float32), after
+
+    tally_all = SlopeRule.tally_all  # step by step: e depends on the spikes before
 
     def slope(self, count: tf.Tensor, trace: tf.Tensor, steps: tf.Tensor | int) -> tf.Tensor:
         """gain times the mean over the window of h(x_t) e_t."""

@@ -74,8 +74,10 @@ class Trainer:
         self._lock: Any = None
 
     def _evaluator(self, model: Any) -> Evaluator:
-        return Evaluator(model, self.data.images, self.data.labels, self.info, self.config.batch_size, self.val_index,
-                         self.strategy, self.worker, self.config.loss)
+        config, replicas = self.config, self.strategy.num_replicas_in_sync
+        return Evaluator(model, self.data.images, self.data.labels, self.info, config.batch_size, self.val_index,
+                         self.strategy, self.worker, config.loss,
+                         distribution.compiles(config.jit, replicas, config.deterministic))
 
     def _open_window(self) -> None:
         """Takes the window of the epoch that the next step is in."""
