@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from tfspike.engine import convolution, kernels
 from tfspike.engine import plan as plans
+from tfspike.engine.events.road import Passed, Road
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import custom_gradient
@@ -48,6 +49,7 @@ class Record(NamedTuple):
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
       penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
+      passed: what the event-driven road left behind, where it was taken.
     """
 
     output: tf.Tensor
@@ -57,6 +59,7 @@ class Record(NamedTuple):
     derivatives: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
     penalties: Sequence[tf.Tensor] = ()
+    passed: Passed | None = None
 
 
 class _Outputs(NamedTuple):
@@ -132,7 +135,8 @@ class Engine:
         self.timesteps: int = plan.encoder.layer.timesteps
         self.chunk = chunk
         self.kernel = kernels.choose(kernel)
-        self._sizes = kernels.BatchSizes() if kernel == "auto" else None
+        self._sizes = kernels.BatchSizes() if kernel in kernels.CHOSEN_BY_DEVICE else None
+        self.events = Road(plan, gradient) if kernel == "events" else None
 
     @property
     def can_train(self) -> bool:
@@ -218,13 +222,25 @@ class Engine:
             frozen, constants = zip(*given.fixed) if given.fixed else ((), ())
             given = given._replace(values=self._cast(given.weights, given.values),
                                    fixed=list(zip(frozen, self._cast(frozen, constants))))
+        by_events = self.events is not None and keep == given.training and not self.events.hindrance(given.training)
         with given.substituted() as scope:
-            record = self._in_chunks(given, self.gradient if keep else None, kernel)
+            if by_events:
+                record = self._by_events(given)
+            else:
+                record = self._in_chunks(given, self.gradient if keep else None, kernel)
         if scope.losses:
             raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
                             "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
                             "with a `call` of its own: such models are computed layer by layer.")
         return record
+
+    def _by_events(self, given: _Given) -> Record:
+        """The whole window on the event-driven road."""
+        assert self.events is not None
+        kept = self.gradient if given.training else None
+        passed = self.events.forward(given.inputs, given.key, given.masks, given.training, traced=kept == "rate",
+                                     recorded=kept == "event")
+        return Record(passed.output, passed.states, passed.input_rate, [], [], [], passed=passed)
 
     def _in_chunks(self, given: _Given, keep: str | None, kernel: str) -> Record:
         """Chunk after chunk from the first step to the last; `keep` is the gradient that will be asked for."""

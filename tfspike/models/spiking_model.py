@@ -55,7 +55,13 @@ class SpikingModel(keras.Model):
         return self._lazy()["engine"]
 
     def configure_engine(self, chunk: int | None = None, kernel: str = "auto") -> None:
-        """Sets steps per chunk (None: by size) and the kernel ("auto", "plain", "xla"); not the values."""
+        """Sets how the window is computed; not the values, but for float32 sums in another order.
+
+        Args:
+          chunk: steps per chunk; None chooses by size.
+          kernel: "dense" convolutions, for which "plain" and "xla" name the kernel of the neurons; "events" adds rows
+            of weights where spikes are, on CPUs, and takes numba (`pip install "tfspike[events]"`); "auto" is "dense".
+        """
         if chunk is not None:
             check_count("chunk", chunk)
         self._chunk, self._kernel = chunk, check_choice("kernel", kernel, kernels.KERNELS)
