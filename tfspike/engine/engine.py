@@ -194,6 +194,8 @@ class Engine:
                 asked = tf.nest.pack_sequence_as(like, upstream)
                 kept = record if training else self._forward(given, keep=True)
                 backward = self._backward_event if self.gradient == "event" else self._backward_rate
+                if self.gradient == "event" and kept.passed is not None:
+                    backward = self._backward_by_events
                 return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
 
             states = dict(zip(self.plan.spiking, record.states))
@@ -352,6 +354,15 @@ class Engine:
         loop = tf.while_loop(lambda i, *_: i >= 0, lambda i, *carried: body(i, chunk, *carried), loop,
                              maximum_iterations=count, parallel_iterations=1)
         return loop[2]
+
+    def _backward_by_events(self, record: Record, given: _Given, upstream: tf.Tensor,
+                            demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
+        """The same on the event-driven road."""
+        assert self.events is not None and record.passed is not None
+        of_count = {call: asked.of_count for call, asked in demands.items() if asked.of_count is not None}
+        of_spikes = {call: asked.of_spikes for call, asked in demands.items() if asked.of_spikes is not None}
+        return self.events.backward(record.passed, given.masks, upstream, of_count, of_spikes, given.values,
+                                    given.substituted())
 
     def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
                   demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:

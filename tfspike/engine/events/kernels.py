@@ -1,8 +1,9 @@
 """The compiled loops of the event-driven road: one image through a whole window, forward and back.
 
 Both walk the tables of a `program.Program`, in stretches of `columns.STEPS` steps and operation after operation, so
-that spike lists and membranes of a stretch stay in a cache. A spike list is packed: the entries of pixel p at step s
-of the stretch are `entries[starts[i]:starts[i + 1]]`, i = s pixels + p, channel numbers in the order in which they rise.
+that spike lists and membranes of a stretch stay in a cache. A spike list is packed: the entries of pixel p = (y, x) at
+step s of the stretch are `entries[starts[i]:starts[i + 1]]`, i = s pixels + p: x channels + c, where in its line each
+spike is, in rising order.
 
 numba compiles each function once for a machine and keeps the code beside this file, or in the user's cache where that
 cannot be written (NUMBA_CACHE_DIR). It looks at this file alone: delete the code after changes in `rows` or `columns`.
@@ -47,7 +48,7 @@ def encode(row: Any, lists: Any, layout: int, train: Any, packed: Any, image: in
                 else:
                     value = train[place + i]
                 if value != _ZERO:
-                    entries[end], values[end] = c, value
+                    entries[end], values[end] = p % listed[col.LIST_WIDTH] * channels + c, value
                     end += 1
             at += 1
             starts[at] = end
@@ -57,11 +58,11 @@ def encode(row: Any, lists: Any, layout: int, train: Any, packed: Any, image: in
 def mask(row: Any, lists: Any, masks: Any, steps: int, starts: Any, entries: Any, values: Any) -> None:
     """Lists the spikes of another list that dropout leaves."""
     source, listed = lists[row[col.SOURCE]], lists[row[col.OUT]]
-    pixels, channels = listed[col.LIST_HEIGHT] * listed[col.LIST_WIDTH], listed[col.LIST_CHANNELS]
+    width, pixels = listed[col.LIST_WIDTH], listed[col.LIST_HEIGHT] * listed[col.LIST_WIDTH]
     end = listed[col.ENTRIES]
     starts[listed[col.STARTS]] = end
     for i in range(steps * pixels):
-        kept = row[col.PLACE] + i % pixels * channels
+        kept = row[col.PLACE] + i % pixels // width * width * listed[col.LIST_CHANNELS]
         for k in range(starts[source[col.STARTS] + i], starts[source[col.STARTS] + i + 1]):
             if masks[kept + entries[k]]:
                 entries[end], values[end] = entries[k], values[k]
@@ -77,20 +78,37 @@ def rows_under(row: Any, listed: Any, step: int, y: int, x: int, starts: Any, en
     rows[0], factors[0] = row[col.KH] * row[col.KW] * channels * columns, _ONE
     n = 1
     top, left = y * row[col.SY] - row[col.PY], x * row[col.SX] - row[col.PX]
+    width = listed[col.LIST_WIDTH]
+    begin_x, end_x = max(0, -left), min(row[col.KW], row[col.WIDTH] - left)
+    if end_x <= begin_x:  # padding alone
+        return n
     for ky in range(max(0, -top), min(row[col.KH], row[col.HEIGHT] - top)):
-        for kx in range(max(0, -left), min(row[col.KW], row[col.WIDTH] - left)):
-            tap = (ky * row[col.KW] + kx) * channels
-            for a in range(pool):
-                line = step * listed[col.LIST_HEIGHT] + (top + ky) * pick + a
-                first = listed[col.STARTS] + line * listed[col.LIST_WIDTH] + (left + kx) * pick
-                begin, end = starts[first], starts[first + pool]
-                for k in range(begin, end):
-                    rows[n + k - begin] = (tap + entries[k]) * columns
-                if listed[col.VALUED]:
-                    for k in range(begin, end):
-                        factors[n + k - begin] = values[k]
-                n += end - begin
+        for a in range(pool):
+            line = listed[col.STARTS] + (step * listed[col.LIST_HEIGHT] + (top + ky) * pick + a) * width
+            if pick == 1:  # one stretch of the list: entries say where in a line they are
+                base = (ky * row[col.KW] - left) * channels
+                n = rows_of(line + left + begin_x, line + left + end_x, base, columns, listed, starts, entries, values,
+                            n, rows, factors)
+                continue
+            for kx in range(begin_x, end_x):
+                for b in range(pool):
+                    pixel = (left + kx) * pick + b
+                    base = (ky * row[col.KW] + kx - pixel) * channels
+                    n = rows_of(line + pixel, line + pixel + 1, base, columns, listed, starts, entries, values, n, rows,
+                                factors)
     return n
+
+
+@compiled
+def rows_of(first: int, behind: int, base: int, columns: int, listed: Any, starts: Any, entries: Any, values: Any,
+            n: int, rows: Any, factors: Any) -> int:
+    """Adds the rows of the spikes of some neighbouring pixels to n others; how many there are then."""
+    begin, end = starts[first], starts[behind]
+    vectors.place(rows, n, entries, begin, end, base, columns)
+    if listed[col.VALUED]:
+        for k in range(begin, end):
+            factors[n + k - begin] = values[k]
+    return n + end - begin
 
 
 @compiled
@@ -125,9 +143,11 @@ def add_spikes(row: Any, scale: Any, listed: Any, step: int, y: int, x: int, sta
     """Adds the spikes of output pixel (y, x), every channel by itself, without weights."""
     for a in range(row[col.POOL]):
         line = step * listed[col.LIST_HEIGHT] + y * row[col.PICK] + a
-        first = listed[col.STARTS] + line * listed[col.LIST_WIDTH] + x * row[col.PICK]
-        for k in range(starts[first], starts[first + row[col.POOL]]):
-            floats[at + entries[k]] += scale * values[k] if listed[col.VALUED] else scale
+        for pixel in range(x * row[col.PICK], x * row[col.PICK] + row[col.POOL]):
+            first = listed[col.STARTS] + line * listed[col.LIST_WIDTH] + pixel
+            to = at - pixel * row[col.CHANNELS]
+            for k in range(starts[first], starts[first + 1]):
+                floats[to + entries[k]] += scale * values[k] if listed[col.VALUED] else scale
 
 
 @compiled
@@ -190,14 +210,15 @@ def synapse(row: Any, constants: Any, lists: Any, decay: Any, first: int, steps:
                         fired = vectors.fire(floats, at + w * col.LANES, constants[col.THRESHOLD], constants[col.LEAKS])
                         if recorded:
                             spikes[first + s, row[col.WORDS] + p * words + w] = np.uint16(fired)
+                        if fired:
+                            vectors.tally(count, at + w * col.LANES, fired, _ONE)
+                            if row[col.RULE] == col.LEAK:
+                                vectors.tally(trace, at + w * col.LANES, fired, decay[first + s])
                         while fired:
                             c = w * col.LANES + vectors.lowest(fired)
                             fired &= fired - 1
-                            entries[end] = c
+                            entries[end] = x * row[col.COUT] + c
                             end += 1
-                            count[at + c] += _ONE
-                            if row[col.RULE] == col.LEAK:
-                                trace[at + c] += decay[first + s]
                     starts[at_start + s * pixels + p + 1] = end
 
 

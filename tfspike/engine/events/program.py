@@ -132,6 +132,7 @@ class Operation:
     call: plans.Call | None = None
     place: int = -1
     words: int = -1
+    jumps: int = -1
     weights: int = -1
     transposed: int = -1
     gradient: int = -1
@@ -152,13 +153,19 @@ class Operation:
 
 @dataclasses.dataclass
 class SpikeList:
-    """Where spikes are listed: of the encoder (`writer` None), of neurons, or what dropout leaves of another list."""
+    """Where spikes of a stretch are listed, or in the backward pass what happens at them.
+
+    Attributes:
+      shape: `(H, W, C)`.
+      constant: the same at every step, and listed once.
+      valued: spikes of the encoder, which are not all 1.
+      times: as many entries as there are neurons, so many times.
+    """
 
     shape: tuple[int, int, int]
     constant: bool = False
     valued: bool = False
-    writer: Operation | None = None
-    masked: int = -1
+    times: int = 1
 
 
 def padded(channels: int) -> int:
@@ -193,6 +200,10 @@ class Program:
         self._readers = _readers(plan)
         self.layout = inputs_of(plan.encoder.layer)
         self._run()
+        self.links = np.array([(op.base.writer, i) for i, op in enumerate(self.operations) if op.base is not None],
+                              np.int64).reshape(-1, 2)
+        if gradient == "event" and training:
+            self._list_jumps()
         self._lay_out()
 
     # ---- from calls to operations ------------------------------------------------------------------------------
@@ -308,7 +319,7 @@ class Program:
         if not isinstance(x, Spikes) or not x.as_listed or self.lists[x.source].constant:
             raise Unsupported("silences other than spikes of neurons")
         shape = self.lists[x.source].shape
-        out = self._list(shape, valued=self.lists[x.source].valued, masked=x.source)
+        out = self._list(shape, valued=self.lists[x.source].valued)
         self.operations.append(Operation(col.MASK, source=x.source, out=out, shape=shape, call=call))
         return dataclasses.replace(x, source=out, scale=x.scale / (1.0 - layer.rate))
 
@@ -353,7 +364,7 @@ class Program:
         self.operations.append(operation)
         if target == col.READ:
             return None
-        operation.out = self._list(current.shape, writer=operation)
+        operation.out = self._list(current.shape)
         return Spikes(operation.out, current.shape)
 
     def _store(self, synapse: Synapse, base: Kept | None, shape: tuple[int, int, int]) -> Kept:
@@ -366,10 +377,10 @@ class Program:
         return self.lists[synapse.spikes.source].constant
 
     def _list(self, shape: tuple[int, int, int], constant: bool = False, valued: bool = False,
-              writer: Operation | None = None, masked: int = -1) -> int:
-        if shape[2] >= 2**16:
-            raise Unsupported("has more than 65,535 channels")
-        self.lists.append(SpikeList(shape, constant, valued, writer, masked))
+              times: int = 1) -> int:
+        if shape[1] * shape[2] > 2**16:
+            raise Unsupported("has more than 65,536 channels times columns")
+        self.lists.append(SpikeList(shape, constant, valued, times))
         return len(self.lists) - 1
 
     # ---- from operations to numbers ----------------------------------------------------------------------------
@@ -383,6 +394,17 @@ class Program:
     def weighted(self) -> list[Operation]:
         """Operations with weights."""
         return [op for op in self.operations if op.synapse is not None and op.synapse.layer is not None]
+
+    def _list_jumps(self) -> None:
+        """Lists of what happens to currents in the backward pass: of neurons, beside their spikes."""
+        times = [1] * len(self.operations)  # how many lists of neurons come together in one
+        for i in reversed(range(len(self.operations))):
+            times[i] = max(1, sum(times[reader] for writer, reader in self.links if writer == i))
+        for i, op in enumerate(self.operations):
+            if op.target in (col.STORE, col.READ):
+                op.jumps = self._list(op.shape, times=times[i])
+            elif op.target == col.FIRE:
+                op.jumps = op.out
 
     def _lay_out(self) -> None:
         self.states = self.words = self.masks = self.weights = self.transposed = self.gradients = 0
@@ -413,7 +435,7 @@ class Program:
             height, width, channels = op.shape
             _fill(row, {col.KIND: op.kind, col.ONCE: op.once, col.SOURCE: op.source, col.OUT: op.out, col.OH: height,
                         col.OW: width, col.COUT: channels, col.PADDED: op.padded, col.TARGET: op.target,
-                        col.PLACE: op.place, col.WORDS: op.words})
+                        col.PLACE: op.place, col.WORDS: op.words, col.JUMPS: op.jumps})
             if op.synapse is not None:
                 spikes, (high, wide), (down, across) = op.synapse.spikes, op.synapse.window, op.synapse.stride
                 _fill(row, {col.KH: high, col.KW: wide, col.SY: down, col.SX: across, col.PY: spikes.top,
@@ -444,11 +466,9 @@ class Program:
             steps = 1 if found.constant else col.STEPS
             _fill(row, {col.STARTS: self.starts, col.ENTRIES: self.entries, col.LIST_HEIGHT: height,
                         col.LIST_WIDTH: width, col.LIST_CHANNELS: channels, col.VALUED: found.valued,
-                        col.MASKED: found.masked})
-            if found.writer is not None:
-                _fill(row, {col.STATE: found.writer.place, col.LIST_PADDED: found.writer.padded})
+                        col.CONSTANT_LIST: found.constant})
             self.starts += steps * height * width + 1
-            self.entries += steps * height * width * channels + 1
+            self.entries += steps * height * width * channels * found.times
         return table
 
     def of_layers(self) -> Iterator[tuple[Operation, Synapse]]:

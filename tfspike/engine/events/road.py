@@ -13,7 +13,7 @@ import concurrent.futures
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +109,50 @@ class Road:
             for op, call in zip(program.neurons, (*self.plan.spiking, self.plan.readout))]
         return Passed(readout.membrane / self.timesteps, states, input_rate, train, packed, spikes, count, trace)
 
+    def backward(self, passed: Passed, masks: dict[plans.Call, tf.Tensor], upstream: tf.Tensor,
+                 of_count: dict[plans.Call, tf.Tensor], of_spikes: dict[plans.Call, tf.Tensor],
+                 values: Sequence[tf.Tensor], substituted: Any) -> list[tf.Tensor]:
+        """Gradient "event" of a training window.
+
+        Args:
+          passed: what it left behind, with its spikes.
+          masks: of dropout layers.
+          upstream: dL/do, `[B, classes]`.
+          of_count, of_spikes: see `engine.Demand`; of the layers of which the loss asks something directly.
+          values: what the gradient is wanted of.
+          substituted: a context in which layers read `values`.
+        """
+        loaded = self._loaded(True)
+        assert isinstance(loaded, _Loaded), loaded
+        program, batch = loaded.program, tf.shape(upstream)[0]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            with substituted:
+                transposed = [tf.reshape(tf.transpose(_matrix(synapse)), [-1]) for _, synapse in program.of_layers()]
+                transposed = tf.concat(transposed, axis=0) if transposed else tf.zeros([0], tf.float32)
+        asked = tf.zeros([batch, 0], tf.float32)
+        if of_count:
+            zeros = tf.zeros([batch, 0], tf.float32)
+            asked = tf.concat([zeros, *(_with_padding(of_count[op.call], op) if op.call in of_count
+                                        else tf.zeros([batch, op.neurons]) for op in program.neurons)], axis=1)
+        found = tf.numpy_function(
+            loaded.backward, [batch, passed.train, passed.packed, self._masks(program, masks, batch), passed.spikes,
+                              transposed, self._slopes(program, passed), upstream / self.timesteps, asked,
+                              tf.stack([of_spikes.get(op.call, tf.zeros([])) for op in program.operations])],
+            tf.float32)
+        return tape.gradient(transposed, values, output_gradients=tf.ensure_shape(found, transposed.shape),
+                             unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    def _slopes(self, program: Program, passed: Passed) -> tf.Tensor:
+        """Of all neurons, with padding, `[B, states]`."""
+        parts = []
+        for op in program.neurons:
+            count, trace = (x[:, op.place:op.place + op.neurons] for x in (passed.count, passed.trace))
+            fires = op.target == col.FIRE and op.call is not None
+            parts.append(op.call.layer.neuron.slope_rule.slope(count, trace, self.timesteps) if fires
+                         else tf.zeros_like(count))
+        return tf.concat(parts, axis=1)
+
     # ---- what the kernels are given ----------------------------------------------------------------------------
 
     def _encoded(self, inputs: tf.Tensor, key: tf.Tensor, layout: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -185,15 +229,21 @@ def _of_neurons(values: tf.Tensor, op: Operation, call: plans.Call) -> tf.Tensor
     return tf.reshape(part[..., :op.shape[2]], [-1, *call.source.shape[2:]])
 
 
+def _with_padding(values: tf.Tensor, op: Operation) -> tf.Tensor:
+    """The inverse: values of a layer's neurons, `[B, ...]`, as `[B, neurons]`."""
+    maps = tf.reshape(values, [-1, op.pixels, op.shape[2]])
+    return tf.reshape(tf.pad(maps, [[0, 0], [0, 0], [0, op.padded - op.shape[2]]]), [-1, op.neurons])
+
+
 class _Room:
     """Memory for one image; a thread takes one that is free."""
 
     def __init__(self, program: Program):
         self.floats = np.empty(program.floats, np.float32)
         self.starts = np.empty(program.starts, np.int32)
-        self.entries = np.empty(program.entries, np.uint16)
+        self.entries = np.empty(program.entries + col.LANES, np.uint16)  # vectors may begin at the last one
         self.values = np.empty(program.entries, np.float32)
-        self.rows = np.empty(program.most_rows, np.int32)
+        self.rows = np.empty(program.most_rows + col.LANES, np.int32)
         self.factors = np.empty(program.most_rows, np.float32)
 
 
@@ -229,6 +279,33 @@ class _Loaded:
 
         for_each(run, batch)
         return [membrane, count, trace, spikes]
+
+    def backward(self, batch: Any, train: np.ndarray, packed: np.ndarray, masks: np.ndarray, spikes: np.ndarray,
+                 transposed: np.ndarray, slope: np.ndarray, upstream: np.ndarray, of_count: np.ndarray,
+                 of_spikes: np.ndarray) -> np.ndarray:
+        """dL/dW as `transposed`, the sum over the batch: image after image within a share of it, and share after
+        share, so that the same number of threads gives the same sum."""
+        from tfspike.engine.events.backward import backward
+
+        program, batch = self.program, int(batch)
+        shares = max(1, min(threads(), batch))
+        sums = np.zeros((shares, len(transposed)), np.float32)
+
+        def run(share: int) -> None:
+            room = self._rooms.pop() if self._rooms else _Room(program)
+            delta = np.empty(program.states, np.float32)
+            given, seen = np.empty((2, program.gradients), np.float32)
+            for image in range(share, batch, shares):
+                for values in (delta, given, seen):
+                    values[:] = 0.0
+                backward(self.ops, self.numbers, self.lists, program.links, program.layout, image, batch,
+                         self.timesteps, train, packed, masks[image], spikes[image], transposed, slope[image],
+                         upstream[image].ravel(), of_count[image], of_spikes, room.starts, room.entries, room.values,
+                         delta, given, seen, sums[share])
+            self._rooms.append(room)
+
+        for_each(run, shares)
+        return functools.reduce(np.add, sums)
 
 
 def threads() -> int:

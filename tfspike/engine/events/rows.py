@@ -42,7 +42,8 @@ class _Rows:
 
     def spread(self, value: Any) -> Any:
         """A vector of one value."""
-        one = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        one = self.builder.insert_element(ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined), value,
+                                          ir.Constant(ir.IntType(32), 0))
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         return self.builder.shuffle_vector(one, one, mask)
 
@@ -83,6 +84,28 @@ add_weighted_1, add_weighted_4 = _adder(1, True), _adder(4, True)
 
 
 @intrinsic
+def place(typingctx, row, n, entries, begin, end, base, factor):
+    """row[n + k] = (base + entries[begin + k]) factor for k < end - begin, and for up to 15 more."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, word, integer = _Rows(context, builder, signature, args), args[1].type, ir.IntType(32)
+        numbers = ir.VectorType(integer, LANES)
+        base, factor = (rows.spread(builder.trunc(args[i], integer)) for i in (5, 6))
+        step = ir.Constant(word, LANES)
+        with cgutils.for_range_slice(builder, args[3], args[4], step, word) as (k, _):
+            source = builder.bitcast(rows.at(2, k, vector=False), ir.VectorType(ir.IntType(16), LANES).as_pointer())
+            found = builder.load(source)
+            found.align = 2
+            found = builder.mul(builder.add(builder.zext(found, numbers), base), factor)
+            target = builder.bitcast(rows.at(0, builder.add(args[1], builder.sub(k, args[3])), vector=False),
+                                     numbers.as_pointer())
+            builder.store(found, target).align = 4
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp, entries, types.intp, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
 def fire(typingctx, membrane, at, threshold, leak):
     """Fires, resets and leaks 16 neurons: bit i of the result says whether membrane[at + i] was above threshold."""
 
@@ -95,6 +118,20 @@ def fire(typingctx, membrane, at, threshold, leak):
         return builder.zext(builder.bitcast(fired, _BITS), _WORD)
 
     return types.int64(membrane, types.intp, types.float32, types.float32), generate
+
+
+@intrinsic
+def tally(typingctx, array, at, fired, value):
+    """Adds value to array[at + i] where bit i of what `fire` gave is 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = _Rows(context, builder, signature, args)
+        mask = builder.bitcast(builder.trunc(args[2], _BITS), ir.VectorType(ir.IntType(1), LANES))
+        added = builder.select(mask, rows.spread(args[3]), ir.Constant(_VECTOR, [0.0] * LANES))
+        rows.store(builder.fadd(rows.load(0, args[1]), added), 0, args[1])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64, types.float32), generate
 
 
 @intrinsic
