@@ -138,6 +138,10 @@ class Engine:
         self._sizes = kernels.BatchSizes() if kernel in kernels.CHOSEN_BY_DEVICE else None
         self.events = Road(plan, gradient) if kernel == "events" else None
 
+    def refusal_of_events(self, training: bool) -> str | None:
+        """Why kernel="events", which was asked for, is not what runs, in a sentence; None where it is, or was not."""
+        return None if self.events is None else self.events.hindrance(training)
+
     @property
     def can_train(self) -> bool:
         """Whether training takes this path; inference always does."""

@@ -29,7 +29,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif",
-           shortcut: str = "spikes") -> SpikingModel | ReluModel:
+           shortcut: str = "spikes", kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -59,6 +59,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
+      kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
+        spikes. "auto" is "dense" (`SpikingModel.configure_engine`).
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -70,7 +72,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     return build(NetworkSettings.of(
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
-        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut))
+        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut,
+        kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -86,6 +89,7 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
         x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, settings.num_classes, "output")
     model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
+    model.configure_engine(kernel=settings.kernel)
     return model if settings.neuron == "lif" else ann.twin(model)
 
 

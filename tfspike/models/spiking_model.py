@@ -198,6 +198,9 @@ class SpikingModel(keras.Model):
             output, activity = self._observe_layers(inputs, training, seed)
             self._hear(activity)
             return output, activity if counted else {name: tf.stop_gradient(x) for name, x in activity.items()}
+        refusal = engine.refusal_of_events(bool(training))
+        if refusal is not None:
+            self._say(f"{self.name} is computed by dense convolutions in place of kernel=\"events\": {refusal}.")
         plan, around = engine.plan, plans.in_phase(training)
         inputs = self._one_input(inputs)
         record = engine.run(plan.into_encoder(inputs, around), bool(training), seed, self.trainable_variables, counted)

@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from tfspike.engine import plan as plans
 from tfspike.engine.events import columns as col
-from tfspike.engine.events.program import Operation, Program, Unsupported
+from tfspike.engine.events.parts import Operation, Synapse, Unsupported
+from tfspike.engine.events.program import Program
 from tfspike.neurons.gradients import NeuronState
 
 MISSING = 'it needs numba: pip install "tfspike[events]"'
@@ -132,13 +133,13 @@ class Road:
                 transposed = tf.concat(transposed, axis=0) if transposed else tf.zeros([0], tf.float32)
         asked = tf.zeros([batch, 0], tf.float32)
         if of_count:
-            zeros = tf.zeros([batch, 0], tf.float32)
-            asked = tf.concat([zeros, *(_with_padding(of_count[op.call], op) if op.call in of_count
-                                        else tf.zeros([batch, op.neurons]) for op in program.neurons)], axis=1)
+            asked = tf.concat([_with_padding(of_count[op.call], op) if op.call in of_count
+                               else tf.zeros([batch, op.neurons]) for op in program.neurons], axis=1)
         found = tf.numpy_function(
             loaded.backward, [batch, passed.train, passed.packed, self._masks(program, masks, batch), passed.spikes,
                               transposed, self._slopes(program, passed), upstream / self.timesteps, asked,
-                              tf.stack([of_spikes.get(op.call, tf.zeros([])) for op in program.operations])],
+                              tf.stack([tf.zeros([]) if op.call is None else of_spikes.get(op.call, tf.zeros([]))
+                        for op in program.operations])],
             tf.float32)
         return tape.gradient(transposed, values, output_gradients=tf.ensure_shape(found, transposed.shape),
                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -148,9 +149,10 @@ class Road:
         parts = []
         for op in program.neurons:
             count, trace = (x[:, op.place:op.place + op.neurons] for x in (passed.count, passed.trace))
-            fires = op.target == col.FIRE and op.call is not None
-            parts.append(op.call.layer.neuron.slope_rule.slope(count, trace, self.timesteps) if fires
-                         else tf.zeros_like(count))
+            if op.target == col.FIRE and op.call is not None:
+                parts.append(op.call.layer.neuron.slope_rule.slope(count, trace, self.timesteps))
+            else:
+                parts.append(tf.zeros_like(count))
         return tf.concat(parts, axis=1)
 
     # ---- what the kernels are given ----------------------------------------------------------------------------
@@ -206,10 +208,11 @@ class Road:
         return tf.concat(parts, axis=0) if parts else tf.zeros([0], tf.float32)
 
 
-def _matrix(synapse: Any) -> tf.Tensor:
+def _matrix(synapse: Synapse) -> tf.Tensor:
     """Weight rows of a synapse and its bias, `[rows + 1, channels]` float32: its layer, the normalisation behind it,
     and the factor of the spikes in front of it."""
     over, norm = synapse.layer, synapse.norm
+    assert over is not None
     kernel = tf.cast(tf.cast(over.layer.kernel.value, over.compute_dtype), tf.float32)
     rows = tf.reshape(kernel, [synapse.rows, synapse.shape[2]])
     bias = tf.zeros([synapse.shape[2]], tf.float32)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from tfspike.engine.events.columns import LANES
 
 _FLOAT, _BITS, _WORD = ir.FloatType(), ir.IntType(LANES), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
+
+intrinsic: Any = extending.intrinsic  # numba calls what it decorates with one argument more than the compiled code
 
 
 class _Rows:
@@ -68,11 +69,11 @@ def _adder(vectors: int, weighted: bool) -> Any:
 
     if weighted:
         @intrinsic
-        def add(typingctx, target, at, source, column, row, n, factor):
+        def add(typingctx: Any, target: Any, at: Any, source: Any, column: Any, row: Any, n: Any, factor: Any) -> Any:
             return types.void(target, types.intp, source, types.intp, row, types.intp, factor), generate
     else:
         @intrinsic
-        def add(typingctx, target, at, source, column, row, n):
+        def add(typingctx: Any, target: Any, at: Any, source: Any, column: Any, row: Any, n: Any) -> Any:
             return types.void(target, types.intp, source, types.intp, row, types.intp), generate
     return add
 
@@ -84,7 +85,7 @@ add_weighted_1, add_weighted_4 = _adder(1, True), _adder(4, True)
 
 
 @intrinsic
-def place(typingctx, row, n, entries, begin, end, base, factor):
+def place(typingctx: Any, row: Any, n: Any, entries: Any, begin: Any, end: Any, base: Any, factor: Any) -> Any:
     """row[n + k] = (base + entries[begin + k]) factor for k < end - begin, and for up to 15 more."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -106,7 +107,7 @@ def place(typingctx, row, n, entries, begin, end, base, factor):
 
 
 @intrinsic
-def fire(typingctx, membrane, at, threshold, leak):
+def fire(typingctx: Any, membrane: Any, at: Any, threshold: Any, leak: Any) -> Any:
     """Fires, resets and leaks 16 neurons: bit i of the result says whether membrane[at + i] was above threshold."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -121,7 +122,7 @@ def fire(typingctx, membrane, at, threshold, leak):
 
 
 @intrinsic
-def tally(typingctx, array, at, fired, value):
+def tally(typingctx: Any, array: Any, at: Any, fired: Any, value: Any) -> Any:
     """Adds value to array[at + i] where bit i of what `fire` gave is 1."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -135,7 +136,7 @@ def tally(typingctx, array, at, fired, value):
 
 
 @intrinsic
-def lowest(typingctx, bits):
+def lowest(typingctx: Any, bits: Any) -> Any:
     """The number of the lowest bit that is 1 in an integer other than 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
