@@ -315,7 +315,8 @@ def threads() -> int:
     """How many images are computed at once: as many threads as one of TensorFlow's operations may take, which are idle
     meanwhile."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tf.config.threading.get_intra_op_parallelism_threads() or cores
+    asked = tf.config.threading.get_intra_op_parallelism_threads() or os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(asked or 0) or cores
 
 
 def for_each(function: Callable[[int], None], count: int) -> None:
