@@ -38,9 +38,6 @@ class EvalOptions:
                                      legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
     timesteps: int | None = setting(None, "Length of the window, in steps; none means the run's.", group="How",
                                     legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
-    kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
-                                 "spikes are (events); none means the run's.", group="How",
-                                 choices=("auto", "dense", "events"))
     report: bool = setting(False, "Write an HTML report and its pictures into the workdir.", group="Output")
     compare: tuple[str, ...] = setting((), "Folders of other runs to put beside this one, separated by commas.",
                                        group="Output", legal="folders of runs", path=True)
@@ -58,6 +55,9 @@ class EvalOptions:
     resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
     images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
                                  legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
+                                 "spikes are (events); none means the run's.", group="How",
+                                 choices=("auto", "dense", "events"))
 
     def __post_init__(self) -> None:
         if self.weights is not None:

@@ -21,6 +21,8 @@ from tfspike.engine.events import columns as col
 from tfspike.engine.events import rows as vectors
 
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+# What is called for every pixel: a call would pass seven numbers for every array
+inlined = numba.njit(nogil=True, error_model="numpy", boundscheck=False, forceinline=True)
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
@@ -70,7 +72,7 @@ def mask(row: Any, lists: Any, masks: Any, steps: int, starts: Any, entries: Any
         starts[listed[col.STARTS] + i + 1] = end
 
 
-@compiled
+@inlined
 def rows_under(row: Any, listed: Any, step: int, y: int, x: int, starts: Any, entries: Any, values: Any, rows: Any,
                factors: Any) -> int:
     """Collects the weight rows of the spikes under the window of output pixel (y, x), and the bias; how many."""
@@ -99,7 +101,7 @@ def rows_under(row: Any, listed: Any, step: int, y: int, x: int, starts: Any, en
     return n
 
 
-@compiled
+@inlined
 def rows_of(first: int, behind: int, base: int, columns: int, listed: Any, starts: Any, entries: Any, values: Any,
             n: int, rows: Any, factors: Any) -> int:
     """Adds the rows of the spikes of some neighbouring pixels to n others; how many there are then."""
@@ -111,7 +113,7 @@ def rows_of(first: int, behind: int, base: int, columns: int, listed: Any, start
     return n + end - begin
 
 
-@compiled
+@inlined
 def add_rows(floats: Any, at: int, columns: int, weights: Any, place: int, rows: Any, n: int, valued: bool,
              factors: Any) -> None:
     """Adds weight rows to floats[at:at + columns], as many vectors at once as the registers hold."""
@@ -120,6 +122,9 @@ def add_rows(floats: Any, at: int, columns: int, weights: Any, place: int, rows:
         while c + 64 <= columns:
             vectors.add_weighted_4(floats, at + c, weights, place + c, rows, n, factors)
             c += 64
+        if c + 32 <= columns:
+            vectors.add_weighted_2(floats, at + c, weights, place + c, rows, n, factors)
+            c += 32
         while c < columns:
             vectors.add_weighted_1(floats, at + c, weights, place + c, rows, n, factors)
             c += 16
@@ -137,7 +142,7 @@ def add_rows(floats: Any, at: int, columns: int, weights: Any, place: int, rows:
         vectors.add_1(floats, at + c, weights, place + c, rows, n)
 
 
-@compiled
+@inlined
 def add_spikes(row: Any, scale: Any, listed: Any, step: int, y: int, x: int, starts: Any, entries: Any, values: Any,
                floats: Any, at: int) -> None:
     """Adds the spikes of output pixel (y, x), every channel by itself, without weights."""

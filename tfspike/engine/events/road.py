@@ -245,9 +245,9 @@ class _Room:
         self.floats = np.empty(program.floats, np.float32)
         self.starts = np.empty(program.starts, np.int32)
         self.entries = np.empty(program.entries + col.LANES, np.uint16)  # vectors may begin at the last one
-        self.values = np.empty(program.entries, np.float32)
+        self.values = np.empty(program.entries + col.LANES, np.float32)
         self.rows = np.empty(program.most_rows + col.LANES, np.int32)
-        self.factors = np.empty(program.most_rows, np.float32)
+        self.factors = np.empty(program.most_rows + col.LANES, np.float32)
 
 
 class _Loaded:

@@ -81,7 +81,7 @@ def _adder(vectors: int, weighted: bool) -> Any:
 # add_V(target, at, source, column, row, n): target[at:at + 16 V] += the sum over k < n of
 # source[row[k] + column:][:16 V]; and times factor[k], where there is a factor.
 add_1, add_2, add_4, add_8 = (_adder(vectors, False) for vectors in (1, 2, 4, 8))
-add_weighted_1, add_weighted_4 = _adder(1, True), _adder(4, True)
+add_weighted_1, add_weighted_2, add_weighted_4 = (_adder(vectors, True) for vectors in (1, 2, 4))
 
 
 @intrinsic
