@@ -260,6 +260,12 @@ class _Loaded:
         self.decays = (self.numbers[:, col.LEAKS, None].astype("d") ** age).astype(np.float32)
         self._rooms: list[_Room] = []
 
+    def _room(self) -> _Room:
+        try:
+            return self._rooms.pop()
+        except IndexError:  # asked for beforehand, another thread might take the last one in between
+            return _Room(self.program)
+
     def forward(self, traced: bool, recorded: bool, batch: Any, train: np.ndarray, packed: np.ndarray,
                 masks: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
         """`(membranes, counts, traces [B, states], spikes [B, T, words])`."""
@@ -271,7 +277,7 @@ class _Loaded:
         spikes = np.empty((batch, self.timesteps, program.words) if recorded else (batch, 0, 0), np.uint16)
 
         def run(image: int) -> None:
-            room = self._rooms.pop() if self._rooms else _Room(program)
+            room = self._room()
             room.floats[:program.states] = 0.0
             kernels.forward(self.ops, self.numbers, self.lists, self.decays, program.layout, image, batch,
                             self.timesteps, train, packed, masks[image], weights, room.floats, room.starts,
@@ -295,7 +301,7 @@ class _Loaded:
         sums = np.zeros((shares, len(transposed)), np.float32)
 
         def run(share: int) -> None:
-            room = self._rooms.pop() if self._rooms else _Room(program)
+            room = self._room()
             delta = np.empty(program.states, np.float32)
             given, seen = np.empty((2, program.gradients), np.float32)
             for image in range(share, batch, shares):
