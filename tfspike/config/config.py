@@ -28,7 +28,7 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -159,6 +159,9 @@ class Config:
     seed: int = setting(0, "Seed of weights, order, noise and dropout.", group="Machine", **_at_least(0))
     precision: str = setting("float32", "Arithmetic of the synapses; membrane potentials are always float32.",
                              group="Machine", choices=("float32", "mixed_bfloat16"))
+    kernel: str = setting("auto", "How synapses are computed: dense convolutions, or on CPUs weights added where "
+                          "spikes are (events), in a time that follows the spikes; auto is dense.", group="Machine",
+                          choices=("auto", "dense", "events"))
     strategy: str = setting("auto", "Devices: all of this host (auto), one, mirrored or multi_worker.", group="Machine",
                             choices=("auto", "one", "mirrored", "multi_worker"))
     jit: str = setting("auto", "Compile whole steps with XLA: on, off, or where one GPU trains (auto).",

@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from tfspike.engine import convolution, kernels
 from tfspike.engine import plan as plans
+from tfspike.engine.events.road import Passed, Road
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import custom_gradient
@@ -49,6 +50,7 @@ class Record(NamedTuple):
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
       penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
+      passed: what the event-driven road left behind, where it was taken.
     """
 
     output: tf.Tensor
@@ -58,6 +60,7 @@ class Record(NamedTuple):
     derivatives: list[tf.Tensor]
     moments: list[tuple[tf.Tensor, tf.Tensor]]
     penalties: Sequence[tf.Tensor] = ()
+    passed: Passed | None = None
 
 
 class _Outputs(NamedTuple):
@@ -133,7 +136,12 @@ class Engine:
         self.timesteps: int = plan.encoder.layer.timesteps
         self.chunk = chunk
         self.kernel = kernels.choose(kernel)
-        self._sizes = kernels.BatchSizes() if kernel == "auto" else None
+        self._sizes = kernels.BatchSizes() if kernel in kernels.CHOSEN_BY_DEVICE else None
+        self.events = Road(plan, gradient) if kernel == "events" else None
+
+    def refusal_of_events(self, training: bool) -> str | None:
+        """Why kernel="events", which was asked for, is not what runs, in a sentence; None where it is, or was not."""
+        return None if self.events is None else self.events.hindrance(training)
 
     @property
     def can_train(self) -> bool:
@@ -191,6 +199,8 @@ class Engine:
                 asked = tf.nest.pack_sequence_as(like, upstream)
                 kept = record if training else self._forward(given, keep=True)
                 backward = self._backward_event if self.gradient == "event" else self._backward_rate
+                if self.gradient == "event" and kept.passed is not None:
+                    backward = self._backward_by_events
                 return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
 
             states = dict(zip(self.plan.spiking, record.states))
@@ -219,13 +229,25 @@ class Engine:
             frozen, constants = zip(*given.fixed) if given.fixed else ((), ())
             given = given._replace(values=self._cast(given.weights, given.values),
                                    fixed=list(zip(frozen, self._cast(frozen, constants))))
+        by_events = self.events is not None and keep == given.training and not self.events.hindrance(given.training)
         with given.substituted() as scope:
-            record = self._in_chunks(given, self.gradient if keep else None, kernel)
+            if by_events:
+                record = self._by_events(given)
+            else:
+                record = self._in_chunks(given, self.gradient if keep else None, kernel)
         if scope.losses:
             raise UserError("A layer within OverTime calls `add_loss`, which would be lost in chunks of time. "
                             "Give the penalty as its `activity_regularizer`, or take a subclass of OverTime "
                             "with a `call` of its own: such models are computed layer by layer.")
         return record
+
+    def _by_events(self, given: _Given) -> Record:
+        """The whole window on the event-driven road."""
+        assert self.events is not None
+        kept = self.gradient if given.training else None
+        passed = self.events.forward(given.inputs, given.key, given.masks, given.training, traced=kept == "rate",
+                                     recorded=kept == "event")
+        return Record(passed.output, passed.states, passed.input_rate, [], [], [], passed=passed)
 
     def _in_chunks(self, given: _Given, keep: str | None, kernel: str) -> Record:
         """Chunk after chunk from the first step to the last; `keep` is the gradient that will be asked for."""
@@ -338,6 +360,15 @@ class Engine:
         loop = tf.while_loop(lambda i, *_: i >= 0, lambda i, *carried: body(i, chunk, *carried), loop,
                              maximum_iterations=count, parallel_iterations=1)
         return loop[2]
+
+    def _backward_by_events(self, record: Record, given: _Given, upstream: tf.Tensor,
+                            demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
+        """The same on the event-driven road."""
+        assert self.events is not None and record.passed is not None
+        of_count = {call: asked.of_count for call, asked in demands.items() if asked.of_count is not None}
+        of_spikes = {call: asked.of_spikes for call, asked in demands.items() if asked.of_spikes is not None}
+        return self.events.backward(record.passed, given.masks, upstream, of_count, of_spikes, given.values,
+                                    given.substituted())
 
     def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
                   demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:

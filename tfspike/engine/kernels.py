@@ -7,9 +7,12 @@ Kernels: "plain" runs as ordinary TensorFlow operations, one pass over memory ea
 passes, each of which goes over memory once: membranes and packed spikes; spikes, unpacked; counts and traces, from the
 packed spikes; and the backward recursion (what a surrogate derivative needs of the membranes is a pass of its own).
 Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
-float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "auto" is "xla" on CPUs,
+float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "dense" is "xla" on CPUs,
 but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU: there the whole step
-is compiled (`--jit`), or runs operation by operation, each of which has a GPU kernel (`tests/test_gpu.py`).
+is compiled (`--jit`), or runs operation by operation, each of which has a GPU kernel (`tests/test_gpu.py`). "events"
+leaves out convolutions, too, and adds rows of weights where spikes are (`tfspike.engine.events`); where that cannot be,
+it is "dense". "auto" is "dense": which of the two is faster depends on how much a network fires, and a choice by
+measurement, that a continued run repeats, is still to be made.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from tfspike.neurons.gradients import Neuron, NeuronState
 from tfspike.neurons.shared_function import shared
 from tfspike.neurons.slopes import SlopeRule
 
-KERNELS = ("auto", "plain", "xla")
+KERNELS = ("auto", "dense", "plain", "xla", "events")
+CHOSEN_BY_DEVICE = ("auto", "dense", "events")  # where "events" cannot be taken, it is "dense"
 # What "auto" is on a machine without a GPU.
 ON_CPU = "xla"
 
@@ -302,7 +306,7 @@ class BatchSizes:
 
 
 def choose(kernel: str) -> str:
-    """"plain" or "xla" for "auto"; itself otherwise."""
-    if kernel != "auto":
+    """The kernel of the dense road: "plain" or "xla" where the device says which; itself otherwise."""
+    if kernel not in CHOSEN_BY_DEVICE:
         return kernel
     return "plain" if distribution.has_gpu() else ON_CPU

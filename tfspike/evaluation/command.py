@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfspike import distribution
+from tfspike.errors import UserError
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.runs import loading, standing, workdir
@@ -78,7 +79,7 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     Raises:
       UserError: the run or its data cannot be used.
     """
-    model, config, info, checkpoint = loaded or _load(options, say)
+    model, config, info, checkpoint = _with_kernel(options, loaded or _load(options, say))
     every = loading.load_data(config, info, "test", options.data_dir, model.timesteps)
     test = every.first(options.images)
     if len(test) < len(every):
@@ -116,6 +117,16 @@ def _load(options: EvalOptions, say: workdir.Say) -> tuple[Any, Any, Any, Any]:
     return loading.load_run(options.workdir, options.checkpoint, options.timesteps, say)
 
 
+def _with_kernel(options: EvalOptions, loaded: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """What was loaded, its network to be run as --kernel says."""
+    model = loaded[0]
+    if options.kernel is not None:
+        if not model.is_spiking:
+            raise UserError(f"--kernel={options.kernel} is for spiking networks, and this one is an ANN: leave it out.")
+        model.configure_engine(kernel=options.kernel)
+    return loaded
+
+
 def describe(record: dict[str, Any]) -> str:
     """The record of `evaluate_run` as lines for a reader."""
     spread = record["test_accuracy_std"]
@@ -146,6 +157,6 @@ def predict(options: EvalOptions, say: workdir.Say = print, loaded: Any = None) 
     Raises:
       UserError: as for `prediction.predict_files` and `loading.load_run`.
     """
-    model, config, info, _ = loaded or _load(options, say)
+    model, config, info, _ = _with_kernel(options, loaded or _load(options, say))
     return prediction.predict_files(model, info, options.predict, options.seeds if config.random_input else 1,
                                     options.resize, config.loss)

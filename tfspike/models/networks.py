@@ -29,7 +29,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
-           start: float = 0.0, credit: str = "mean") -> SpikingModel | ReluModel:
+           start: float = 0.0, credit: str = "mean", kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -65,6 +65,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
+      kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
+        spikes. "auto" is "dense" (`SpikingModel.configure_engine`).
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -77,7 +79,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        start=start, credit=credit))
+        start=start, credit=credit, kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -93,6 +95,7 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
         x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, settings.num_classes, "output")
     model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
+    model.configure_engine(kernel=settings.kernel)
     return model if settings.neuron == "lif" else ann.twin(model)
 
 

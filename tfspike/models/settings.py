@@ -17,6 +17,7 @@ from tfspike.checks import (
     is_count,
 )
 from tfspike.config.config import NEURONS
+from tfspike.engine.kernels import KERNELS
 from tfspike.errors import UserError
 from tfspike.neurons import encoders, slopes
 from tfspike.neurons.backend import check_image_data_format
@@ -99,6 +100,7 @@ class NetworkSettings(LayerSettings):
       encoder: one of `encoders.NAMES`.
       hidden: neurons of the hidden dense layer, 0 for none.
       neuron: "lif", or "relu" for the ANN twin, for which the settings of spiking neurons keep their defaults.
+      kernel: how its window is computed (`SpikingModel.configure_engine`).
 
     Raises:
       UserError: as for `LayerSettings`, or the images are too small for the network.
@@ -111,6 +113,7 @@ class NetworkSettings(LayerSettings):
     encoder: str | None = "poisson"
     hidden: int = 0
     neuron: str = "lif"
+    kernel: str = "auto"
 
     @classmethod
     def of(cls, name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int,
@@ -139,6 +142,7 @@ class NetworkSettings(LayerSettings):
             raise UserError(f"`shortcut` is of residual blocks, and {self.name} has none: leave it out. "
                             f"Received: shortcut={self.shortcut!r}.")
         check_choice("encoder", self.encoder, encoders.NAMES)
+        check_choice("kernel", self.kernel, KERNELS)
         if check_choice("neuron", self.neuron, NEURONS) == "relu":
             self._refuse_spiking()
         _settle(self, input_shape=tuple(map(int, shape)), num_classes=check_count("num_classes", self.num_classes),
@@ -155,7 +159,7 @@ class NetworkSettings(LayerSettings):
 
 
 _SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
-                 "pooling")
+                 "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

@@ -55,7 +55,13 @@ class SpikingModel(keras.Model):
         return self._lazy()["engine"]
 
     def configure_engine(self, chunk: int | None = None, kernel: str = "auto") -> None:
-        """Sets steps per chunk (None: by size) and the kernel ("auto", "plain", "xla"); not the values."""
+        """Sets how the window is computed; not the values, but for float32 sums in another order.
+
+        Args:
+          chunk: steps per chunk; None chooses by size.
+          kernel: "dense" convolutions, for which "plain" and "xla" name the kernel of the neurons; "events" adds rows
+            of weights where spikes are, on CPUs, and takes numba (`pip install "tfspike[numba]"`); "auto" is "dense".
+        """
         if chunk is not None:
             check_count("chunk", chunk)
         self._chunk, self._kernel = chunk, check_choice("kernel", kernel, kernels.KERNELS)
@@ -192,6 +198,9 @@ class SpikingModel(keras.Model):
             output, activity = self._observe_layers(inputs, training, seed)
             self._hear(activity)
             return output, activity if counted else {name: tf.stop_gradient(x) for name, x in activity.items()}
+        refusal = engine.refusal_of_events(bool(training))
+        if refusal is not None:
+            self._say(f"{self.name} is computed by dense convolutions in place of kernel=\"events\": {refusal}.")
         plan, around = engine.plan, plans.in_phase(training)
         inputs = self._one_input(inputs)
         record = engine.run(plan.into_encoder(inputs, around), bool(training), seed, self.trainable_variables, counted)

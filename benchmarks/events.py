@@ -1,0 +1,120 @@
+"""The event-driven road against the dense one: steps of both, alternating in one process.
+
+    python -m benchmarks.events                              # VGG9, LeNet at first and at trained weights
+    python -m benchmarks.events --work vgg9 --modes inference rate --steps 5 --precision bfloat16
+
+Wall-clock seconds, and CPU seconds of all threads, which say more where other work runs beside it. `--precision` is
+that of the dense road; events always add in float32. Memory: `--kernels events` alone, as one process has one peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.cases import CLASSES, LEAK, THRESHOLD
+
+WORK = {"vgg9": ("vgg9", 100, 16), "lenet": ("lenet", 50, 64), "lenet-trained": ("lenet", 50, 64)}
+MODES = ("inference", "rate", "event")
+KERNELS = ("dense", "events")
+
+
+def _network(work: str, mode: str, kernel: str, precision: str) -> Any:
+    from tfspike import models, pretrained
+
+    net, timesteps, _ = WORK[work]
+    gradient = "rate" if mode == "inference" else mode
+    dtype = "mixed_bfloat16" if precision == "bfloat16" and kernel == "dense" else "float32"
+    shape = (28, 28, 1) if net == "lenet" else (32, 32, 3)
+    model = models.create(net, shape, CLASSES, timesteps, gradient=gradient, leak=LEAK, threshold=THRESHOLD,
+                          dropout=0.0, seed=0, dtype=dtype, kernel=kernel)
+    if work.endswith("-trained"):
+        trained = pretrained.load("lenet_mnist")[0]
+        for to, value in zip(model.trainable_variables, trained.trainable_variables):
+            to.assign(value)
+    return model
+
+
+def _images(work: str) -> Any:
+    """Digits where the weights know them; else the noise of `benchmarks.run`."""
+    net, _, batch = WORK[work]
+    x, labels = measure.images(net, batch)
+    if work.endswith("-trained"):
+        from tfspike import datasets
+
+        data = datasets.load("mnist_subset", "test")
+        x = datasets.describe(data).normalise(data.images[:batch])
+    return x, labels
+
+
+def _step(model: Any, mode: str, x: Any, labels: Any) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    x, labels = tf.constant(x), tf.constant(labels)
+
+    @tf.function
+    def infer() -> Any:
+        return model(x)
+
+    @tf.function
+    def train() -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.reduce_sum((tf.cast(model(x, training=True), tf.float32) - labels) ** 2, axis=1))
+        return tape.gradient(loss, model.trainable_variables)
+
+    return lambda: [part.numpy() for part in [infer()]] if mode == "inference" else [g.numpy() for g in train()]
+
+
+def cell(work: str, mode: str, kernels: list[str], precision: str, steps: int) -> dict[str, Any]:
+    """Seconds of every step of every kernel, the firing rates, and the peak memory of the process, MB."""
+    import tensorflow as tf
+
+    x, labels = _images(work)
+    models = {kernel: _network(work, mode, kernel, precision) for kernel in kernels}
+    taken = {kernel: _step(model, mode, x, labels) for kernel, model in models.items()}
+    found: dict[str, Any] = {kernel: {"wall": [], "cpu": []} for kernel in kernels}
+    for kernel, step in taken.items():
+        begin = time.perf_counter()
+        step()
+        found[kernel]["first"] = time.perf_counter() - begin
+    for _ in range(steps):
+        for kernel, step in taken.items():
+            begin, cpu = time.perf_counter(), time.process_time()
+            step()
+            found[kernel]["wall"].append(time.perf_counter() - begin)
+            found[kernel]["cpu"].append(time.process_time() - cpu)
+    found["peak_mb"] = measure.memory_mb("VmHWM")
+    counts = models[kernels[0]].observe(x)[1]
+    found["rates"] = {name: round(float(tf.reduce_mean(n)) / WORK[work][1], 4) for name, n in counts.items()}
+    return {"work": work, "mode": mode, "precision": precision, "load": round(os.getloadavg()[0], 1), **found}
+
+
+def main() -> None:
+    """Prints a JSON line for every cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    bare = measure.memory_mb("VmRSS")
+    for work in args.work:
+        for mode in args.modes:
+            found = cell(work, mode, args.kernels, args.precision, args.steps)
+            print(json.dumps({**found, "bare_mb": bare, "threads": args.threads}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
