@@ -39,9 +39,10 @@ def untrained(workdir: Any, info: Any, **settings: Any) -> str:
       info: a `datasets.DatasetInfo`; images of any shape.
       settings: of `config.resolve`; the network is alive with the first weights that kappa gives it.
     """
-    config = config_lib.resolve({"dataset": "nmnist" if info.event_based else "mnist", "export": (),
-                                 "workdir": str(workdir), **settings},
-                                method=None if settings.get("norm") == "tdbn" else "lee")
+    dataset = "nmnist" if info.event_based else "mnist"
+    paper = config_lib.resolve({"dataset": dataset, "model": settings.get("model", "lenet")}, method="lee")
+    base = {} if settings.get("norm") == "tdbn" else dataclasses.asdict(paper)
+    config = config_lib.resolve({**base, "dataset": dataset, "export": (), **settings, "workdir": str(workdir)})
     os.makedirs(workdir)
     runs.write_config(config, {"info": info.to_dict()}, None)
     model = run_loading.build_model(config, info)

@@ -1,4 +1,4 @@
-"""The comparison of accuracies: the same work for every library, and the trial of the last-spike factor."""
+"""The comparison of accuracies, the trial of the last-spike factor, and the counting of launches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import accuracy, learning
+from benchmarks import accuracy, graphs, launches, learning
 from benchmarks.last_spike import with_last_spike
 from tfspike import models
 
@@ -98,3 +98,47 @@ def test_lenet_learns_in_the_comparison(tmp_path: Any) -> None:
         record = json.load(file)["smoke, 1 epochs/tfspike-rate/float32/seed0"]
     assert record["status"] == "ok" and record["curve"][-1][2] > 0.2
     assert os.path.exists(out)
+
+
+# --- Launches -------------------------------------------------------------------------------------------------------
+
+
+def looped(x: tf.Tensor, most: int | None = 3) -> tf.Tensor:
+    def body(i: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        tf.exp(y)  # which nothing asks for
+        return i + 1, tf.sin(y)
+
+    return tf.cos(tf.while_loop(lambda i, y: i < 3, body, (0, x), maximum_iterations=most)[1])
+
+
+def test_operations_count_as_often_as_their_loop_goes_round() -> None:
+    function = tf.function(looped).get_concrete_function(tf.TensorSpec((20,)))
+    trips = {node.definition.op: (node.trips, node.looped) for node in graphs.walk(function)}
+    assert trips["Cos"] == (1, False) and trips["Sin"] == (3, True) and trips["Less"] == (4, True)
+    assert "Exp" not in trips
+    assert launches.launched(function) == 3 + 1
+
+
+def test_a_loop_that_does_not_say_how_often_it_goes_round_is_refused() -> None:
+    function = tf.function(lambda x: looped(x, None)).get_concrete_function(tf.TensorSpec((20,)))
+    with pytest.raises(ValueError, match="maximum_iterations"):
+        list(graphs.walk(function))
+
+
+def test_kernels_of_a_module_count_as_often_as_their_loop_goes_round() -> None:
+    inside = "%inside (p: f32[4]) -> f32[4] {\n  ROOT %s = f32[4]{0} sine(%p)\n}\n"
+    body = "%b (p: f32[4]) -> f32[4] {\n  ROOT %g = f32[4]{0} fusion(%p), kind=kLoop, calls=%inside\n}\n"
+    entry = """ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %w = (s32[], f32[4]{0}) while(%t), condition=%c, body=%bKNOWN
+  ROOT %f = f32[4]{0} fusion(%w), kind=kLoop, calls=%inside
+}"""
+    known = ', backend_config={"known_trip_count":{"n":"5"}}'
+    assert launches.fused(inside + body + entry.replace("KNOWN", known), 3) == 5 + 1
+    assert launches.fused(inside + body + entry.replace("KNOWN", ""), 3) == 3 + 1
+
+
+def test_the_module_of_a_compiled_function_has_kernels() -> None:
+    function = tf.function(lambda x: tf.cos(tf.sin(x) @ x), jit_compile=True)
+    module = function.experimental_get_compiler_ir(tf.ones((8, 8)))(stage="optimized_hlo")
+    assert 2 <= launches.fused(module, 1) <= 4

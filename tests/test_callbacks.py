@@ -213,3 +213,29 @@ def test_a_fitted_model_is_saved_and_loaded(tmp_path: Any) -> None:
     loaded.run_eagerly = True
     loaded.fit(*DATA, verbose=0)
     assert loaded.activity_statistics().keys() == model.activity_statistics().keys()
+
+
+# ---- firing rates ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", ["rate", "event"])
+def test_firing_rates_are_in_the_history(gradient: str) -> None:
+    model = net(gradient, optimizer=keras.optimizers.SGD(0.0))  # weights stand still, so that the rates can be told again
+    found = model.fit(*DATA, batch_size=8, epochs=2, verbose=0, callbacks=[tfspike.FiringRates()]).history
+    counts = model.observe(DATA[0])[1]
+    for name in model.spiking_layers:
+        expected = float(np.mean(counts[name])) / model.timesteps
+        assert expected > 0.02 and found[f"rate/{name}"] == pytest.approx([expected] * 2, rel=1e-5)
+
+
+def test_callbacks_behind_it_see_the_rates() -> None:
+    seen: list[set[str]] = []
+    behind = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(set(logs)))
+    net().fit(*DATA, batch_size=8, verbose=0, callbacks=[tfspike.FiringRates(), behind])
+    assert {"rate/a", "rate/b", "rate/c", "loss"} <= seen[0]
+
+
+def test_a_model_without_spikes_logs_none() -> None:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    assert set(model.fit(*DATA, verbose=0, callbacks=[tfspike.FiringRates()]).history) == {"loss"}

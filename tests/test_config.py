@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tfspike import config
 from tfspike.config import FIELDS, Config, RunOptions, recipes, resolve, versions
 from tfspike.config import presets as configs
+from tfspike.config.methods import METHODS
 from tfspike.config.settings import normalise, shown
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
@@ -177,7 +178,7 @@ def test_every_recipe_is_legal_and_every_network_has_the_papers():
     assert set(recipes.LEE) == set(VARIANTS)
     for model in VARIANTS:
         for dataset in (*config.DATASETS, "beans"):
-            for method in (None, *recipes.METHODS):
+            for method in (None, *METHODS):
                 for optimizer in (None, "sgd", "adam", "adamw"):
                     settings = recipes.with_optimizer(recipes.recipe(model, dataset, method), optimizer)
                     Config(**{"model": model, "dataset": dataset, **settings})
@@ -342,12 +343,12 @@ FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoint
         "export": (), "profile": True, "on_collapse": "continue", "epochs": 99}
 CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "shortcut": "currents", "pooling": "average", "loss": "cross_entropy",
            "label_smoothing": 0.1, "spike_penalty": 0.5, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
-           "extra": True, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
+           "extra": True, "image_size": (8, 8), "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
-           "precision": "mixed_bfloat16", "strategy": "mirrored", "deterministic": True, "neuron": "relu",
-           "timesteps_schedule": ("3:2",), "kernel": "events"}
+           "precision": "mixed_bfloat16", "strategy": "mirrored", "jit": "on", "deterministic": True, "neuron": "relu",
+           "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events"}
 
 
 def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():
@@ -367,7 +368,8 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
-    which = {"extra": {"dataset": "svhn"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"}}.get(name, {})
+    which = {"extra": {"dataset": "svhn"}, "image_size": {"dataset": "folder"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"},
+             "credit": {"surrogate": "arctan"}}.get(name, {})
     saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}

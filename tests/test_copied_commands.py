@@ -72,8 +72,8 @@ def test_advice_to_convert_a_twin_names_its_folder(tmp_path, typed):
 
 def test_scripts_are_named_from_wherever_the_reader_is(tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
-    assert typed(provenance.to_copy("eval.py", workdir="a b")) == [str(runs.ROOT / "eval.py"), "--workdir=a b"]
-    assert typed(provenance.to_copy("-m tfspike.export", workdir="-x", out="ü")) == [
+    assert typed(provenance.to_copy("eval", workdir="a b")) == [str(runs.ROOT / "eval.py"), "--workdir=a b"]
+    assert typed(provenance.to_copy("export", workdir="-x", out="ü")) == [
         "-m", "tfspike.export", "--workdir=-x", "--out=ü"]
 
 

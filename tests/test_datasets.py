@@ -668,6 +668,7 @@ class TestImageFiles:
             image_files.load_images([tmp_path], (8, 8, 1))
 
 
+@pytest.mark.equipped
 @needs_real
 class TestRealData:
     def test_mnist_is_complete_and_holds_the_embedded_subset(self, subset):

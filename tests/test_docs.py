@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runs
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -109,6 +110,75 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
+def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):
+        *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
+    potentials, spikes = names["potentials"].numpy(), names["spikes"].numpy()
+    assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
+    assert ((potentials > 1.0) == spikes).all() and spikes.any()
+    assert 0.0 < names["history"]["rate/lif"][0] < 1.0
+    assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"
+    assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
+
+
+class Recordings(list):  # type: ignore[type-arg]
+    """Pairs of events and label of a sensor of 64 x 64 pixels, as a data set of tonic."""
+
+    sensor_size = (64, 64, 2)
+
+
+def moving_dot(seed: int) -> np.ndarray:
+    """What a camera sees of a dot that moves to the left (odd seeds) or to the right for a second."""
+    events = np.zeros(640, [("x", "<i2"), ("y", "<i2"), ("p", "?"), ("t", "<i8")])
+    events["t"] = np.arange(640) * 1500
+    events["x"] = (63 - np.arange(640) // 10) if seed % 2 else np.arange(640) // 10
+    events["y"], events["p"] = 8 * (seed // 2) + np.arange(640) % 5, np.arange(640) % 2
+    return events
+
+
+def test_recordings_of_a_camera_are_trained_on_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recordings = Recordings((moving_dot(i), "left" if i % 2 else "right") for i in range(8))
+    with pytest.warns(UserWarning, match="share their pixel"):
+        names = ran(ROOT / "docs" / "own_data.md", {"recordings": recordings})[-1]
+    assert names["model"].output_shape == (None, 2) and names["train"].images.shape == (8, 10, 32, 32, 2)
+
+
+def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
+    from PIL import Image
+
+    from tfspike import pretrained, training
+    from tfspike.evaluation import command
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for place, count in (("pictures/cat", 10), ("pictures/dog", 10), ("new_pictures", 2)):
+        Path(place).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.png")
+    exec(blocks(ROOT / "docs" / "own_data.md")[0], {})  # writes the file of arrays
+    done: list[str] = []
+    for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
+        program, arguments = words[1], words[2:]
+        if program == "train.py":
+            config, options, *_ = flags.parse([*arguments, "--epochs=1", "--steps_per_epoch=2", "--batch_size=4", "--hidden=0",
+                                               "--notensorboard", "--export=none"])
+            assert config.data_dir is not None and Path(config.data_dir).exists()
+            assert training.run(config, options, lambda line: None) == 0
+        elif program == "eval.py":
+            assert command.run(eval_options.parse_eval(arguments), pretrained.load) == 0
+        else:
+            assert words[1:3] == ["-m", "tfspike.export"]
+            reports = runs.exported("runs/pictures", [name for name in ("onnx", "nir") if importlib.util.find_spec(name)])
+            assert all(report["path"] for report in reports.values())
+            program = words[2]
+        done.append(program)
+    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", "train.py", "eval.py"]
+    assert "cat" in Path("runs/pictures/report/index.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
@@ -129,7 +199,8 @@ def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_all_python_of_the_pages_is_run() -> None:
     """A page that gets its first Python gets a test here."""
-    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/models.md", "docs/exports.md"}
+    assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/howto.md", "docs/models.md", "docs/exports.md",
+                                                                 "docs/own_data.md"}
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
@@ -143,21 +214,24 @@ READERS: dict[str, Callable[[list[str]], Any]] = {
     "tfspike.export": lambda words: importlib.import_module("tfspike.export.options").parse(words),
     "tfspike.pretrained": lambda words: flags.parse_as(importlib.import_module("tfspike.pretrained").PackOptions, words, ""),
     "tfspike.results": lambda words: flags.parse_as(importlib.import_module("tfspike.results").ResultOptions, words, "")}
+# `tfspike train` takes what train.py does.
+READERS |= {"tfspike train": READERS["train.py"], "tfspike eval": READERS["eval.py"], "tfspike export": READERS["tfspike.export"],
+            "tfspike convert": READERS["tfspike.conversion"], "tfspike results": READERS["tfspike.results"]}
 
 
 def commands(text: str) -> Iterator[list[str]]:
     """The words of every command in shell blocks, fenced or indented, and in `code` that begins with python."""
-    plain = re.sub(r"^```(?!bash).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    code = re.findall(r"^```bash\n(.*?)^```", plain, re.DOTALL | re.MULTILINE)
-    plain = re.sub(r"^```bash\n.*?^```", "", plain, flags=re.DOTALL | re.MULTILINE)
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    code = [block for language, block in fenced.findall(text) if language == "bash"]
+    plain = fenced.sub("", text)
     code += re.findall(r"(?:(?<=\n\n)|^)((?:    .+\n)+)", plain, re.MULTILINE)
-    code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith("python ")]
+    code += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", plain) if words.startswith(("python ", "tfspike "))]
     for block in code:
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"TF_CONFIG='.*?'\s(?=\s*python)", "", line.partition(" # ")[0]).replace("[", "").replace("]", "")
             for part in re.split(r"&&|\||;|&(?=\s|$)", line):
                 words = [word for word in shlex.split(part, posix=True) if word not in ("...", "do", "for")]
-                if words and re.search(r"python|PYTHON|\.py$", words[0]) and "<-" not in words:
+                if words and re.search(r"python|PYTHON|\.py$|^tfspike$", words[0]) and "<-" not in words:
                     yield [re.sub(r"(?<==)[A-Z]+$", lambda word: PLACEHOLDERS.get(word[0], word[0]), word)
                            for word in words]
 
@@ -172,11 +246,17 @@ def flags_of(source: Path) -> set[str]:
 
 def complaint(words: list[str]) -> str | None:
     """What is wrong with a command, or None."""
-    arguments = words if words[0].endswith(".py") else words[1:]
+    arguments = words if words[0].endswith((".py", "tfspike")) else words[1:]
     if not arguments or arguments[0] == "-c":
         return None
     program, arguments = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
     program = program.removeprefix("./")
+    if program == "tfspike" and arguments:
+        if arguments[0] not in ("--help", "--version") and f"tfspike {arguments[0]}" not in READERS:
+            return f"tfspike has no {arguments[0]}"
+        program, arguments = f"tfspike {arguments[0]}", arguments[1:]
+        if program not in READERS or not arguments:
+            return None
     if program in ("venv", "pip", "pytest", "build"):
         return None
     if program in READERS and arguments:
@@ -210,6 +290,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("text", ["```bash\npython train.py --model=lenet --no_such=1\n```\n", "    python eval.py --seeds=0\n",
                                   "Say `python -m tfspike.export --wrong`.", "`python -m tfspike.nowhere`",
+                                  "```bash\ntfspike trian\n```\n", "Say `python -m tfspike eval --wrong`.",
                                   "```bash\nTF_CONFIG='{}' \\\n  python train.py --model=vgg12 &\n```\n"])
 def test_a_wrong_command_is_noticed(text: str) -> None:
     [words] = commands(text)

@@ -200,6 +200,19 @@ def test_energy_is_the_sum_of_its_terms():
     assert full.picojoules(operations) == pytest.approx(10 * 3 + 100 * 0.5 + 7 * 2 + (110 + 14) * 5)
 
 
+def test_counting_the_targets_of_many_layers_warns_of_nothing(caplog):
+    """TensorFlow warns of a function that is traced anew at every call; each layer is counted once."""
+    tf.get_logger().addHandler(caplog.handler)
+    try:
+        for channels in range(1, 8):
+            layer = keras.layers.Conv2D(channels, 3)
+            layer.build((None, 4, 4, 1))
+            assert energy.fan_out(layer, (4, 4, 1)).max() == 4 * channels
+    finally:
+        tf.get_logger().removeHandler(caplog.handler)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("value", [-1, math.inf, math.nan, "4.6", True])
 def test_an_impossible_energy_is_refused(value):
     with pytest.raises(UserError, match="ac_pj.*at least 0"):

@@ -409,6 +409,7 @@ def test_a_run_on_the_original_files_trains_and_tests(tmp_path: Path) -> None:
     assert record["records"] == 20 and record["dataset"] == "nmnist" and record["seeds"] == 1
 
 
+@pytest.mark.equipped
 @pytest.mark.skipif(not REAL, reason="TFSPIKE_DATA_DIR is not set to a folder with N-MNIST in or beside it")
 def test_real_recordings_have_the_labels_of_mnist() -> None:
     places = [place for place in (f"{REAL}", f"{REAL}/nmnist", f"{REAL}/../nmnist") if list(Path(place).glob("nmnist*.npz"))

@@ -17,6 +17,7 @@ from tfspike import datasets, export
 from tfspike.errors import UserError
 from tfspike.export import formats, verify
 from tfspike.runs import loading as run_loading
+from tfspike.variants import VARIANTS
 
 SHAPE, T = (12, 12, 2), 6
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
@@ -230,7 +231,7 @@ def test_every_kind_of_run_exports(kind, form, tmp_path):
 def test_networks_of_the_paper_export_in_every_format(name, tmp_path):
     size = 32 if name in ("vgg11", "vgg16") else 28
     kappa = 14.0 if name == "vgg11" else 8.0  # its eleventh layer would be silent
-    run = run_of(tmp_path / "run", (size, size + 1, 2), model=name, hidden=0 if name == "resnet20" else 32, kappa=kappa)
+    run = run_of(tmp_path / "run", (size, size + 1, 2), model=name, hidden=VARIANTS[name].hidden and 32, kappa=kappa)
     report = runs.exported(run, FORMATS)
     for form in set(FORMATS) - {"keras"}:
         found = report[form]

@@ -145,6 +145,7 @@ def scores_from(currents, leak):
     return membrane / currents.shape[1]
 
 
+@pytest.mark.equipped
 @pytest.mark.skipif(TORCH is None, reason="no torch; TFSPIKE_TORCH_PYTHON may name a Python that has it")
 # norse 1.1 reads chains only: where two edges join, it returns an inner node
 @pytest.mark.parametrize("library, name", [
@@ -160,6 +161,7 @@ def test_other_libraries_give_the_same_spikes(library, name, tmp_path):
     assert sorted(map(tuple, found["layer_spikes"].T)) == sorted(map(tuple, want["layer_spikes"].T))
 
 
+@pytest.mark.equipped
 @pytest.mark.skipif(TORCH is None, reason="no torch; TFSPIKE_TORCH_PYTHON may name a Python that has it")
 def test_without_the_conventions_spikes_differ(tmp_path):
     """SpikingJelly fires at v >= threshold: pooled quarters meet .75 all the time."""

@@ -23,7 +23,8 @@ from tfspike.variants import VARIANTS
 # (image, classes): trainable weights. Those of the paper's networks are published; the others are added up by hand.
 COUNTS = {
     "lenet": ((28, 28, 1), 517_500), "vgg9": ((32, 32, 3), 5_938_880), "resnet11": ((32, 32, 3), 17_936_064),
-    "resnet20": ((32, 32, 3), 280_496), "vgg16": ((32, 32, 3), 15_244_992),
+    "resnet20": ((32, 32, 3), 280_496), "resnet56": ((32, 32, 3), 861_104), "resnet18": ((32, 32, 3), 11_179_712),
+    "vgg16": ((32, 32, 3), 15_244_992),
     "vgg5": ((32, 32, 3), 9 * (3 * 64 + 64 * 128 + 128 * 128) + 8 * 8 * 128 * 1024 + 1024 * 10),
     "vgg7": ((32, 32, 3), 9 * (3 * 64 + 64 * 64 + 64 * 128 + 2 * 128 * 128) + 8 * 8 * 128 * 1024 + 1024 * 10),
     "vgg11": ((32, 32, 3), 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 3 * 512 * 512) + 512 * 1024
@@ -162,7 +163,7 @@ def train_two_steps(name: str, gradient: str, hidden: int | None, timesteps: int
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg11", "vgg16", "resnet11"))) for name in VARIANTS])
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg11", "vgg16", "resnet11", "resnet18", "resnet56"))) for name in VARIANTS])
 def test_two_real_training_steps_move_every_weight(name: str) -> None:
     # The smallest legal image and a narrow hidden layer; large weights, so that deep networks fire.
     gradient = "event" if list(VARIANTS).index(name) % 2 else "rate"

@@ -263,14 +263,17 @@ def test_a_residual_net_learns_a_batch_with_every_layer_alive(gradient: str, sur
     assert_alive(model)
 
 
-@pytest.mark.parametrize(("gradient", "surrogate", "width"), [
-    ("rate", "arctan", 2.0),
+@pytest.mark.parametrize(("shortcut", "gradient", "surrogate", "width"), [
+    ("currents", "rate", "arctan", 2.0),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("event", "arctan", 1.0), ("event", "triangular", 1.0), ("event", "sigmoid", 1.0), ("rate", "triangular", 1.5)))])
-def test_the_gradient_of_resnet20_keeps_its_size_with_depth_while_it_trains(gradient: str, surrogate: str,
-                                                                           width: float) -> None:
+        ("spikes", "rate", "arctan", 2.0), ("spikes", "event", "arctan", 1.0), ("spikes", "event", "triangular", 1.0),
+        ("spikes", "event", "sigmoid", 1.0), ("spikes", "rate", "triangular", 1.5),
+        ("currents", "event", "arctan", 1.0)))])
+def test_the_gradient_of_resnet20_keeps_its_size_with_depth_while_it_trains(shortcut: str, gradient: str,
+                                                                           surrogate: str, width: float) -> None:
     model = models.create("resnet20", (32, 32, 3), 10, 4, gradient=gradient, encoder="direct", surrogate=surrogate,
-                          surrogate_width=width, norm="tdbn", pooling="average")
+                          surrogate_width=width, norm="tdbn", pooling="average", shortcut=shortcut)
+    bound = 10 if shortcut == "currents" else 30
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(0, 0.5, (8, 32, 32, 3)).astype("f"), np.arange(8) % 10
     optimizer = keras.optimizers.AdamW(0.003)
@@ -289,7 +292,7 @@ def test_the_gradient_of_resnet20_keeps_its_size_with_depth_while_it_trains(grad
 
     for _ in range(4):
         norms, rates = train()
-        assert 1 / 30 < norms[0] / norms[1] < 30
+        assert 1 / bound < norms[0] / norms[1] < bound
         assert tf.reduce_min(rates) > 0.02
 
 

@@ -57,6 +57,14 @@ def test_an_error_that_is_not_the_outputs_stays_one() -> None:
     assert done.returncode == 1 and "FileNotFoundError" in done.stderr
 
 
+def test_a_warning_is_one_sentence_and_of_other_kinds_what_it_was() -> None:
+    code = "import warnings; from tfspike import output\nwith output.plain_warnings():\n" \
+           "    warnings.warn('a file was left out.'); warnings.warn('old', FutureWarning)\nwarnings.warn('after')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Warning: a file was left out." and "FutureWarning: old" in lines[1] and "UserWarning: after" in lines[-1]
+
+
 @pytest.mark.parametrize("lost", ["| head -c 0", "> /dev/full"])
 def test_work_goes_on_where_the_output_of_a_run_is_lost(lost: str, tmp_path: Path) -> None:
     file = tmp_path / "done"

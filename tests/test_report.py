@@ -271,6 +271,7 @@ def look(path, width, folder):
     return json.loads(probe[1].replace("&quot;", '"')), console
 
 
+@pytest.mark.equipped
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("which", ["page", "compared"])
@@ -283,6 +284,7 @@ def test_a_browser_shows_everything_without_errors_or_overflow(which, width, req
     assert seen["images"] == read(path).count("<img ") > 3 and seen["broken"] == 0
 
 
+@pytest.mark.equipped
 @needs_chromium
 def test_the_browser_test_would_notice_overflow_and_errors(tmp_path):
     page = tmp_path / "bad.html"

@@ -325,9 +325,9 @@ def said(call: Callable[[], Any]) -> list[str]:
     return [str(one.message) for one in found if "dense convolutions in place" in str(one.message)]
 
 
-def dense_between(*layers: Any, dropout: Any = None, gradient: str = "event", surrogate: str = "leak_aware") -> SpikingModel:
+def dense_between(*layers: Any, dropout: Any = None, **neuron: Any) -> SpikingModel:
     inputs = keras.Input((T, 6, 6, 2))
-    x = LIF(0.9, gradient=gradient, surrogate=surrogate)(OverTime(keras.layers.Conv2D(4, 3))(SpikeInput(T)(inputs)))
+    x = LIF(0.9, **neuron)(OverTime(keras.layers.Conv2D(4, 3))(SpikeInput(T)(inputs)))
     x = dropout(x) if dropout else x
     for layer in layers:
         x = layer(x)
@@ -346,6 +346,8 @@ class OwnMask(WindowDropout):
     (lambda: dense_between(OverTime(keras.layers.AveragePooling2D(2, 1))), "overlapping"),
     (lambda: dense_between(dropout=OwnMask(0.5)), "masks of its own"),
     (lambda: dense_between(surrogate="arctan"), "every membrane potential"),
+    (lambda: dense_between(reset="subtract"), "another reset"), (lambda: dense_between(start=0.5), "another start"),
+    (lambda: dense_between(surrogate="arctan", gradient="rate", credit="time"), "credit='time'"),
     (lambda: models.create("lenet", (12, 12, 1), 3, 5, norm="tdbn", gradient="rate", encoder=None),
      "currents of a whole window in training")])
 def test_what_it_does_not_do_is_said_once_and_computed_densely(build: Callable[[], SpikingModel], why: str) -> None:

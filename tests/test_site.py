@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("index", "mathematics", "tutorial", "depth", "results", "models", "exports", "benchmarks", "changelog",
+KINDS = ("index", "mathematics", "tutorial", "howto", "depth", "results", "models", "exports", "benchmarks", "changelog",
          "api/index", "api/neurons.layers", "api/config", "api/config.presets.paper_vgg9_cifar10")
 
 
@@ -243,6 +243,7 @@ def widths(folder: Path, pages: list[str]) -> list[tuple[str, int, int]]:
     return [tuple(row) for row in json.loads(found[1])]
 
 
+@pytest.mark.equipped
 @pytest.mark.slow
 def test_pages_fit_a_telephone_and_a_laptop(site: Path) -> None:
     found = widths(site, [f"{kind}.html" for kind in KINDS])
@@ -250,6 +251,7 @@ def test_pages_fit_a_telephone_and_a_laptop(site: Path) -> None:
     assert not [row for row in found if row[2] > row[1]]
 
 
+@pytest.mark.equipped
 @pytest.mark.slow
 def test_a_page_wider_than_the_window_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "wide.html").write_text("<!doctype html><div style='width:700px'>wide</div>")

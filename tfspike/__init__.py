@@ -20,6 +20,7 @@ from tfspike.faces import Moved
 if typing.TYPE_CHECKING:  # what _HOME and _MODULES say, for type checkers
     from tfspike.errors import UserError as UserError
     from tfspike.models.callbacks import Diagnosis as Diagnosis
+    from tfspike.models.callbacks import FiringRates as FiringRates
     from tfspike.models.spiking_model import SpikingModel as SpikingModel
     from tfspike.neurons import gradients as gradients
     from tfspike.neurons import layers as layers
@@ -46,7 +47,7 @@ _HOME = {
     "OverTime": "neurons.layers", "WindowDropout": "neurons.layers", "ThresholdNorm": "neurons.normalisation",
     "PoissonEncoder": "neurons.encoders", "DirectEncoder": "neurons.encoders", "LatencyEncoder": "neurons.encoders",
     "SpikeInput": "neurons.encoders", "SpikingModel": "models.spiking_model", "Diagnosis": "models.callbacks",
-    "UserError": "errors",
+    "FiringRates": "models.callbacks",    "UserError": "errors",
 }
 # Modules under the names of their first home: `tfspike.layers` is `tfspike.neurons.layers`, for good.
 _MODULES = {

@@ -68,6 +68,31 @@ def this_worker(name: str) -> Worker:
     return Worker(index, len(members))
 
 
+def has_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU here."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def compiles(jit: str, replicas: int, deterministic: bool = False) -> bool:
+    """Whether a step is compiled as a whole, which saves most of what it costs to launch operations on a GPU.
+
+    Args:
+      jit: "on", "off", or "auto": on one GPU, but where runs must repeat bit for bit.
+      replicas: devices that train together.
+      deterministic: `--deterministic`; TensorFlow promises nothing of compiled operations.
+
+    Raises:
+      UserError: "on" with several devices. TensorFlow compiles nothing in which they agree on a sum, as they do on
+        gradients, statistics of normalisations and step counters.
+    """
+    if jit == "on" and replicas > 1:
+        raise UserError(f"--jit=on compiles the step of one device, and {replicas} train together, whose sums "
+                        "TensorFlow cannot compile; use --jit=auto, or --strategy=one.")
+    return jit == "on" or jit == "auto" and replicas == 1 and not deterministic and has_gpu()
+
+
 def make_strategy(name: str = "auto", devices: Sequence[str] | None = None) -> tf.distribute.Strategy:
     """Makes the strategy; call it before anything else touches a device.
 

@@ -13,7 +13,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,12 @@ def read_arrays(path: str, advice: str) -> Arrays:
         raise UserError(f"The weights in {path} cannot be read ({type(error).__name__}); {advice}.") from error
 
 
+def names_in_npz(path: str | os.PathLike[str], advice: str) -> list[str]:
+    """Names of the arrays in an .npz file; arguments and errors as for `read_npz`."""
+    with _opened_npz(path, advice) as archive:
+        return list(archive.files)
+
+
 def read_npz(path: str | os.PathLike[str], fields: Sequence[str], advice: str) -> dict[str, np.ndarray]:
     """Returns `{field: array}` of an .npz file; executes nothing that is in it.
 
@@ -111,12 +117,18 @@ def read_npz(path: str | os.PathLike[str], fields: Sequence[str], advice: str) -
     Raises:
       UserError: the file cannot be read, or lacks a field.
     """
+    with _opened_npz(path, advice) as archive:
+        missing = [field for field in fields if field not in archive]
+        if not missing:
+            return {field: archive[field] for field in fields}
+        has = ", ".join(archive.files) or "none"
+    raise UserError(f"{path} lacks the fields {', '.join(missing)}, it has {has}; {advice}.")
+
+
+@contextlib.contextmanager
+def _opened_npz(path: str | os.PathLike[str], advice: str) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [field for field in fields if field not in archive]
-            if not missing:
-                return {field: archive[field] for field in fields}
-            has = ", ".join(archive.files) or "none"
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            yield archive
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); {advice}.") from error
-    raise UserError(f"{path} lacks the fields {', '.join(missing)}, it has {has}; {advice}.")

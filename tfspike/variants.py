@@ -4,7 +4,8 @@ Every row of `VARIANTS` is data. `tfspike.models` turns a row into a Keras model
 takes the defaults of a run from it, and nothing in the library asks for a network by its name.
 
 Sources: Lee et al. 2020 (LeNet, VGG9, ResNet9, ResNet11; ResNet7 and VGG7 for SVHN), Simonyan and Zisserman
-2015 (VGG11, VGG16), He et al. 2016 (ResNet20 for small images).
+2015 (VGG11, VGG16), He et al. 2016 (ResNet20 and ResNet56 for small images; ResNet18, which begins with a 3x3
+convolution and no pooling, as in spiking networks for small images).
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ class Block:
 
 
 Stage = Conv | Pool | Block
+
+SHORTCUTS = ("spikes", "currents")
+"""What passes the neurons of a residual block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +84,11 @@ def _plain(*rows: int | str) -> tuple[Stage, ...]:
     return tuple(Pool() if row == "P" else Conv(int(row)) for row in rows)
 
 
-_RESNET20 = (Conv(16),) + tuple(
-    Block(filters, (2 if stage and not block else 1, 1))
-    for stage, filters in enumerate((16, 32, 64)) for block in range(3)) + (Pool(),)
+def _residual(first: int, widths: tuple[int, ...], blocks: int) -> tuple[Stage, ...]:
+    """A convolution, `blocks` residual blocks of every width, each width at half the last one's size, and a pooling."""
+    return (Conv(first), *(Block(filters, (2 if stage and not block else 1, 1))
+                           for stage, filters in enumerate(widths) for block in range(blocks)), Pool())
+
 
 VARIANTS: dict[str, Variant] = {
     "lenet": Variant((Conv(20, 5), Pool(), Conv(50, 5), Pool()), hidden=200),
@@ -99,5 +105,7 @@ VARIANTS: dict[str, Variant] = {
                        hidden=1024, kappa=1.0, dropout=0.25),
     "resnet11": Variant((Conv(64), Pool(), Block(128), Block(256, (1, 2)), Block(512), Block(512, (1, 2))),
                         hidden=1024, kappa=1.0, dropout=0.25),
-    "resnet20": Variant(_RESNET20, hidden=0, init="rate"),
+    "resnet18": Variant(_residual(64, (64, 128, 256, 512), 2), hidden=0, init="rate"),
+    "resnet20": Variant(_residual(16, (16, 32, 64), 3), hidden=0, init="rate"),
+    "resnet56": Variant(_residual(16, (16, 32, 64), 9), hidden=0, init="rate"),
 }

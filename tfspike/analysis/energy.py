@@ -272,5 +272,6 @@ def fan_out(layer: keras.layers.Layer, shape: tuple[int, ...], zero_weights: boo
             total = tf.reduce_sum(counter(inputs))
         return tape.gradient(total, inputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    targets = targets_of()
+    # Traced once and run once, for this layer: called directly, TensorFlow would warn of retracing after five layers
+    targets = targets_of.get_concrete_function()()
     return np.rint(targets.numpy()[0]).astype(np.int64)

@@ -13,21 +13,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tfspike.config import methods
 from tfspike.config import presets as configs
-from tfspike.config import recipes
-from tfspike.config.settings import closest, normalise_all, plain, setting, shown
+from tfspike.config.settings import closest, normalise_all, plain, setting, shown, verbose_setting
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
-from tfspike.variants import VARIANTS
+from tfspike.variants import SHORTCUTS, VARIANTS
 
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
-EVENT_DATASETS, EXTRA_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA
-SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid")
+EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA, catalogue.OWN
+SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
+WITHOUT_WIDTH = ("leak_aware", "tandem", "tandem_clipped")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "pooling", "spike_penalty", "kernel")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty",
+                "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -57,12 +59,19 @@ class Config:
 
     model: str = setting("lenet", "The network.", group="What to train", choices=VARIANTS)
     dataset: str = setting(
-        "mnist_subset", f"The data: {', '.join(DATASETS[:-2])}, svhn, nmnist, or any TFDS image-classification set.",
+        "mnist_subset", "The data: your own (folder, npz), "
+        f"{', '.join(name for name in DATASETS if name not in (*OWN_DATASETS, *DATASET_ALIASES.values()))}, "
+        f"{', '.join(DATASET_ALIASES)}, or any TFDS image-classification set.",
         group="What to train", legal="the name of a data set: small letters, digits and _ / : .",
         check=lambda v: len(v) <= 200 and _TFDS_NAME.fullmatch(v) is not None, aliases=DATASET_ALIASES)
-    data_dir: str | None = setting(None,
-                                   "Folder of the prepared data sets; none means TFDS' own folder, with download.",
-                                   group="What to train", legal="a folder", path=True, experiment=False)
+    data_dir: str | None = setting(None, "Folder of the prepared data sets, none for TFDS' own, with download; of your "
+                                   "own data the folder with train/CLASS/*.png or CLASS/*.png, or the .npz file.",
+                                   group="What to train", legal="a folder, or an .npz file", path=True,
+                                   experiment=False)
+    image_size: tuple[int, ...] = setting(
+        (), "Height and width that pictures of --dataset=folder are scaled to, or one number for both; none means that "
+        "they all have one size.", group="What to train", legal="whole numbers from 1 to 4096",
+        check=lambda v: 1 <= v <= 4096)
     extra: bool = setting(False, "Train on the split extra as well, which SVHN has.", group="What to train")
     workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
                                   group="What to train", legal="a folder", path=True, experiment=False)
@@ -77,15 +86,18 @@ class Config:
     gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
                             group="Network", choices=("event", "rate"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
-                             "or a function of the membrane potential.", group="Network", choices=SURROGATES)
-    surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope has no width.", group="Network",
-                                     **_POSITIVE)
+                             "a function of the membrane potential, or a ReLU's (tandem).", group="Network",
+                             choices=SURROGATES)
+    surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope and tandem have no width.",
+                                     group="Network", **_POSITIVE)
+    credit: str = setting("mean", "How the gradient rate takes a surrogate: its mean over the window, or with what a "
+                          "lasting drive does to the membrane in time.", group="Network", choices=("mean", "time"))
     norm: str = setting("none", "Normalisation of currents over time and batch (tdbn), which deep networks need.",
                         group="Network", choices=("none", "tdbn"))
     pooling: str = setting("neuron", "What follows an average pooling: neurons, or nothing (average), for windows of "
                            "few steps.", group="Network", choices=("neuron", "average"))
     shortcut: str = setting("spikes", "What passes the neurons of a residual block: the spikes in front of it, or "
-                            "currents, with which many layers learn.", group="Network", choices=("spikes", "currents"))
+                            "currents, with which many layers learn.", group="Network", choices=SHORTCUTS)
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
     leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "
@@ -93,6 +105,9 @@ class Config:
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
     threshold: float = setting(1.0, "Threshold of the LIF neurons; pooling neurons keep 0.75.", group="Network",
                                **_POSITIVE)
+    reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, or what is above the threshold "
+                         "(subtract).", group="Network", choices=("zero", "subtract"))
+    start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
     hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
                                  "network's own.", group="Network", **_at_least(0))
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
@@ -150,6 +165,8 @@ class Config:
                           choices=("auto", "dense", "events"))
     strategy: str = setting("auto", "Devices: all of this host (auto), one, mirrored or multi_worker.", group="Machine",
                             choices=("auto", "one", "mirrored", "multi_worker"))
+    jit: str = setting("auto", "Compile whole steps with XLA: on, off, or where one GPU trains (auto).",
+                       group="Machine", choices=("auto", "on", "off"))
     deterministic: bool = setting(False, "Bit-identical runs also where that costs speed.", group="Machine")
 
     checkpoint_every: int = setting(0, "Steps between checkpoints; 0 means the end of each epoch.", group="Output",
@@ -179,9 +196,22 @@ class Config:
         if self.lr_schedule == "cosine" and self.lr_milestones:
             raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
                             f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
-        if self.surrogate == "leak_aware" and self.surrogate_width != 1.0:
+        if self.surrogate in WITHOUT_WIDTH and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
-                            "--surrogate=leak_aware is none; leave it out or give e.g. --surrogate=arctan.")
+                            f"--surrogate={self.surrogate} is none; leave it out or give e.g. --surrogate=arctan.")
+        if self.surrogate.startswith("tandem") and (self.gradient, self.leak, self.reset, self.start, self.pooling) != (
+                "rate", 1.0, "subtract", 0.0, "average"):
+            raise UserError(f"--surrogate={self.surrogate} is of neurons that lose nothing, under one gradient: give "
+                            "--gradient=rate --leak=1 --reset=subtract --start=0 --pooling=average with it, or "
+                            "--method=tandem.")
+        if self.reset == "subtract" and self.gradient == "event" and self.surrogate == "leak_aware":
+            raise UserError("--gradient=event with the leak-aware slope credits an input to the next spike, and the "
+                            "reset to 0 ends its credit; with --reset=subtract give --gradient=rate or e.g. "
+                            "--surrogate=arctan.")
+        if self.credit == "time" and (self.gradient == "event" or self.surrogate in WITHOUT_WIDTH):
+            raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
+                            f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
+                            "--surrogate=arctan.")
         self._validate_schedule()
         if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
             raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
@@ -206,6 +236,18 @@ class Config:
         if self.extra and self.dataset in DATASETS and self.dataset not in EXTRA_DATASETS:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
+        self._validate_size()
+
+    def _validate_size(self) -> None:
+        """Brings the size of pictures into its one form, height and width."""
+        if self.image_size and self.dataset != "folder":
+            raise UserError(f"--image_size={plain(self.image_size)} scales the pictures of --dataset=folder, and "
+                            f"{self.dataset} has images of one size; leave it out.")
+        if len(self.image_size) > 2:
+            raise UserError(f"--image_size takes height and width, or one number for both; received "
+                            f"{plain(self.image_size)}.")
+        if len(self.image_size) == 1:
+            object.__setattr__(self, "image_size", self.image_size * 2)
 
     def _validate_schedule(self) -> None:
         """Brings the schedule into its one form: without what --timesteps says of the last epochs anyway."""
@@ -288,8 +330,9 @@ class RunOptions:
 
     preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
                                  group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
-    method: str | None = setting(None, "Settings of a training method in place of the recipe that works best in "
-                                 "hours: lee is the paper's.", group="This command", choices=recipes.METHODS)
+    method: str | None = setting(None, "A training method of the field, for what it is made of, in place of the recipe "
+                                 f"that works best in hours: {methods.listing()}.", group="This command",
+                                 choices=methods.METHODS)
     config: str | None = setting(None, "JSON file of settings, below flags; a run's config.json works.",
                                  group="This command", legal="a JSON file", path=True)
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
@@ -300,6 +343,7 @@ class RunOptions:
     dry_run: bool = setting(False,
                             "Build, show the layers, try two steps and every later stage, and leave nothing behind.",
                             group="This command")
+    verbose: bool = verbose_setting("This command")
 
     def __post_init__(self) -> None:
         normalise_all(self)

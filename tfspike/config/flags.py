@@ -21,8 +21,8 @@ from absl import flags as absl_flags
 
 from tfspike import output
 from tfspike.checks import check_backend
+from tfspike.config import commands, resolving
 from tfspike.config import presets as configs
-from tfspike.config import resolving
 from tfspike.config.config import Config, RunOptions
 from tfspike.config.settings import kind_of, parse_text, shown
 from tfspike.errors import UserError
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[s
       UserError: a flag is unknown, or its value or the configuration is illegal.
       SystemExit: with code 0, after `--help` or `--preset=list` was printed.
     """
-    given = _given(argv, (Config, RunOptions), "python train.py [--flag=value ...]", notes=_TRAIN_NOTES)
+    given = _given(argv, (Config, RunOptions), commands.usage("train"), notes=_TRAIN_NOTES)
     options = RunOptions(**{name: given.pop(name) for name in RunOptions.__dataclass_fields__ if name in given})
     if options.preset == configs.LIST:
         print(configs.listing())
@@ -77,8 +77,8 @@ def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, and as
-    `output.guarded` says where its output is lost."""
-    with output.guarded():
+    `output.guarded` says where its output is lost. Warnings are one sentence, too."""
+    with output.guarded(), output.plain_warnings():
         try:
             # before Keras is loaded; `neurons.backend` asks Keras, which reads its keras.json too
             check_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")

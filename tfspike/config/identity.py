@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from tfspike.config import versions
-from tfspike.config.config import FIELDS, Config
+from tfspike.config.config import FIELDS, OWN_DATASETS, Config
 from tfspike.config.settings import plain
 from tfspike.errors import UserError
 
@@ -22,7 +22,10 @@ def digest(config: Config) -> str:
 
 def default_workdir(config: Config) -> str:
     """Returns the folder that follows from a resolved configuration alone: the same experiment, the same folder."""
-    dataset = re.sub(r"[^a-z0-9_.]", "-", config.dataset)[:80]
+    dataset = config.dataset
+    if dataset in OWN_DATASETS and config.data_dir is not None:  # so that two folders do not meet in one run
+        dataset += f"-{os.path.basename(os.path.abspath(config.data_dir)).removesuffix('.npz')}"
+    dataset = re.sub(r"[^a-z0-9_.]", "-", dataset.lower())[:80]
     kind = config.gradient if config.is_spiking else config.neuron
     return os.path.join("runs", f"{config.model}-{dataset}-{kind}-{digest(config)}")
 

@@ -7,7 +7,7 @@ Three kinds, and `recipe` says which one a pair of network and data set gets:
   every network (tests/test_matrix.py): currents normalised over time and batch (tdBN) make it indifferent to the scale
   of pixels and weights, a surrogate of the membrane potential lets silent neurons learn, AdamW is indifferent to the
   scale of gradients, and constant currents as input make do with four steps.
-* `LEE`: the paper's own, for `--method=lee`.
+* `LEE`: the paper's own, for `--method=lee`; what other methods are made of stands in `tfspike.config.methods`.
 
 Source of the latter: Lee et al. 2020, Table 1 and the authors' public code. They state learning rates for the loss
 summed over the batch; here the loss is averaged over it. With a batch of B the same updates need
@@ -22,9 +22,9 @@ summed over the batch; here the loss is averaged over it. With a batch of B the 
 
 All of them: SGD without momentum, L2 weight decay 5e-4, learning rate x 0.2 at each milestone, gradient "event".
 The presets `paper_*` are these rows and nothing else; they take days on two cores. `LEE` has them for every network and
-data set, with the default gradient. Networks deeper than the paper's (resnet20, vgg11, vgg16) do not learn this way:
-without normalisation the gradient grows thousands of times from the last layer to the first, and a neuron that never
-fired passes none on (docs/depth.md).
+data set, with the default gradient. Networks deeper than the paper's (resnet18 to 56, vgg11, vgg16) do not learn this
+way: without normalisation the gradient grows thousands of times from the last layer to the first, and a neuron that
+never fired passes none on (docs/depth.md).
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tfspike.config.methods import OF_THE_PAPER, fixed
+
 Settings = Mapping[str, Any]
-
-METHODS = ("lee",)
-"""Training methods whose settings `recipe` has for every network and data set."""
-
 
 def _sgd(batch_size: int, batch_sum_lr: float, **others: Any) -> dict[str, Any]:
     """The paper's optimiser, converted from the batch-sum to the batch-mean loss."""
@@ -65,13 +63,17 @@ _RESIDUAL = _sgd(16, 0.0025, timesteps=100, epochs=150, lr_milestones=(70, 100, 
 LEE: dict[str, Settings] = {
     "lenet": _LENET,
     "vgg5": _PLAIN, "vgg7": _PLAIN, "vgg9": _PLAIN, "vgg11": _PLAIN, "vgg16": _PLAIN,
-    "resnet7": _RESIDUAL, "resnet9": _RESIDUAL, "resnet11": _RESIDUAL, "resnet20": _RESIDUAL,
+    "resnet7": _RESIDUAL, "resnet9": _RESIDUAL, "resnet11": _RESIDUAL,
+    "resnet18": _RESIDUAL, "resnet20": _RESIDUAL, "resnet56": _RESIDUAL,
 }
 
 # What a data set asks for; a row of a pair's own stands above it.
 DATASETS: dict[str, Settings] = {
     "nmnist": {"encoder": "none", "timesteps": 10},  # events are spikes already, and tell more in more steps than four
 }
+
+# What a network asks for, on data that it was not measured on: many layers learn where currents pass the neurons.
+NETWORKS: dict[str, Settings] = {name: {"shortcut": "currents"} for name in ("resnet18", "resnet20", "resnet56")}
 
 # Pairs that were measured.
 RECIPES: dict[tuple[str, str], Settings] = {
@@ -86,7 +88,7 @@ RECIPES: dict[tuple[str, str], Settings] = {
     # Six times the images: twice the batch, whose steps cost less per image, and fewer passes.
     ("vgg9", "cifar10"): {**_DEEP, "batch_size": 64, "epochs": 8},
     ("resnet9", "cifar10"): {**_DEEP, "batch_size": 64, "epochs": 6},
-    ("resnet20", "cifar10"): {**_DEEP, "batch_size": 64, "learning_rate": 0.004, "epochs": 16},
+    ("resnet20", "cifar10"): {**_DEEP, "shortcut": "currents", "batch_size": 64, "learning_rate": 0.004, "epochs": 40},
     ("vgg11", "cifar10"): {**_DEEP, "batch_size": 64, "epochs": 10},
 }
 
@@ -108,11 +110,16 @@ def recipe(model: str, dataset: str, method: str | None = None) -> dict[str, Any
     Args:
       model: name of a network.
       dataset: canonical name of a data set.
-      method: "lee" for the paper's settings; None for those that are known to work best in hours.
+      method: a key of `methods.METHODS`; None for the settings that are known to work best in hours.
     """
     asked_for = DATASETS.get(dataset, {})
-    row = LEE.get(model) if method == "lee" else RECIPES.get((model, dataset))
-    return {**ROBUST, **asked_for} if row is None else {**asked_for, **row}
+    if method is not None and method in OF_THE_PAPER:
+        return {**asked_for, **LEE[model], **fixed(method, dataset)}
+    row = RECIPES.get((model, dataset))
+    if method is not None and row is not None and row["optimizer"] == "sgd":
+        row = None  # its learning rate belongs to the paper's slope
+    found = {**ROBUST, **NETWORKS.get(model, {}), **asked_for} if row is None else {**asked_for, **row}
+    return found if method is None else {**found, **fixed(method, dataset)}
 
 
 def is_measured(model: str, dataset: str) -> bool:

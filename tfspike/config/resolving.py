@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from tfspike.config import presets as configs
 from tfspike.config import recipes
-from tfspike.config.config import FIELDS, SPIKING_ONLY, Config, RunOptions, pairs
+from tfspike.config.config import FIELDS, SPIKING_ONLY, WITHOUT_WIDTH, Config, RunOptions, pairs
 from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
 from tfspike.config.identity import default_workdir, digest
-from tfspike.config.settings import shown
+from tfspike.config.methods import fixed
+from tfspike.config.settings import plain, shown
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 
@@ -37,7 +38,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
       preset: a key of `configs.EXPERIMENTS`.
       config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
         that was moved to since.
-      method: one of `recipes.METHODS`, whose settings stand in for the recipe; None for the recipe.
+      method: a key of `methods.METHODS`, whose settings stand in for the recipe; None for the recipe.
 
     Returns:
       A `Config` in which workdir, hidden, kappa, dropout and init are filled in.
@@ -70,6 +71,8 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     if method is not None and is_whole(from_file):
         raise UserError(f"--method={method} chooses settings, and --config={shown(config_file)} has all of them; give "
                         "only one of the two.")
+    if method is not None:
+        _refuse_contradictions(method, names, asked)
     notes = _recipe_notes(names, method) if preset is None and not is_whole(from_file) else []
     for source in (from_file, given):  # a learning rate belongs to the optimiser and batch size it was given with
         if source.get("optimizer") not in (None, settings["optimizer"]):
@@ -79,8 +82,10 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
             notes += _batch_notes(settings, scaled)
             settings = scaled
         settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") == "leak_aware" or asked.get("gradient") == "event"):
-        # the paper's slope has none, and through time a width that suits "rate" makes gradients explode (docs/depth.md)
+    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("gradient") == "event"
+                                           or asked.get("credit") == "time"):
+        # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
+        # (docs/depth.md)
         settings["surrogate_width"] = defaults["surrogate_width"]
     if asked.get("lr_milestones") and "lr_schedule" not in asked:
         settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
@@ -97,6 +102,14 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     if config_file is not None and "workdir" not in given:
         config = _at_home(config, config_file)
     return Resolved(config, notes)
+
+
+def _refuse_contradictions(method: str, names: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """A flag that takes from a method what it is made of would leave its name on something else."""
+    for name, value in fixed(method, names["dataset"]).items():
+        if name in asked and asked[name] != value:
+            raise UserError(f"--method={method} is --{name}={plain(value)} (see tfspike.config.methods); received "
+                            f"--{name}={plain(asked[name])}. Leave one of the two out.")
 
 
 def _scheduled(settings: dict[str, Any], asked: Mapping[str, Any], planned_epochs: int) -> dict[str, Any]:

@@ -42,6 +42,11 @@ def setting(default: Any, help: str, *, group: str = "", choices: Iterable[str] 
         "experiment": experiment, "aliases": aliases or {}})
 
 
+def verbose_setting(group: str) -> Any:
+    """The field `verbose` of every command that loads TensorFlow."""
+    return setting(False, "Show what TensorFlow prints while it starts.", group=group)
+
+
 def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
     """Returns a field's item type, whether it is a list, and whether it may be None."""
     annotation = str(field.type)

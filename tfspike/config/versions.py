@@ -21,8 +21,12 @@ class Replaced(NamedTuple):
 CHANGES: dict[str, Added | Replaced] = {
     "neuron": Added("lif"),
     "extra": Added(False),
+    "image_size": Added(()),
     "surrogate": Added("leak_aware"),
     "surrogate_width": Added(1.0),
+    "credit": Added("mean"),
+    "reset": Added("zero"),
+    "start": Added(0.0),
     "norm": Added("none"),
     "pooling": Added("neuron"),
     "shortcut": Added("spikes"),
@@ -34,6 +38,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "min_steps_per_epoch": Added(0),
     "spike_penalty": Added(0.0),
     "kernel": Added("auto"),
+    "jit": Added("auto"),
     "stop_on_collapse": Replaced(lambda stop: {"on_collapse": "stop" if stop else "continue"}),
 }
 

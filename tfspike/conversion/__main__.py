@@ -5,19 +5,20 @@ The last line of stdout is JSON. Exit codes: 0, or 2 for a mistake that is expla
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 
+from tfspike import output
 from tfspike.config import flags
 from tfspike.conversion import options
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; exit code 0, or 2 with one sentence on stderr for what the user can put right."""
     with flags.user_errors():
-        asked = options.parse()
-        from tfspike.conversion import command  # loads TensorFlow: only after the flags are known to be right
+        asked = options.parse(argv)
+        output.start_tensorflow(asked.verbose)  # only after the flags are known to be right
+        from tfspike.conversion import command
 
         say = (lambda line: None) if asked.json else print
         record = command.run(asked, say)

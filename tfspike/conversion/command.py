@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, datasets, files
+from tfspike import analysis, files
 from tfspike import config as config_lib
 from tfspike.config.config import Config
 from tfspike.conversion.balance import PERCENTILES, Conversion, convert
@@ -48,8 +48,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     percentile = PERCENTILES[options.method] if options.percentile is None else options.percentile
     out = options.out or os.path.join(options.run, f"{options.method}-{percentile:g}-T{options.timesteps}")
     _require_free(out)
-    data_dir = options.data_dir or config.data_dir
-    train = datasets.load(config.dataset, "train", data_dir)
+    train = run_loading.load_data(config, info, "train", options.data_dir)
     chosen, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
     chosen = chosen[:options.calibration]
     say(f"Balancing thresholds ({options.method}, percentile {percentile:g}) on {len(chosen)} training images.")
@@ -58,8 +57,8 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
              "percentile": percentile, "calibration": len(chosen), "scales": converted.scales}
     _write(out, converted, config, options, about, checkpoint.step)
-    say(f"Written to {out}. To look at it: {provenance.to_copy('eval.py', workdir=out)}")
-    test = datasets.load(config.dataset, "test", data_dir).first(options.images)
+    say(f"Written to {out}. To look at it: {provenance.to_copy('eval', workdir=out)}")
+    test = run_loading.load_data(config, info, "test", options.data_dir).first(options.images)
     images = info.normalise(test.images)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
     found = analysis.analyse(converted.model, images, test.labels, seed=options.seed)

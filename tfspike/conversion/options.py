@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tfspike.config import flags
-from tfspike.config.settings import normalise_all, setting
+from tfspike.config import commands, flags
+from tfspike.config.settings import normalise_all, setting, verbose_setting
 from tfspike.errors import UserError
 
 METHODS = ("data", "spike_norm")
@@ -25,8 +25,8 @@ class ConversionOptions:
     run: str = setting("", "Folder of the ANN's run.", group="What to convert", legal="the folder of a run", path=True)
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to convert",
                               choices=("best", "last"))
-    data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
-                                   group="What to convert", legal="a folder", path=True)
+    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
+                                   group="What to convert", legal="a folder, or an .npz file", path=True)
     method: str = setting("data", "How thresholds are balanced: data (Diehl et al. 2015) or spike_norm (Sengupta et "
                           "al. 2019).", group="How", choices=METHODS)
     percentile: float | None = setting(None, "Which of a layer's positive activations or currents its scale is; none "
@@ -47,6 +47,7 @@ class ConversionOptions:
                                  "machine, such as results/conversions.jsonl.", group="Output", legal="a file",
                                  path=True)
     json: bool = setting(False, "Print the JSON line and nothing else.", group="Output")
+    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -56,4 +57,4 @@ class ConversionOptions:
 
 def parse(argv: Sequence[str] | None = None) -> ConversionOptions:
     """Reads the command line; arguments and errors as for `tfspike.flags.parse`."""
-    return flags.parse_as(ConversionOptions, argv, "python -m tfspike.conversion --run=FOLDER [--flag=value ...]")
+    return flags.parse_as(ConversionOptions, argv, commands.usage("convert", "--run=FOLDER [--flag=value ...]"))

@@ -17,8 +17,10 @@ if TYPE_CHECKING:  # what _HOME says, for type checkers
     from tfspike.datasets.catalogue import ALIASES as ALIASES
     from tfspike.datasets.catalogue import KNOWN as KNOWN
     from tfspike.datasets.events import EventFrames as EventFrames
+    from tfspike.datasets.recordings import from_recordings as from_recordings
 
 _HOME = {"ALIASES": "catalogue", "KNOWN": "catalogue", "EventFrames": "events",
+         "from_recordings": "recordings",
          **dict.fromkeys(("Arrays", "DatasetInfo", "canonical_name", "check_indices", "check_labels", "check_pixels",
                           "describe", "from_arrays", "load"), "arrays")}
 

@@ -19,12 +19,14 @@ import os
 import pathlib
 import re
 import warnings
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfspike.checks import check_count, is_count
-from tfspike.datasets import events, tfds_source
+from tfspike.datasets import events, folder_source, npz_source, tfds_source
 from tfspike.datasets.catalogue import ALIASES, KNOWN, WITH_EXTRA, facts
 from tfspike.datasets.events import EventFrames
 from tfspike.errors import UserError, first_line
@@ -150,6 +152,13 @@ class Arrays:
             return self
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
+    def fingerprint(self) -> dict[str, int]:
+        """What config.json keeps of the contents of data that only their user has; nothing of other sets."""
+        if not facts(self.name).own:
+            return {}
+        pixels = zlib.crc32(np.ascontiguousarray(self.images).data)
+        return {"contents_crc32": zlib.crc32(self.labels.astype("<i4").data, pixels)}
+
 
 # --- names and loading ------------------------------------------------------------------------------------------------
 
@@ -179,15 +188,19 @@ def canonical_name(name: str, data_dir: str | None = None) -> str:
 
 
 def load(name: str, split: str, data_dir: str | None = None, timesteps: int | None = None,
-         extra: bool = False) -> Arrays:
+         extra: bool = False, image_size: Sequence[int] = (), like: DatasetInfo | None = None) -> Arrays:
     """Read one split into memory, in the order of its records.
 
     Args:
-      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), or any TFDS set with `image` and `label`
-        (or else its supervised keys, or its only Image and its only ClassLabel).
+      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), "folder" and "npz" (the user's own, see
+        `tfspike.datasets.folder_source` and `npz_source`), or any TFDS set with `image` and `label` (or else its
+        supervised keys, or its only Image and its only ClassLabel).
       split: "train" or "test" ("validation" stands in where a TFDS set has no "test"). Nothing else is read.
       data_dir: the only folder looked in, never downloaded to. None: TFDS's own folder, downloading what is missing.
+        The file itself for "npz".
       timesteps: T, number of bins; needed for event data, unused otherwise.
+      image_size: height and width that the pictures of "folder" are scaled to; () takes them as they are.
+      like: what a trained network remembers of its data: data of the user's get its classes and image shape.
       extra: append the TFDS split "extra" to "train", as published results on SVHN do; "test" stays what it is.
 
     Raises:
@@ -203,7 +216,12 @@ def load(name: str, split: str, data_dir: str | None = None, timesteps: int | No
         return _load_subset(split)
     if name == "nmnist":
         return _load_nmnist(split, data_dir, timesteps)
-    found = tfds_source.load(name, split, data_dir, extra)
+    if name == "folder":
+        found = folder_source.load(split, data_dir, image_size, like)
+    elif name == "npz":
+        found = npz_source.load(split, data_dir, like)
+    else:
+        found = tfds_source.load(name, split, data_dir, extra)
     labels = check_labels(found.labels, len(found.class_names), name, split)
     return Arrays(found.images, labels, name, found.class_names, found.num_train, found.num_test)
 

@@ -43,6 +43,7 @@ class Dataset:
       normalisation: constants; None takes the mean of the training images (`tfspike.datasets.describe`).
       augment: training crops and mirrors its images unless a run says otherwise.
       mirrored: augmentation may mirror them; a mirror image of a digit is none.
+      own: the user's, read from the folder or file that was named.
     """
 
     source: Source | None = None
@@ -53,6 +54,7 @@ class Dataset:
     normalisation: Normalisation | None = None
     augment: bool = False
     mirrored: bool = True
+    own: bool = False
 
 
 _MNIST = Dataset(
@@ -80,6 +82,8 @@ CATALOGUE: dict[str, Dataset] = {
                "none stated; the images are for non-commercial use only, and the paper is to be cited"),
         73_257, 26_032, 531_131, mirrored=False),
     "nmnist": Dataset(event_based=True),
+    "folder": Dataset(own=True),  # pictures, a folder per class
+    "npz": Dataset(own=True),  # arrays of images and labels
 }
 """`{canonical name: what is known of it}`."""
 
@@ -88,6 +92,7 @@ ALIASES = {"svhn": "svhn_cropped"}
 
 KNOWN = tuple(CATALOGUE)
 WITH_EVENTS = tuple(name for name, dataset in CATALOGUE.items() if dataset.event_based)
+OWN = tuple(name for name, dataset in CATALOGUE.items() if dataset.own)
 WITH_EXTRA = tuple(name for name, dataset in CATALOGUE.items() if dataset.num_extra)
 
 

@@ -39,8 +39,8 @@ from tfspike.checks import check_count, check_positive, is_count
 from tfspike.errors import UserError
 from tfspike.files import read_npz
 
-__all__ = ["EventFrames", "Events", "Recordings", "check_events", "decode", "find", "load", "read_archive", "read_bin",
-           "read_folder"]
+__all__ = ["EventFrames", "Events", "Recordings", "check_events", "check_size", "decode", "find", "load",
+           "read_archive", "read_bin", "read_folder"]
 
 SIZE = 34  # pixels, height and width
 CLASSES = 10
@@ -120,7 +120,7 @@ class EventFrames:
     def __init__(self, events: Any, offsets: Any, timesteps: int, size: tuple[int, int] = (SIZE, SIZE),
                  window_ms: float = WINDOW_MS, relative: bool = False, name: str = "events"):
         check_count("timesteps", timesteps)
-        size = _check_size(size)
+        size = check_size(size)
         window = round(check_positive("window_ms", window_ms) * 1000)
         if window < 1:
             raise UserError(f"`window_ms` must be .001 ms or more. Received: window_ms={window_ms!r}.")
@@ -233,7 +233,8 @@ def _check_polarity(p: np.ndarray, source: Any) -> np.ndarray:
     return p if low >= 0 else (p > 0).astype(np.uint8)
 
 
-def _check_size(size: Any) -> tuple[int, int]:
+def check_size(size: Any) -> tuple[int, int]:
+    """(height, width) of a sensor or a spike train, in pixels; raises UserError where it is none."""
     if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(map(is_count, size)):
         raise UserError(f"`size` must be (height, width) in pixels, whole numbers above 0. Received: size={size!r}.")
     return int(size[0]), int(size[1])

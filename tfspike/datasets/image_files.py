@@ -1,4 +1,4 @@
-"""Picture files of the user's, read into one array for prediction.
+"""Picture files of the user's, read into one array for training and prediction.
 
 What a file says beside its pixels is followed, and whatever changes pixels is said in one warning per kind:
 
@@ -14,20 +14,26 @@ What a file says beside its pixels is followed, and whatever changes pixels is s
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tfspike.errors import UserError, first_line
 
-__all__ = ["load_images"]
+__all__ = ["Header", "find", "headers", "load_images"]
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # by content, whatever a file is called
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")  # searched for in folders
+_GREY = ("1", "L", "LA", "La")  # modes, and all that begin with "I"
+_AT_ONCE = 256  # files that are read before the first error among them ends it
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _BRIGHT = 128  # from here on of 255
 _BORDER_SHARE = 0.9  # of the border's pixels that are bright where a picture has a bright ground
 
@@ -38,9 +44,17 @@ _PADDED = "has other proportions than the network's images: filled up with the c
 _LEFT_OUT = "is in the folder, has none of the suffixes " + ", ".join(_SUFFIXES) + ", and was left out"
 
 
+class Header(NamedTuple):
+    """What a picture file says of itself before it is decoded: height and width in pixels, upright, and its colours."""
+
+    height: int
+    width: int
+    is_grey: bool
+
+
 def load_images(paths: Sequence[str | os.PathLike[str]] | str, image_shape: tuple[int, int, int],
                 resize: bool = False, dark_ground: bool = False) -> tuple[np.ndarray, list[str]]:
-    """Reads PNG and JPEG files (also BMP, WebP and GIF of one picture), or folders of them, for prediction.
+    """Reads PNG and JPEG files (also BMP, WebP and GIF of one picture), or folders of them.
 
     Args:
       paths: files and folders; folders are searched to any depth, in sorted order, without hidden files.
@@ -60,29 +74,58 @@ def load_images(paths: Sequence[str | os.PathLike[str]] | str, image_shape: tupl
     notes: dict[str, list[str]] = {}
     files = _image_files([paths] if isinstance(paths, (str, os.PathLike)) else paths, notes)
     images = np.empty((len(files), *image_shape), np.uint8)
-    for i, file in enumerate(files):
-        images[i] = _pixels(file, image_shape, resize, dark_ground, notes)
-    for note, where in notes.items():
-        more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
-        warnings.warn(f"{where[0]}{more} {note}.", stacklevel=2)
+
+    def read(i: int) -> None:
+        images[i] = _pixels(files[i], image_shape, resize, dark_ground, notes)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, _large_pictures_refused():
+        for start in range(0, len(files), _AT_ONCE):
+            list(pool.map(read, range(start, min(start + _AT_ONCE, len(files)))))
+    _say(notes)
     return images, files
+
+
+def find(folders: Sequence[str | os.PathLike[str]]) -> list[list[str]]:
+    """The picture files in each of some folders, as `load_images` looks for them; one warning for what is none."""
+    notes: dict[str, list[str]] = {}
+    found = [_search(pathlib.Path(folder), notes) for folder in folders]
+    _say(notes)
+    return found
+
+
+def headers(files: Sequence[str]) -> list[Header]:
+    """What each file says of itself, without decoding it; raises UserError as `load_images`."""
+    with _large_pictures_refused():
+        return [_header(file) for file in files]
+
+
+def _say(notes: dict[str, list[str]]) -> None:
+    for note, where in sorted(notes.items()):
+        more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
+        warnings.warn(f"{min(where)}{more} {note}.", stacklevel=3)
 
 
 def _image_files(paths: Sequence[str | os.PathLike[str]], notes: dict[str, list[str]]) -> list[str]:
     files: list[str] = []
     for path in map(pathlib.Path, paths):
-        inside = [path] if path.is_file() else sorted(
-            file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        found = [file for file in inside if path.is_file() or file.suffix.lower() in _SUFFIXES]
+        found = [str(path)] if path.is_file() else _search(path, notes)
         if not found:
             raise UserError(f"no PNG or JPEG image at {path}{'' if path.exists() else ', which does not exist'}; give "
                             "image files or folders of them.")
-        files += map(str, found)
-        if len(found) < len(inside):
-            notes.setdefault(_LEFT_OUT, []).extend(map(str, sorted(set(inside) - set(found))))
+        files += found
     if not files:
         raise UserError("no image given; give PNG or JPEG files or folders of them.")
     return files
+
+
+def _search(folder: pathlib.Path, notes: dict[str, list[str]]) -> list[str]:
+    """Picture files at any depth, sorted, without hidden ones and those in hidden folders."""
+    inside = sorted(file for file in folder.rglob("*") if file.is_file()
+                    and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    found = [file for file in inside if file.suffix.lower() in _SUFFIXES]
+    if len(found) < len(inside):
+        notes.setdefault(_LEFT_OUT, []).extend(map(str, sorted(set(inside) - set(found))))
+    return list(map(str, found))
 
 
 def _pixels(file: str, shape: tuple[int, int, int], resize: bool, dark_ground: bool,
@@ -107,6 +150,30 @@ def _pixels(file: str, shape: tuple[int, int, int], resize: bool, dark_ground: b
 
 def _open(file: str) -> Image.Image:
     """The decoded picture, upright."""
+    with _opened(file) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def _header(file: str) -> Header:
+    with _opened(file) as image:
+        # A PNG without "exif" in front of its pixels would be decoded in search of it
+        orientation = image.getexif().get(ExifTags.Base.Orientation) if "exif" in image.info else None
+        height, width = (image.width, image.height) if orientation in _TURNED else (image.height, image.width)
+        return Header(height, width, image.mode in _GREY or image.mode.startswith("I"))
+
+
+@contextlib.contextmanager
+def _large_pictures_refused() -> Iterator[None]:
+    """Makes an error of Pillow's warning of decompression bombs; once around all threads, as it is set for all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
+    """The picture, not decoded yet; what goes wrong within is said in one sentence."""
     try:
         with open(file, "rb") as content:
             start = content.read(12)
@@ -115,14 +182,11 @@ def _open(file: str) -> Image.Image:
         if start[4:8] == b"ftyp":
             raise UserError(f"{file} is a HEIC or AVIF picture, or a film, as phones make them; save it as PNG or "
                             "JPEG.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":  # a JPEG with a preview or a second view behind it
-                    raise UserError(f"{file} is a film of {frames} pictures; give one picture per file.")
-                image.load()
-                return ImageOps.exif_transpose(image)
+        with Image.open(file, formats=_FORMATS) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a JPEG with a preview or a second view behind it
+                raise UserError(f"{file} is a film of {frames} pictures; give one picture per file.")
+            yield image
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

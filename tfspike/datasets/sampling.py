@@ -1,4 +1,4 @@
-"""What is random about data, as pure functions of a seed: the validation split, the order of an epoch, augmentation.
+"""What is random about data, as pure functions of a seed: held-out records, the order of an epoch, augmentation.
 
 Random numbers are raw bits of PCG64, a stream that NumPy keeps equal between versions.
 """
@@ -15,7 +15,8 @@ from tfspike.checks import is_count, number
 from tfspike.errors import UserError
 
 _SIDE_PER_SHIFT = 8  # an image is shifted by at most an eighth of its side: 4 pixels of 32
-_SPLIT, _EPOCH, _AUGMENT = 1, 2, 3  # kinds of random numbers, so that no two uses share a stream
+TEST_SHARE = 0.2  # of the records of each class, where data of the user's come without a test part
+_SPLIT, _EPOCH, _AUGMENT, _TEST = 1, 2, 3, 4  # kinds of random numbers, so that no two uses share a stream
 
 
 def _random_bits(count: int, *key: int) -> np.ndarray:
@@ -61,6 +62,19 @@ def split_record(name: str, val_fraction: float, seed: int, train: np.ndarray, v
             "name": name, "seed": seed, "val_fraction": val_fraction, "num_train": len(train), "num_val": len(val),
             "train_crc32": zlib.crc32(train.astype("<i8").tobytes()),
             "val_crc32": zlib.crc32(val.astype("<i8").tobytes())}
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Which records are held out for testing, bool [N]: `TEST_SHARE` of each class, to the nearest whole number, and
+    one or more of each that has two or more.
+
+    It follows from the labels [N] alone and from no run's seed, so that all runs are tested on the same records.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label, count in zip(*np.unique(labels, return_counts=True)):
+        some = min(max(1, round(TEST_SHARE * count)), count - 1)
+        chosen[np.flatnonzero(labels == label)[_permutation(count, 0, _TEST, int(label))[:some]]] = True
+    return chosen
 
 
 def check_seed(seed: int) -> None:

@@ -164,7 +164,8 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
         records = records.map(lambda r: (r[names_read[0]], r[names_read[1]]), num_parallel_calls=tf.data.AUTOTUNE)
         for image, label in records.batch(512 if None not in shape else 1).prefetch(2).as_numpy_iterator():
             if images is None:
-                _require_memory(name, key, count, image.shape[1:])
+                require_memory(f"the {key} split of {name!r}", count, image.shape[1:],
+                               "use a smaller set or a resized copy of it")
                 images = np.empty((count, *image.shape[1:]), np.uint8)
             if image.shape[1:] != images.shape[1:]:
                 raise UserError(f"{name!r} has images of different sizes, {images.shape[1:]} and {image.shape[1:]} "
@@ -181,9 +182,9 @@ def _read_split(builder: Any, key: str, count: int, shape: tuple[int | None, ...
     return images, labels
 
 
-def _require_memory(name: str, key: str, count: int, shape: tuple[int, ...]) -> None:
+def require_memory(what: str, count: int, shape: tuple[int, ...], advice: str) -> None:
+    """Raises UserError, which ends in `advice`, where so many images of bytes do not belong in memory."""
     size = count * int(np.prod(shape))
     if size > MAX_BYTES:
-        raise UserError(f"the {key} split of {name!r} is {size / 2**30:.1f} GiB decoded ({count} images of {shape}) "
-                        f"and the limit is {MAX_BYTES / 2**30:.0f} GiB in memory; use a smaller set or a resized copy "
-                        "of it.")
+        raise UserError(f"{what} is {size / 2**30:.1f} GiB decoded ({count} images of {shape}) and the limit is "
+                        f"{MAX_BYTES / 2**30:.0f} GiB in memory; {advice}.")

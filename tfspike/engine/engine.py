@@ -44,7 +44,8 @@ class Record(NamedTuple):
       output: V_T / T, `[B, classes]` float32.
       states: final state of every spiking layer, in the order of the forward pass.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
-      bits: recorded spikes of every spiking layer, `[chunks, B, ...]` uint8; empty unless asked for.
+      bits: recorded spikes of every spiking layer, `[chunks, ...]`, as `kernels.stored` keeps them; empty unless asked
+        for.
       derivatives: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
         last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
@@ -278,16 +279,16 @@ class Engine:
             return i + 1, _Carried(
                 [fired[call].state for call in spiking], membrane,
                 before.total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0),
-                [array.write(i, fired[call].bits) for call, array in zip(spiking, before.bits)],
+                [array.write(i, kernels.stored(fired[call].bits, kernel)) for call, array in zip(spiking, before.bits)],
                 [array.write(i, _padded(fired[call].derivatives, chunk))
                  for call, array in zip(with_surrogate, before.derivatives)])
 
         keep_steps = keep == "event"
         loop = (tf.constant(0), _Carried(
-            [gradients.zero_state((batch, *_feature_shape(call))) for call in spiking],
+            [gradients.initial_state((batch, *_feature_shape(call)), call.layer.neuron) for call in spiking],
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
-            [tf.TensorArray(tf.uint8, size=chunks) for _ in spiking if keep_steps],
+            [tf.TensorArray(kernels.STORED[kernel], size=chunks) for _ in spiking if keep_steps],
             [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in with_surrogate if keep_steps]))
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
             loop = body(loop[0], chunk, loop[1])
@@ -331,7 +332,8 @@ class Engine:
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor],
                  sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
             train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
-            bits = {call: bits[i] for call, bits in zip(spiking, record.bits)}
+            bits = {call: kernels.restored(bits[i], state.membrane, self.kernel)
+                    for call, bits, state in zip(spiking, record.bits, record.states)}
             known = {**slopes, **{call: derivatives[i][:steps] for call, derivatives
                                   in zip(self._with_surrogate, record.derivatives)}}
             behind = dict(zip(spiking, carries))
@@ -454,8 +456,8 @@ class Engine:
         if self.chunk is not None:
             chunk = min(self.chunk, self.timesteps, kernels.MOST_STEPS)
         else:
-            largest = max(math.prod(_feature_shape(call)) for call in self.plan.spiking)
-            chunk = kernels.choose_chunk(self.timesteps, (batch or 32) * largest)
+            neurons = [(batch or 32) * math.prod(_feature_shape(call)) for call in self.plan.spiking]
+            chunk = kernels.choose_chunk(self.timesteps, max(neurons), sum(neurons))
         return chunk, self.timesteps % chunk
 
 

@@ -8,10 +8,11 @@ passes, each of which goes over memory once: membranes and packed spikes; spikes
 packed spikes; and the backward recursion (what a surrogate derivative needs of the membranes is a pass of its own).
 Compiled in one piece, the compiler recomputes the chain of steps for every one of its results (LeNet's first layer,
 float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three; plain 1.6). "dense" is "xla" on CPUs,
-but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU, on which "xla" has not
-been tried. "events" leaves out convolutions, too, and adds rows of weights where spikes are (`tfspike.engine.events`);
-where that cannot be, it is "dense". "auto" is "dense": which of the two is faster depends on how much a network fires,
-and a choice by measurement, that a continued run repeats, is still to be made.
+but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU: there the whole step
+is compiled (`--jit`), or runs operation by operation, each of which has a GPU kernel (`tests/test_gpu.py`). "events"
+leaves out convolutions, too, and adds rows of weights where spikes are (`tfspike.engine.events`); where that cannot be,
+it is "dense". "auto" is "dense": which of the two is faster depends on how much a network fires, and a choice by
+measurement, that a continued run repeats, is still to be made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfspike import distribution
 from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import Neuron, NeuronState
@@ -37,12 +39,27 @@ ON_CPU = "xla"
 CHUNK_ELEMENTS = 5_000_000
 # Steps in one chunk: the bits of one byte, and as few as are still worth the passes over counts, traces and membranes.
 MOST_STEPS, FEWEST_STEPS = 8, 4
+# Elements of all layers in one chunk on GPUs, of which a backward pass keeps about 12 bytes each: 3 GB. Not measured.
+GPU_CHUNK_ELEMENTS = 250_000_000
 
 
-def choose_chunk(timesteps: int, neurons: int) -> int:
-    """Steps per chunk for a largest layer of so many neurons in a batch: a divisor of the window if one is near."""
-    wanted = min(timesteps, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(neurons, 1), MOST_STEPS)))
-    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, MOST_STEPS) + 1) if timesteps % steps == 0]
+def choose_chunk(timesteps: int, largest: int, total: int = 0) -> int:
+    """Steps per chunk, a divisor of the window if one is near: by the cache of a CPU, by the memory of a GPU.
+
+    A GPU has no use for more than 8 steps either: with 16 unrolled, XLA takes nearly twice as long to compile a step of
+    LeNet and launches as many kernels (benchmarks/README.md).
+
+    Args:
+      timesteps: of the window.
+      largest: neurons of the largest layer, in the whole batch.
+      total: those of all layers.
+    """
+    if distribution.has_gpu():
+        most = wanted = max(1, min(GPU_CHUNK_ELEMENTS // max(total, 1), MOST_STEPS))
+    else:
+        most, wanted = MOST_STEPS, max(FEWEST_STEPS, min(CHUNK_ELEMENTS // max(largest, 1), MOST_STEPS))
+    wanted = min(timesteps, wanted)
+    near = [steps for steps in range((wanted + 1) // 2, min(2 * wanted, most) + 1) if timesteps % steps == 0]
     return min(near, key=lambda steps: abs(steps - wanted)) if near else wanted
 
 
@@ -91,7 +108,7 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
     if rule.needs_potential:
         count = _count_xla(bits, state.count, steps)
         if gradient == "rate":
-            trace = _sum_xla(currents, state.membrane, trace, neuron)
+            trace = _sum_xla(currents, state.membrane, state.count, trace, neuron)
         elif gradient == "event":
             derivatives = _derivatives_xla(currents, state.membrane, neuron)
     else:
@@ -100,21 +117,52 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
 
 
 def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None) -> Fired:
-    (membrane, count, trace), rule = state, neuron.slope_rule
-    train, bits, derivatives = [], tf.zeros_like(membrane, tf.uint8), []
-    for t in range(currents.shape[0]):
-        u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        if gradient == "rate" or not rule.needs_potential:
-            count, trace = rule.tally(count, trace, u, fired)
-        else:
-            count = count + tf.cast(fired, tf.float32)
-        train.append(tf.cast(fired, currents.dtype))
-        if gradient == "event":
-            bits = _with_bit(bits, t, fired)
-            if rule.needs_potential:
-                derivatives.append(tf.cast(rule.derivative(u), currents.dtype))
-    return Fired(tf.stack(train), NeuronState(membrane, count, trace), bits if gradient == "event" else None,
-                 tf.stack(derivatives) if derivatives else None)
+    """With as few operations as there can be: on a GPU each is a launch, which costs more than its arithmetic."""
+    membrane, rule = state.membrane, neuron.slope_rule
+    each, potentials = [], []
+    for current in tf.unstack(currents):
+        u, fired, membrane = gradients.fire(membrane, current, neuron)
+        each.append(fired)
+        potentials.append(u)
+    train, derivatives = tf.stack(each), None
+    u = tf.stack(potentials) if gradient is not None and rule.needs_potential else None
+    if rule.needs_potential and gradient != "rate":
+        count, trace = state.count + tf.reduce_sum(tf.cast(train, tf.float32), axis=0), state.trace
+    else:
+        count, trace = rule.tally_all(state.count, state.trace, u, train)
+    if gradient == "event" and rule.needs_potential:
+        derivatives = tf.cast(rule.derivative(u), currents.dtype)
+    return Fired(tf.cast(train, currents.dtype), NeuronState(membrane, count, trace),
+                 _packed(train) if gradient == "event" else None, derivatives)
+
+
+def _packed(train: tf.Tensor) -> tf.Tensor:
+    """Packed spikes of a train `[steps, B, ...]` bool: a sum of powers of 2, which float32 holds."""
+    of_step = tf.reshape(tf.constant([2.0**t for t in range(train.shape[0])]), [-1] + [1] * (train.shape.rank - 1))
+    return tf.cast(tf.reduce_sum(tf.cast(train, tf.float32) * of_step, axis=0), tf.uint8)
+
+
+def stored(bits: tf.Tensor, kernel: str) -> tf.Tensor:
+    """Packed spikes as a loop keeps them: "plain", four neurons' bytes as one float32 `[N]`.
+
+    TensorFlow has no lists of bytes on GPUs: it would take them to the host and back.
+    """
+    if kernel == "xla":
+        return bits
+    flat, missing = tf.reshape(bits, [-1]), -tf.size(bits) % 4
+    if bits.shape.num_elements() is None or bits.shape.num_elements() % 4:
+        flat = tf.pad(flat, [[0, missing]])
+    return tf.bitcast(tf.reshape(flat, [-1, 4]), tf.float32)
+
+
+def restored(kept: tf.Tensor, like: tf.Tensor, kernel: str) -> tf.Tensor:
+    """Packed spikes of the shape of `like`, from what `stored` made of them."""
+    if kernel == "xla":
+        return kept
+    return tf.reshape(tf.reshape(tf.bitcast(kept, tf.uint8), [-1])[:tf.size(like)], tf.shape(like))
+
+
+STORED = {"plain": tf.float32, "xla": tf.uint8}
 
 
 def _with_bit(bits: tf.Tensor, t: int, fired: tf.Tensor) -> tf.Tensor:
@@ -149,11 +197,11 @@ def _count(bits: tf.Tensor, count: tf.Tensor, steps: int) -> tf.Tensor:
     return count
 
 
-def _sum(currents: tf.Tensor, membrane: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """The trace of a neuron with a surrogate after a chunk: the sum of its derivative at every step."""
+def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
+    """The trace after a chunk, by a rule that needs potentials."""
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        _, trace = neuron.slope_rule.tally(tf.zeros_like(trace), trace, u, fired)
+        count, trace = neuron.slope_rule.tally(count, trace, u, fired)
     return trace
 
 
@@ -261,4 +309,4 @@ def choose(kernel: str) -> str:
     """The kernel of the dense road: "plain" or "xla" where the device says which; itself otherwise."""
     if kernel not in CHOSEN_BY_DEVICE:
         return kernel
-    return "plain" if tf.config.list_logical_devices("GPU") else ON_CPU
+    return "plain" if distribution.has_gpu() else ON_CPU

@@ -258,7 +258,7 @@ class Plan:
                 remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(call.layer, kind))
                 return f"{_said(call)} may mix the steps of a window: {remedy}"
         for call in self.spiking:
-            call.layer.neuron.checked()
+            call.layer.neuron.checked(call.layer.gradient)
         return None
 
     @property

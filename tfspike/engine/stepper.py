@@ -55,8 +55,10 @@ def shapes(plan: plans.Plan) -> dict[str, tuple[int, ...]]:
 
 
 def initial_state(plan: plans.Plan, batch: int | tf.Tensor) -> State:
-    """The state before the first step, all 0."""
-    return {name: tf.zeros((batch, *shape), tf.float32) for name, shape in shapes(plan).items()}
+    """The state before the first step: 0, but for neurons that start elsewhere."""
+    starts = {call.name: call.layer.neuron for call in plan.spiking}
+    return {name: gradients.initial_membrane((batch, *shape), starts[name]) if name in starts
+            else tf.zeros((batch, *shape), tf.float32) for name, shape in shapes(plan).items()}
 
 
 def advance(plan: plans.Plan, train: tf.Tensor, state: State) -> Stretch:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike import datasets
+from tfspike import distribution
 from tfspike.errors import UserError
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
@@ -80,12 +80,12 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
       UserError: the run or its data cannot be used.
     """
     model, config, info, checkpoint = _with_kernel(options, loaded or _load(options, say))
-    every = datasets.load(config.dataset, "test", options.data_dir or config.data_dir, model.timesteps)
+    every = loading.load_data(config, info, "test", options.data_dir, model.timesteps)
     test = every.first(options.images)
     if len(test) < len(every):
         say(f"the first {len(test):,} of {len(every):,} test records")
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
-                          loss=config.loss)
+                          loss=config.loss, compiled=distribution.compiles(config.jit, 1, config.deterministic))
     results = []
     for draw in range(options.seeds if config.random_input else 1):
         results.append(evaluator.run(draw))

@@ -68,11 +68,12 @@ class Evaluator:
       strategy: None for one device.
       worker: this worker.
       loss: what the network was trained with, for `Result.loss`.
+      compiled: with XLA as a whole (`distribution.compiles`); of one replica.
     """
 
     def __init__(self, model: Network, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
                  indices: np.ndarray | None = None, strategy: tf.distribute.Strategy | None = None,
-                 worker: Worker = Worker(), loss: str = "squared"):  # noqa: B008 (frozen)
+                 worker: Worker = Worker(), loss: str = "squared", compiled: bool = False):  # noqa: B008 (frozen)
         self.model, self.loss = model, loss
         self.strategy = strategy or tf.distribute.get_strategy()
         self.worker = worker
@@ -81,7 +82,7 @@ class Evaluator:
         part = min(part, max(1, count))
         self.stream = streams.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
                                          shard=(worker.index, worker.count))
-        self._step = tf.function(self._compute, autograph=False, reduce_retracing=True)
+        self._step = tf.function(self._compute, autograph=False, reduce_retracing=True, jit_compile=compiled or None)
 
     def run(self, draw: int = 0) -> Result:
         """All records once, under the noise of draw number `draw`."""

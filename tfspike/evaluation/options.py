@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfspike.config import flags
-from tfspike.config.settings import normalise, setting
+from tfspike.config import commands, flags
+from tfspike.config.settings import normalise, setting, verbose_setting
 from tfspike.errors import UserError
 
 # Up to one joule: beyond it, sums over a network would overflow before they meant anything.
@@ -29,8 +29,8 @@ class EvalOptions:
                            group="What to evaluate", legal="the folder of a run", path=True)
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to evaluate",
                               choices=("best", "last"))
-    data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
-                                   group="What to evaluate", legal="a folder", path=True)
+    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
+                                   group="What to evaluate", legal="a folder, or an .npz file", path=True)
     seeds: int = setting(3, "Draws of the random input to average over.", group="How",
                          legal="a whole number from 1 to 10000",
                          check=lambda v: 1 <= v <= 10_000)
@@ -55,6 +55,7 @@ class EvalOptions:
     resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
     images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
                                  legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    verbose: bool = verbose_setting("Output")
     kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
                                  "spikes are (events); none means the run's.", group="How",
                                  choices=("auto", "dense", "events"))
@@ -108,5 +109,5 @@ def parse_eval(argv: Sequence[str] | None = None, whole_name: Callable[[str], st
       UserError: as for `flags.parse`.
       SystemExit: with code 0, after `--help` was printed.
     """
-    options = flags.parse_as(EvalOptions, argv, "python eval.py --workdir=FOLDER [--flag=value ...]")
+    options = flags.parse_as(EvalOptions, argv, commands.usage("eval", "--workdir=FOLDER [--flag=value ...]"))
     return dataclasses.replace(options, weights=whole_name(options.weights)) if options.weights else options

@@ -93,7 +93,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     require_spikes([run])
     model, config, info, checkpoint = run_loading.load_run(run, _option(options, "checkpoint") or "best",
                                                        _option(options, "timesteps"), say)
-    every = datasets.load(config.dataset, "test", _option(options, "data_dir") or config.data_dir, model.timesteps)
+    every = run_loading.load_data(config, info, "test", _option(options, "data_dir"), model.timesteps)
     test = every.first(_option(options, "images"))
     say(f"analysing {len(test)} test images over {model.timesteps} steps")
     result = analysis.analyse(model, _Normalised(test.images, info), test.labels,
@@ -119,7 +119,7 @@ def require_spikes(runs: Sequence[str]) -> None:
     for run in runs:
         if not config_lib.read_run(run).is_spiking:
             raise UserError(f"Reports and comparisons show spikes, and {run} holds an ANN (--neuron=relu); convert it "
-                            f"first: {provenance.to_copy('-m tfspike.conversion', run=run)}")
+                            f"first: {provenance.to_copy('convert', run=run)}")
 
 
 def require_several(runs: Sequence[str]) -> list[str]:

@@ -11,12 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tfspike import config
+from tfspike import config, output
 from tfspike.config import flags
 from tfspike.export import formats, options
 from tfspike.runs import loading
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with flags.user_errors():
         asked = options.parse(argv)
         config.read_run(asked.workdir)  # refuses a folder without a run before TensorFlow is imported
+        output.start_tensorflow(asked.verbose)
         model, _, info, _ = loading.load_run(asked.workdir, say=lambda line: print(line, file=sys.stderr))
         report = formats.save(model, info, asked.format, asked.out or os.path.join(asked.workdir, "export"),
                               weights=asked.weights, target=asked.target)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tfspike.config import flags
-from tfspike.config.settings import normalise_all, setting
+from tfspike.config import commands, flags
+from tfspike.config.settings import normalise_all, setting, verbose_setting
 from tfspike.errors import UserError
 from tfspike.export.formats import FORMATS
 
@@ -27,6 +27,7 @@ class ExportOptions:
                           choices=("nir", "norse", "snntorch", "spikingjelly"))
     out: str | None = setting(None, "Folder to write into; none means the run's export/.", group="Output",
                               legal="a folder", path=True)
+    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -38,4 +39,4 @@ class ExportOptions:
 
 def parse(argv: Sequence[str] | None = None) -> ExportOptions:
     """Reads the command line; arguments and errors as for `tfspike.flags.parse`."""
-    return flags.parse_as(ExportOptions, argv, "python -m tfspike.export --workdir=RUN [--flag=value ...]")
+    return flags.parse_as(ExportOptions, argv, commands.usage("export", "--workdir=RUN [--flag=value ...]"))

@@ -47,7 +47,8 @@ def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: in
 def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons and, where the network has it, dropout on their spikes."""
     s = b.settings
-    x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, dtype=s.dtype, name=f"{name}_lif")(x)
+    x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, dtype=s.dtype,
+            name=f"{name}_lif")(x)
     if s.dropout:
         x = WindowDropout(s.dropout, seed=b.next_seed(), dtype=s.dtype, name=f"{name}_dropout")(x)
     return x
@@ -61,9 +62,15 @@ def norm(x: keras.KerasTensor, b: Builder, name: str, paths: int = 1) -> keras.K
     return ThresholdNorm(s.threshold, 1 / math.sqrt(paths), s.gradient, dtype=s.dtype, name=f"{name}_norm")(x)
 
 
+def conv_norm(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: int, name: str,
+              paths: int = 1) -> keras.KerasTensor:
+    """Convolution and normalisation: the currents of a layer."""
+    return norm(conv(x, b, filters, kernel, stride, name), b, name, paths)
+
+
 def conv_lif(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, name: str) -> keras.KerasTensor:
     """Convolution, normalisation and LIF neurons."""
-    return lif(norm(conv(x, b, filters, kernel, 1, name), b, name), b, name)
+    return lif(conv_norm(x, b, filters, kernel, 1, name), b, name)
 
 
 def pool(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
@@ -73,8 +80,8 @@ def pool(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     if s.pooling == "average":
         return OverTime(average, name=name)(x)
     x = OverTime(average, name=f"{name}_average")(x)
-    return PoolingIF(gradient=s.gradient, surrogate=s.surrogate, surrogate_width=s.surrogate_width, dtype=s.dtype,
-                     name=name)(x)
+    return PoolingIF(gradient=s.gradient, surrogate=s.surrogate, surrogate_width=s.surrogate_width, credit=s.credit,
+                     dtype=s.dtype, name=name)(x)
 
 
 def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int],
@@ -84,17 +91,8 @@ def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tupl
     Main path and shortcut see the same, masked, spikes. The shortcut is a 1x1 convolution where the channels change,
     else the spikes themselves, subsampled by the block's stride.
     """
-    stride, dtype = strides[0] * strides[1], b.settings.dtype
-    main = lif(norm(conv(x, b, filters, 3, strides[0], f"{name}_conv_a"), b, f"{name}_conv_a"), b, f"{name}_a")
-    main = norm(conv(main, b, filters, 3, strides[1], f"{name}_conv_b"), b, f"{name}_conv_b", paths=2)
-    if x.shape[-1] != filters:
-        shortcut = norm(conv(x, b, filters, 1, stride, f"{name}_shortcut"), b, f"{name}_shortcut", paths=2)
-    elif stride > 1:
-        shortcut = OverTime(keras.layers.AveragePooling2D(1, stride, dtype=dtype), name=f"{name}_shortcut")(x)
-    else:
-        shortcut = x
-    current = keras.layers.Add(dtype=dtype, name=f"{name}_current")([main, shortcut])
-    return lif(current, b, f"{name}_b")
+    main = _branch(x, b, filters, strides, name, paths=2)
+    return lif(_joined(main, x, x, b, strides, name, paths=2), b, f"{name}_b")
 
 
 def current_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int], name: str,
@@ -111,18 +109,27 @@ def current_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple
     Returns:
       Currents.
     """
-    stride = strides[0] * strides[1]
     spikes = x if fires else lif(x, b, f"{name}_in")
-    main = lif(norm(conv(spikes, b, filters, 3, strides[0], f"{name}_conv_a"), b, f"{name}_conv_a"), b, f"{name}_a")
-    main = norm(conv(main, b, filters, 3, strides[1], f"{name}_conv_b"), b, f"{name}_conv_b")
+    return _joined(_branch(spikes, b, filters, strides, name), x, spikes, b, strides, name)
+
+
+def _branch(spikes: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int], name: str,
+            paths: int = 1) -> keras.KerasTensor:
+    """conv a - LIF - conv b: the currents of a block's main path."""
+    a = lif(conv_norm(spikes, b, filters, 3, strides[0], f"{name}_conv_a"), b, f"{name}_a")
+    return conv_norm(a, b, filters, 3, strides[1], f"{name}_conv_b", paths)
+
+
+def _joined(main: keras.KerasTensor, x: keras.KerasTensor, spikes: keras.KerasTensor, b: Builder,
+            strides: tuple[int, int], name: str, paths: int = 1) -> keras.KerasTensor:
+    """The main path's currents and the shortcut's: a 1x1 convolution of `spikes` where the channels change, else `x`,
+    subsampled by the block's stride."""
+    stride, filters, dtype = strides[0] * strides[1], main.shape[-1], b.settings.dtype
     if x.shape[-1] != filters:
-        shortcut = norm(conv(spikes, b, filters, 1, stride, f"{name}_shortcut"), b, f"{name}_shortcut")
+        x = conv_norm(spikes, b, filters, 1, stride, f"{name}_shortcut", paths)
     elif stride > 1:
-        picked = keras.layers.AveragePooling2D(1, stride, dtype=b.settings.dtype)
-        shortcut = OverTime(picked, name=f"{name}_shortcut")(x)
-    else:
-        shortcut = x
-    return keras.layers.Add(dtype=b.settings.dtype, name=f"{name}_current")([main, shortcut])
+        x = OverTime(keras.layers.AveragePooling2D(1, stride, dtype=dtype), name=f"{name}_shortcut")(x)
+    return keras.layers.Add(dtype=dtype, name=f"{name}_current")([main, x])
 
 
 def dense(x: keras.KerasTensor, b: Builder, units: int, name: str) -> keras.KerasTensor:

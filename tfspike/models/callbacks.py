@@ -1,8 +1,10 @@
-"""What `fit` says of a network that does not learn: silent and saturated layers, no gradient, numbers not finite.
+"""What `fit` says of spikes: firing rates by epoch, and why a network does not learn (silent and saturated layers, no
+gradient, numbers not finite).
 
-    model.fit(images, labels, callbacks=[tfspike.Diagnosis()])
+    model.fit(images, labels, callbacks=[tfspike.FiringRates(), tfspike.Diagnosis()])
 
-The states and their patience are those of train.py (`tfspike.diagnosis.Watch`); the remedies are in terms of Python.
+In a `Diagnosis`, the states and their patience are those of train.py (`tfspike.diagnosis.Watch`); the remedies are in
+terms of Python.
 """
 
 from __future__ import annotations
@@ -172,6 +174,33 @@ class Diagnosis(keras.callbacks.Callback):
             norms[name] = float(np.linalg.norm(value.astype(np.float64)))
             sums[name] = zlib.crc32(value.tobytes())
         return norms, sums
+
+
+class FiringRates(keras.callbacks.Callback):
+    """Adds the firing rate of every spiking layer to what `fit` logs after each epoch: `rate/<layer>`, spikes per
+    neuron and step, mean over the epoch's batches.
+
+        history = model.fit(images, labels, callbacks=[tfspike.FiringRates()]).history
+        history["rate/lif"]
+
+    Rates are those of the training steps themselves, and cost a read of one small variable per batch. Put it in front
+    of callbacks that write logs, such as `CSVLogger` and `TensorBoard`. A model that counts no spikes (`ReluModel`, or
+    any under a distribution strategy) logs none.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._batches += 1
+        for name, value in getattr(self.model, "activity_statistics", dict)().items():
+            if name.startswith("rate/"):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is not None:
+            logs.update({name: total / self._batches for name, total in self._sums.items()})
 
 
 class FirstWarning(Diagnosis):

@@ -113,7 +113,8 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: 
     @tf.function
     def rate_at(factor: tf.Tensor) -> tf.Tensor:
         currents = without + factor * (with_weights - without)
-        spikes, _ = gradients.simulate(currents, gradients.zero_state(tf.shape(currents)[1:]), call.layer.neuron)
+        neuron = call.layer.neuron
+        spikes, _ = gradients.simulate(currents, gradients.initial_state(tf.shape(currents)[1:], neuron), neuron)
         return tf.reduce_mean(spikes)
 
     low, high = -8.0, 8.0  # powers of two

@@ -28,8 +28,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
-           pooling: str = "neuron", neuron: str = "lif",
-           shortcut: str = "spikes", kernel: str = "auto") -> SpikingModel | ReluModel:
+           pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
+           start: float = 0.0, credit: str = "mean", kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -56,9 +56,15 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate and its width, pooling) keep their defaults.
+        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, pooling) keep their
+        defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
+      reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, or "subtract", what is above
+        the threshold. A network trained with one is not to be run with the other.
+      start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
+      credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
+        to the potential in "time" (`tfspike.gradients`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
         spikes. "auto" is "dense" (`SpikingModel.configure_engine`).
 
@@ -72,8 +78,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
     return build(NetworkSettings.of(
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
-        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut,
-        kernel=kernel))
+        surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
+        start=start, credit=credit, kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -104,9 +110,9 @@ def _stack(x: Any, stages: tuple[Stage, ...], builder: blocks.Builder) -> Any:
         if isinstance(stage, Conv):
             member += 1
             name = f"conv{group}_{member}"
-            x = blocks.norm(blocks.conv(x, builder, stage.filters, stage.kernel, 1, name), builder, name)
             fires = not (currents and isinstance(behind, Block))
-            x = blocks.lif(x, builder, name) if fires else x
+            x = (blocks.conv_lif(x, builder, stage.filters, stage.kernel, name) if fires else
+                 blocks.conv_norm(x, builder, stage.filters, stage.kernel, 1, name))
         elif isinstance(stage, Pool):
             x = blocks.pool(x, builder, f"pool{group}")
             group, member = group + 1, 0

@@ -19,15 +19,14 @@ from tfspike.checks import (
 from tfspike.config.config import NEURONS
 from tfspike.engine.kernels import KERNELS
 from tfspike.errors import UserError
-from tfspike.neurons import encoders, surrogates
+from tfspike.neurons import encoders, slopes
 from tfspike.neurons.backend import check_image_data_format
-from tfspike.neurons.gradients import GRADIENTS
+from tfspike.neurons.gradients import check_options
 from tfspike.neurons.surrogates import LEAK_AWARE
-from tfspike.variants import VARIANTS, Variant
+from tfspike.variants import SHORTCUTS, VARIANTS, Variant
 
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
-SHORTCUTS = ("spikes", "currents")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,9 @@ class LayerSettings:
       gradient: "event" or "rate".
       leak, threshold: of the LIF neurons.
       surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
+      reset: what a spike leaves of the membrane of a LIF neuron: "zero", or "subtract", u_t - threshold.
+      start: share of the threshold that the membrane of a LIF neuron begins a window with, in [0, 1).
+      credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
       dropout: share of neurons silenced per window.
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
@@ -55,6 +57,9 @@ class LayerSettings:
     threshold: float = 1.0
     surrogate: str = LEAK_AWARE
     surrogate_width: float = 1.0
+    reset: str = "zero"
+    start: float = 0.0
+    credit: str = "mean"
     dropout: float = 0.0
     kappa: float = 2.0
     norm: str | None = None
@@ -65,16 +70,20 @@ class LayerSettings:
 
     def __post_init__(self) -> None:
         _check_dtype(self.dtype)
-        check_choice("gradient", self.gradient, GRADIENTS)
-        check_choice("surrogate", self.surrogate, surrogates.names())
+        check_options(self.gradient, self.surrogate, self.reset, self.credit)
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("shortcut", self.shortcut, SHORTCUTS)
-        if self.surrogate == LEAK_AWARE and self.surrogate_width != 1.0:
-            raise UserError("`surrogate_width` stretches a surrogate, and 'leak_aware' is none: leave it out, or "
-                            f"choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
+        kind = slopes.kind_of(self.surrogate)
+        if not kind.has_width and self.surrogate_width != 1.0:
+            raise UserError(f"`surrogate_width` stretches a surrogate, and {self.surrogate!r} is none: leave it out, "
+                            f"or choose a surrogate. Received: surrogate_width={self.surrogate_width!r}.")
+        if kind is slopes.Tandem and self.pooling != "average":
+            raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing, and pooling neurons reset "
+                            f"to 0: take pooling='average'. Received: pooling={self.pooling!r}.")
         _settle(self, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
                 surrogate_width=check_positive("surrogate_width", self.surrogate_width),
+                start=check_fraction("start", self.start),
                 dropout=check_fraction("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),
                 seed=check_count("seed", self.seed, least=0))
 
@@ -149,7 +158,8 @@ class NetworkSettings(LayerSettings):
                                 f"Received: {field.name}={value!r}.")
 
 
-_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "pooling", "kernel")
+_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
+                 "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

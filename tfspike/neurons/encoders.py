@@ -159,10 +159,11 @@ class LatencyEncoder(Encoder):
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
         strength = tf.minimum(tf.abs(tf.cast(inputs, tf.float32)), 1.0)
-        when = tf.cast(tf.floor((1.0 - strength) * self.timesteps), tf.int32)
-        when = tf.minimum(when, self.timesteps - 1)
+        # in float32, which holds every step: on GPUs int32 is compared on the host
+        when = tf.minimum(tf.floor((1.0 - strength) * self.timesteps), float(self.timesteps - 1))
         sign = tf.cast(tf.sign(inputs), self.compute_dtype)
-        return tf.stack([tf.cast(tf.equal(when, start + t), self.compute_dtype) * sign for t in range(steps)])
+        return tf.stack([tf.cast(tf.equal(when, tf.cast(start + t, tf.float32)), self.compute_dtype) * sign
+                         for t in range(steps)])
 
     def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
         return refuse_gradient(train, inputs, "use encoder=\"direct\", with model.call_layers(x)")

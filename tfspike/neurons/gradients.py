@@ -21,6 +21,9 @@ One step, in the order integrate, fire, reset, leak:
 
     u_t = v_(t-1) + I_t        s_t = 1[u_t > theta]        v_t = 0 if s_t else lambda u_t
 
+With `reset="subtract"` a spike takes the threshold away and leaves the rest, v_t = lambda (u_t - theta s_t), and with
+`start` the membrane begins at v_0 = start theta instead of 0 (neither is the paper's).
+
 Leak-aware slope, one number per neuron and sample, constant over the window (0 where N = 0):
 
     slope = (1/theta) (1[N > 0] + ln(lambda) F / N)
@@ -36,10 +39,14 @@ Gradient "rate", accumulated over the window (the paper's equations), with the d
 
 Both with a surrogate derivative h in place of the leak-aware slope (`tfspike.surrogates`; not in the paper), x_t =
 gain (u_t - theta) / width. "event" is then backpropagation through time with the reset held constant (STBP, Wu et al.
-2018), and "rate" takes the mean of h as the slope (rate-based backpropagation, Yu et al. 2024):
+2018), and "rate" one slope for the window (rate-based backpropagation, Yu et al. 2024):
 
-    event    delta_t = gain h(x_t) g_t + lambda (1 - s_t) delta_(t+1)
-    rate     slope   = gain mean over t of h(x_t)
+    event    delta_t = gain h(x_t) g_t + k_t delta_(t+1)       k_t = lambda (1 - s_t); lambda with "subtract"
+    rate     slope   = gain mean over t of h(x_t) e_t          e_1 = 1,  e_(t+1) = 1 + k_t e_t
+
+e_t is du_t/dd, what a lasting drive does to the potential. With it (`credit="time"`, Yu et al.) the delta of "rate" is
+the sum over t of that of "event", exactly, wherever g_t does not change in time. `credit="mean"`, the default, takes
+e_t = 1, which would be right where nothing is kept from step to step: what earlier inputs still do is left out.
 
 What the leak-aware slope and surrogates answer differently stands in `tfspike.neurons.slopes`.
 
@@ -54,12 +61,36 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfspike.checks import check_choice, check_leak, check_positive, check_threshold
+from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
+from tfspike.errors import UserError
 from tfspike.neurons import slopes, surrogates
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.surrogates import LEAK_AWARE
 
 GRADIENTS = ("event", "rate")
+RESETS = ("zero", "subtract")
+CREDITS = ("mean", "time")
+
+
+def check_options(gradient: str, surrogate: str, reset: str, credit: str) -> None:
+    """Refuses words that are none, and those that say nothing together.
+
+    Raises:
+      UserError: naming what is legal, and what was received.
+    """
+    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("surrogate", surrogate, surrogates.names())
+    check_choice("reset", reset, RESETS)
+    check_choice("credit", credit, CREDITS)
+    kind = slopes.kind_of(surrogate)
+    if reset == "subtract" and gradient == "event" and kind.needs_spikes:
+        raise UserError("The leak-aware gradient 'event' credits an input to the next spike, and the reset to 0 ends "
+                        "its credit: with reset='subtract' take gradient='rate' or a surrogate.")
+    if gradient == "event" and kind is slopes.Tandem:
+        raise UserError(f"surrogate={surrogate!r} is the slope of a whole window: take gradient='rate'.")
+    if credit == "time" and (gradient == "event" or not kind.has_width):
+        raise UserError("credit='time' is of gradient='rate' with a surrogate. "
+                        f"Received: gradient={gradient!r}, surrogate={surrogate!r}.")
 
 
 class Neuron(NamedTuple):
@@ -67,7 +98,9 @@ class Neuron(NamedTuple):
 
     `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
     without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
-    spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`.
+    spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`. `reset` is what a spike does to the
+    membrane, "zero" or "subtract"; `start` is the share of the threshold that the membrane begins a window with, in
+    [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time".
     """
 
     leak: float
@@ -75,37 +108,50 @@ class Neuron(NamedTuple):
     gain: float
     surrogate: str = LEAK_AWARE
     width: float = 1.0
+    reset: str = "zero"
+    start: float = 0.0
+    credit: str = "mean"
 
     @classmethod
-    def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
-        return cls(leak, threshold, 1.0 / threshold, surrogate, width)
+    def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0, reset: str = "zero",
+            start: float = 0.0, credit: str = "mean") -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit)
 
     @classmethod
-    def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0) -> Neuron:
-        return cls(1.0, threshold, 1.0, surrogate, width)
+    def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0,
+                credit: str = "mean") -> Neuron:
+        return cls(1.0, threshold, 1.0, surrogate, width, credit=credit)
 
     @property
     def slope_rule(self) -> slopes.SlopeRule:
         """What stands for the derivative of its spikes: a `slopes.LeakAware` or a `slopes.Surrogate`."""
-        return slopes.rule(self.leak, self.threshold, self.gain, self.surrogate, self.width)
+        return slopes.rule(self)
 
-    def checked(self) -> Neuron:
-        """This neuron; raises UserError where a constant is out of range, or is none: a tensor, a variable, an array.
+    def checked(self, gradient: str) -> Neuron:
+        """This neuron; raises UserError where a constant is out of range, or is none (a tensor, a variable, an array),
+        and where `gradient` is not defined for it.
 
         No gradient reaches a constant, so that a variable in its place would look learnable and stay as it is.
         """
         check_leak(self.leak)
         check_threshold(self.threshold)
         check_positive("gain", self.gain)
-        check_choice("surrogate", self.surrogate, surrogates.names())
         check_positive("width", self.width)
+        check_fraction("start", self.start)
+        check_options(gradient, self.surrogate, self.reset, self.credit)
+        loses = (self.leak, self.reset, self.start) != (1, "subtract", 0)
+        if loses and slopes.kind_of(self.surrogate) is slopes.Tandem:
+            raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing: leak=1, reset='subtract', "
+                            "start=0, and pooling='average' in place of pooling neurons. Received: "
+                            f"leak={self.leak:g}, reset={self.reset!r}, start={self.start:g}.")
         return self
 
 
 class NeuronState(NamedTuple):
     """What a neuron carries from one step to the next, each `[B, ...]`, float32.
 
-    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t).
+    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t); with
+    `credit="time"` `[2, B, ...]` (`slopes.SurrogateInTime`).
     """
 
     membrane: tf.Tensor
@@ -117,6 +163,17 @@ def zero_state(shape: tf.Tensor | tuple[int, ...]) -> NeuronState:
     """The state before the first step: membrane, count and trace all 0."""
     zeros = tf.zeros(shape, tf.float32)
     return NeuronState(zeros, zeros, zeros)
+
+
+def initial_state(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> NeuronState:
+    """The state of a neuron before its first step: the membrane at its start, nothing counted."""
+    zeros = tf.zeros(shape, tf.float32)
+    return NeuronState(initial_membrane(shape, neuron), zeros, neuron.slope_rule.new_trace(zeros))
+
+
+def initial_membrane(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> tf.Tensor:
+    """v_0, `[B, ...]` float32."""
+    return tf.fill(shape, tf.constant(neuron.start * neuron.threshold, tf.float32))
 
 
 def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor | int = 1) -> tf.Tensor:
@@ -152,6 +209,8 @@ def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Te
     """
     u = membrane + tf.cast(current, tf.float32)
     fired = u > neuron.threshold
+    if neuron.reset == "subtract":
+        return u, fired, neuron.leak * tf.where(fired, u - neuron.threshold, u)
     return u, fired, tf.where(fired, 0.0, neuron.leak * u)
 
 
@@ -273,14 +332,14 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
     Raises:
       UserError: a constant of the neuron is out of range, or none.
     """
-    rule = neuron.checked().slope_rule
+    rule = neuron.checked(gradient).slope_rule
 
     @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
-        spikes, final = simulate(currents, NeuronState(membrane, count, trace), neuron)
+        spikes, final = simulate(currents, NeuronState(membrane, count, rule.opened(trace)), neuron)
 
         def grad(upstream, carry, _count, _trace):
-            known = rule.slope(final.count, rule.of_window(trace, final.trace), tf.shape(currents)[0])
+            known = rule.slope(final.count, final.trace, tf.shape(currents)[0])
             if gradient == "event":
                 if rule.needs_potential:
                     known = rule.derivative(potentials(currents, membrane, neuron))

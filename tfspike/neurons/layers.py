@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
-from tfspike.neurons import gradients, noise, surrogates
+from tfspike.neurons import gradients, noise
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -70,19 +70,21 @@ class SpikingLayer(TimeMajor):
     Args:
       gradient: "event" or "rate" (`tfspike.gradients`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
-        "triangular", "arctan", "sigmoid", or one of your own (`tfspike.surrogates.register`).
+        "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped", or one of your own
+        (`tfspike.surrogates.register`).
       surrogate_width: stretches the surrogate; above 0.
+      credit: how "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does in "time".
       activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
         `keras.regularizers.L1(c)` is c times the spikes that a record makes the layer fire. L1, L2 and L1L2 keep the
         fast path.
     """
 
     def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
-                 **kwargs: Any):
+                 credit: str = "mean", **kwargs: Any):
         # autocast would round a float32 state to bfloat16 on the way in
         super().__init__(autocast=False, **kwargs)
-        self.gradient = check_choice("gradient", gradient, gradients.GRADIENTS)
-        self.surrogate = check_choice("surrogate", surrogate, surrogates.names())
+        gradients.check_options(gradient, surrogate, "zero", credit)
+        self.gradient, self.surrogate, self.credit = gradient, surrogate, credit
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
 
     @property
@@ -92,14 +94,14 @@ class SpikingLayer(TimeMajor):
 
     def get_initial_state(self, shape: tuple[int, ...] | tf.Tensor) -> NeuronState:
         """The state before the first step for currents of shape `[B, ...]` at each step."""
-        return gradients.zero_state(shape)
+        return gradients.initial_state(shape, self.neuron)
 
     def call(self, currents: tf.Tensor, initial_state: NeuronState | None = None, return_state: bool = False) -> Any:
         """Currents to spikes.
 
         Args:
           currents: `[T, B, ...]`.
-          initial_state: state after an earlier window; zeros unless given.
+          initial_state: state after an earlier window; that before the first step unless given.
           return_state: also return the state after the last step.
 
         Returns:
@@ -116,12 +118,14 @@ class SpikingLayer(TimeMajor):
 
     def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False) -> Any:
         spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
-        state = [keras.KerasTensor(currents.shape[1:], dtype="float32") for _ in range(3)]
-        return (spikes, NeuronState(*state)) if return_state else spikes
+        one = currents.shape[1:]
+        shapes = one, one, (2, *one) if self.credit == "time" else one  # of membrane, count and trace
+        state = NeuronState(*(keras.KerasTensor(shape, dtype="float32") for shape in shapes))
+        return (spikes, state) if return_state else spikes
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate,
-                "surrogate_width": self.surrogate_width}
+                "surrogate_width": self.surrogate_width, "credit": self.credit}
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -136,10 +140,12 @@ class LIF(SpikingLayer):
         do for one that is learnt.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate, surrogate_width: see `SpikingLayer`.
+      surrogate, surrogate_width, credit: see `SpikingLayer`.
+      reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak.
+      start: share of the threshold that the membrane begins a window with, in [0, 1).
 
     Raises:
-      UserError: a constant out of range.
+      UserError: a constant out of range, or options that say nothing together.
 
     Examples:
       >>> import numpy as np
@@ -149,17 +155,22 @@ class LIF(SpikingLayer):
     """
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
-                 surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, **kwargs: Any):
-        super().__init__(gradient, surrogate, surrogate_width, **kwargs)
+                 surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
+                 start: float = 0.0, **kwargs: Any):
+        super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
+        self.reset, self.start = reset, check_fraction("start", start)
+        self.neuron.checked(gradient)
 
     @property
     def neuron(self) -> gradients.Neuron:
-        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width)
+        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width, self.reset,
+                                    self.start, self.credit)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "leak": self.leak, "threshold": self.threshold}
+        return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
+                "start": self.start}
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -169,20 +180,21 @@ class PoolingIF(SpikingLayer):
     Args:
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate, surrogate_width: see `SpikingLayer`.
+      surrogate, surrogate_width, credit: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.
     """
 
     def __init__(self, threshold: float = 0.75, gradient: str = "event", surrogate: str = LEAK_AWARE,
-                 surrogate_width: float = 1.0, **kwargs: Any):
-        super().__init__(gradient, surrogate, surrogate_width, **kwargs)
+                 surrogate_width: float = 1.0, credit: str = "mean", **kwargs: Any):
+        super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.threshold = check_threshold(threshold)
+        self.neuron.checked(gradient)
 
     @property
     def neuron(self) -> gradients.Neuron:
-        return gradients.Neuron.pooling(self.threshold, self.surrogate, self.surrogate_width)
+        return gradients.Neuron.pooling(self.threshold, self.surrogate, self.surrogate_width, self.credit)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold}

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspike import distribution
 from tfspike.checks import check_choice, check_fraction, check_positive
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
@@ -138,7 +139,7 @@ class ThresholdNorm(keras.layers.Layer):
     def normalise_rate(self, mean_current: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Mean currents `[1, B, ..., C]` with the variance of the currents themselves, whose gradient is that of
         the mean currents' variance: the derivative of either by the mean current is 2 (d - mean) / n."""
-        if self._alone and not tf.config.list_logical_devices("GPU"):
+        if self._alone and not distribution.has_gpu():
             return self._normalise_rate_fused(mean_current, variance)
         mean, spread = self.moments(mean_current)
         return self.normalise(mean_current, mean, spread + tf.stop_gradient(variance - spread))

@@ -15,7 +15,10 @@ T = 4 the gradient of the weights keeps its size from the last layer to the firs
 with "event" at width 1 ("triangular", "arctan", "sigmoid"), and with "rate", whose slope is the mean of h over the
 window, at 2 for "arctan" and 1.5 for "triangular"; narrower it fades, wider it explodes.
 
-"leak_aware" is none of them: the slope of Lee et al. 2020 is one number per neuron and window, from its spikes alone
+"tandem" and "tandem_clipped" are none of them: the slope of tandem learning (Wu et al. 2021), for "rate" alone, is that
+of a ReLU of the mean current, 1 where it is above 0 (clipped: and below the threshold), for neurons that lose nothing.
+
+"leak_aware" is none either: the slope of Lee et al. 2020 is one number per neuron and window, from its spikes alone
 (`tfspike.gradients.slope`), and 0 for a neuron that never fired. A surrogate looks at the membrane potential, so a
 neuron that came near its threshold learns even where it did not fire.
 """
@@ -58,12 +61,13 @@ PRIMITIVES: dict[str, Function] = {
     "sigmoid": lambda x: tf.sigmoid(4.0 * x),
 }
 
-SURROGATES = (LEAK_AWARE, *DERIVATIVES)
+TANDEM = ("tandem", "tandem_clipped")
+SURROGATES = (LEAK_AWARE, *DERIVATIVES, *TANDEM)
 
 
 def names() -> tuple[str, ...]:
     """What layers and models take for `surrogate`: the library's own, and those that were registered."""
-    return (LEAK_AWARE, *DERIVATIVES)
+    return (LEAK_AWARE, *DERIVATIVES, *TANDEM)
 
 
 def register(name: str, function: Function) -> None:

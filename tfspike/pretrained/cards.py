@@ -118,7 +118,8 @@ def _section(entry: Entry) -> list[str]:
     held_out = "of the last epoch" if card["val_accuracy"] is None else \
         f"of the best epoch on {card['val_records']:,} held-out records ({card['val_accuracy']:.2f} %)"
     neurons = f"leak {config.leak:g}, threshold {config.threshold:g}, gradient {config.gradient}, surrogate " \
-              f"{config.surrogate}, normalisation {config.norm}, pooling {config.pooling}"
+              f"{config.surrogate}, normalisation {config.norm}, pooling {config.pooling}" \
+              + (f", shortcut {config.shortcut}" if config.shortcut != "spikes" else "")
     kernels = "" if card["kernels"] == "float32" else f", kernels rounded to {card['kernels']}"
     facts = {
         "network": f"{config.model} on {' x '.join(map(str, info.image_shape))}, {card['parameters']:,} parameters"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tfspike import config as config_lib
-from tfspike import files
+from tfspike import files, output
 from tfspike.config import flags
 from tfspike.config.config import Config
-from tfspike.config.settings import normalise_all, setting
+from tfspike.config.settings import normalise_all, setting, verbose_setting
 from tfspike.datasets.catalogue import Source, facts
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -50,8 +50,8 @@ class PackOptions:
 
     workdir: str = setting("", "Folder of the finished run.", group="What to pack", legal="the folder of a run",
                            path=True)
-    data_dir: str | None = setting(None, "Folder of the prepared data sets; none means the one the run used.",
-                                   group="What to pack", legal="a folder", path=True)
+    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
+                                   group="What to pack", legal="a folder, or an .npz file", path=True)
     name: str | None = setting(None, "Name of the data in the entry's name, <network>_<name>; none means the data "
                                "set's.", group="What to pack", legal="lower-case letters, digits and _",
                                check=lambda v: v.isidentifier() and v.isascii() and v == v.lower())
@@ -68,6 +68,7 @@ class PackOptions:
     out: str | None = setting(None, "Folder to write into, a page of all cards (models.md) included; none means "
                               "tfspike/weights and docs/models.md of the source.", group="Output", legal="a folder",
                               path=True)
+    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -98,7 +99,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     source = _source(options, config.dataset)
     folder, page = _targets(options)
     events = _with_seconds(results.read_events(os.path.join(options.workdir, results.METRICS)), config.batch_size)
-    from tfspike import datasets, evaluation
+    from tfspike import evaluation
     from tfspike.engine.folding import fold
 
     info, checkpoint = run_loading.data_info(options.workdir), standing.open_checkpoint(options.workdir, say, "best")
@@ -119,7 +120,7 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     tested = evaluation.evaluate_run(asked, say, loaded)
     row = results.make_row(config, about, events, tested, finished, options.machine)
     say(f"counting operations on {min(options.images, tested['records'])} test images")
-    energy = _energy(model, config, datasets.load(config.dataset, "test", data_dir, model.timesteps), info,
+    energy = _energy(model, config, run_loading.load_data(config, info, "test", data_dir, model.timesteps), info,
                      options.images)
     split = about["data"].get("split") or {}
     card = {
@@ -195,9 +196,9 @@ def _percent(share: float) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit code 0, or 2 with one sentence on stderr for what the user can put right."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with flags.user_errors():
         options = flags.parse_as(PackOptions, argv, "python -m tfspike.pretrained --workdir=RUN [--flag=value ...]")
+        output.start_tensorflow(options.verbose)
         entry = pack(options)
         if entry.card["commit"].endswith("+"):
             print("Warning: the source had been changed since its commit, so nobody can train this run again.",

@@ -33,7 +33,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
         if timesteps is not None:
             raise UserError(f"--timesteps={timesteps} is the window of a spiking network, and {config.workdir} holds "
                             "an ANN (--neuron=relu); leave it out, or convert the ANN: "
-                            f"{to_copy('-m tfspike.conversion', run=str(config.workdir))}")
+                            f"{to_copy('convert', run=str(config.workdir))}")
         shared -= set(SPIKING_ONLY)
     others = {name: None if value == "none" else value for name in shared for value in [getattr(config, name)]}
     return networks.build(NetworkSettings.of(config.model, tuple(info.image_shape), info.num_classes,
@@ -81,6 +81,24 @@ def data_info(workdir: str) -> Any:
 
     data = run_metadata(workdir).get("data")
     return datasets.DatasetInfo.from_dict((data.get("info") or {}) if isinstance(data, dict) else {})
+
+
+def load_data(config: Config, info: Any, split: str, data_dir: str | None = None, timesteps: int | None = None) -> Any:
+    """One split of a run's data, as its network takes them: `datasets.Arrays`.
+
+    Args:
+      config, info: of the run.
+      split: "train" or "test".
+      data_dir: where the data are; None: where the run found them.
+      timesteps: another window than the run's.
+
+    Raises:
+      UserError: as for `datasets.load`.
+    """
+    from tfspike import datasets
+
+    return datasets.load(config.dataset, split, data_dir or config.data_dir, timesteps or config.timesteps,
+                         image_size=config.image_size, like=info)
 
 
 def _converted(workdir: str, timesteps: int | None) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from tfspike import __version__, files
+from tfspike.config import commands
 from tfspike.config.config import Config
 
 
@@ -56,31 +57,30 @@ def commit() -> str | None:
 
 def command() -> str:
     """The command line of this process, with -m where it is a module's."""
+    if commands.front():
+        return shlex.join([*commands.front(), *sys.argv[1:]])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def to_copy(program: str, **flags: str) -> str:
-    """A command for the reader to copy from the screen, quoted for a shell.
+def to_copy(name: str, **flags: str) -> str:
+    """A command for the reader to copy from the screen, quoted for a shell, in the words that called this process.
 
     Args:
-      program: "train.py", "eval.py", or "-m" and a module.
+      name: one of `tfspike.config.commands.COMMANDS`.
       flags: name and value of each.
 
     Examples:
-      >>> to_copy("-m tfspike.conversion", run="my runs/ann")
+      >>> to_copy("convert", run="my runs/ann")
       "python -m tfspike.conversion '--run=my runs/ann'"
     """
-    script = os.path.join(os.path.dirname(files.PACKAGE), program)
-    elsewhere = os.path.isfile(script) and os.path.abspath(program) != script
-    words = [script] if elsewhere else program.split()
-    return shlex.join(["python", *words, *(f"--{name}={value}" for name, value in flags.items())])
+    return shlex.join([*commands.words(name), *(f"--{flag}={value}" for flag, value in flags.items())])
 
 
 def continuing_command(config: Config) -> str:
     """The command that goes on with a run."""
-    return to_copy("train.py", config=os.path.join(str(config.workdir), "config.json"))
+    return to_copy("train", config=os.path.join(str(config.workdir), "config.json"))
 
 _LEFT_OUT = ("data_dir", "workdir")  # flags that name a place on the machine and nothing else
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from tfspike import config as config_lib
 from tfspike import files
-from tfspike.config import flags
+from tfspike.config import commands, flags
 from tfspike.config.config import FIELDS, Config
 from tfspike.config.settings import normalise_all, setting, shown
 from tfspike.errors import UserError
@@ -186,8 +186,8 @@ def read_evaluation(path: str) -> dict[str, Any]:
     Raises:
       UserError: nothing was piped in, the file cannot be read, or its last line is no such JSON.
     """
-    advice = ("make it with python eval.py --workdir=RUN --json > FILE, or put that command in front: python eval.py "
-              "--workdir=RUN --json | python -m tfspike.results --workdir=RUN")
+    advice = (f"make it with {commands.usage('eval', '--workdir=RUN --json > FILE')}, or put that command in front: "
+              f"{_usage()}")
     if path == "-" and sys.stdin.isatty():
         raise UserError(f"--evaluation=- reads the output of eval.py from a pipe, and there is none; {advice}.")
     try:
@@ -355,11 +355,14 @@ def log_text(config: Config, about: Mapping[str, Any], events: Sequence[Mapping[
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def _usage() -> str:
+    return f"{commands.usage('eval', '--workdir=RUN --json')} | {commands.usage('results', '--workdir=RUN')}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit code 0, or 2 with one sentence on stderr for what the user can put right."""
     with flags.user_errors():
-        options = flags.parse_as(ResultOptions, argv,
-                                 "python eval.py --workdir=RUN --json | python -m tfspike.results --workdir=RUN")
+        options = flags.parse_as(ResultOptions, argv, _usage())
         row, new = record(options)
         table = os.path.join(options.results, "results.csv")
         if row["commit"].endswith("+"):

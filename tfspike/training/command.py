@@ -170,7 +170,7 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
         example = trainer.data.images[trainer.train_index[:_EXAMPLES]]
         export.save(trainer.model, trainer.info, config.export, str(config.workdir), example)
     workdir.mark_finished(str(config.workdir), config, trainer.progress.step)
-    test = provenance.to_copy("eval.py", workdir=str(config.workdir))
+    test = provenance.to_copy("eval", workdir=str(config.workdir))
     best_epoch = trainer.progress.best
     if best_epoch is not None:
         usual = trainer.most_frequent()

@@ -96,7 +96,7 @@ def _evaluate(trainer: Trainer, say: workdir.Say) -> None:
     held_out = trainer.val_index if len(trainer.val_index) else trainer.train_index
     evaluator = Evaluator(trainer.model, trainer.data.images, trainer.data.labels, trainer.info,
                           trainer.config.batch_size, held_out[:_RECORDS], trainer.strategy,
-                          loss=trainer.config.loss)
+                          loss=trainer.config.loss, compiled=trainer.train_step.compiled)
     say(f"evaluation of {len(held_out[:_RECORDS])} records: loss {evaluator.run().loss:.4f}")
 
 

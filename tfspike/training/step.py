@@ -1,4 +1,4 @@
-"""One update of the weights, compiled, over all replicas."""
+"""One update of the weights over all replicas, in one graph."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from tfspike.training.optimisation import decays
 
 
 class TrainStep:
-    """One compiled step over all replicas: the same update as on one device with the global batch.
+    """One step over all replicas, traced once: the same update as on one device with the global batch.
 
     Loss: the configured one (`tfspike.losses`), averaged over the global batch, and `spike_penalty` times the mean
-    firing rate, which is logged beside it. The gradient is summed over all
-    replicas, then clipped by its global norm, then L2 weight decay is added (not for AdamW, which decays on its own).
+    firing rate, which is logged beside it. The gradient is summed over all replicas, then clipped by its global norm,
+    then L2 weight decay is added (not for AdamW, which decays on its own).
 
     Args:
       model, optimizer: built under `strategy`.
       strategy: of the run.
-      config: of the run; `batch_size` is the global batch.
+      config: of the run; `batch_size` is the global batch, and `jit` says whether XLA compiles the step as a whole.
+
+    Attributes:
+      compiled: whether XLA compiles the step as a whole.
+
+    Raises:
+      UserError: `--jit=on` with several devices.
     """
 
     def __init__(self, model: Network, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
@@ -32,7 +38,8 @@ class TrainStep:
         penalised = ["firing_rate", "spike_penalty"] if config.spike_penalty > 0 else []
         self._names = ["loss", *penalised, "correct", "stop",
                        *diagnosis.statistic_names(model.spiking_layers, model.trainable_variables)]
-        self._step = tf.function(self._compute, autograph=False)
+        self.compiled = distribution.compiles(config.jit, strategy.num_replicas_in_sync, config.deterministic)
+        self._step = tf.function(self._compute, autograph=False, jit_compile=self.compiled or None)
 
     def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
         """Trains on one distributed batch; returns what `numbers` reads.
@@ -42,6 +49,14 @@ class TrainStep:
           stop: this worker was asked to stop; every worker learns of it.
         """
         return self._step(images, labels, tf.constant(float(stop)))
+
+    def graph(self, images: Any, labels: Any) -> Any:
+        """The concrete function of such a batch, or of `tf.TensorSpec`s of one: what `benchmarks.launches` counts."""
+        return self._step.get_concrete_function(images, labels, tf.TensorSpec((), tf.float32))
+
+    def module(self, images: Any, labels: Any) -> str:
+        """The optimised HLO that XLA makes of the step for such a batch, as text; under `--jit=on`."""
+        return self._step.experimental_get_compiler_ir(images, labels, tf.constant(0.0))(stage="optimized_hlo")
 
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
         """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,

@@ -50,7 +50,8 @@ class Trainer:
     def __init__(self, config: Config, strategy: tf.distribute.Strategy, worker: Worker, say: workdir.Say):
         self.config, self.strategy, self.worker, self.say = config, strategy, worker, say
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
-        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra)
+        self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra,
+                                  config.image_size)
         self.train_index, self.val_index = streams.split_indices(len(self.data), config.val_fraction, config.seed,
                                                                  self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)
@@ -68,12 +69,15 @@ class Trainer:
         self._open_window()
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
                                                  for part in (self.train_index, self.val_index)))
+        self._fingerprint = self.data.fingerprint()
         self._rate: float | None = None  # what the optimiser was told last
         self._lock: Any = None
 
     def _evaluator(self, model: Any) -> Evaluator:
-        return Evaluator(model, self.data.images, self.data.labels, self.info, self.config.batch_size, self.val_index,
-                         self.strategy, self.worker, self.config.loss)
+        config, replicas = self.config, self.strategy.num_replicas_in_sync
+        return Evaluator(model, self.data.images, self.data.labels, self.info, config.batch_size, self.val_index,
+                         self.strategy, self.worker, config.loss,
+                         distribution.compiles(config.jit, replicas, config.deterministic))
 
     def _open_window(self) -> None:
         """Takes the window of the epoch that the next step is in."""
@@ -87,7 +91,8 @@ class Trainer:
         """What config.json keeps of the data."""
         split = streams.split_record(self.data.name, self.config.val_fraction, self.config.seed, self.train_index,
                                      self.val_index)
-        return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.progress.steps_per_epoch}
+        return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.progress.steps_per_epoch,
+                **self._fingerprint}
 
     def initialise(self, init_from: str | None) -> None:
         """First weights of a new run."""

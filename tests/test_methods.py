@@ -1,0 +1,57 @@
+"""`--method=NAME`: what each method is made of, what it leaves alone, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import runs
+from tfspike import training
+from tfspike.config import resolve
+from tfspike.config.methods import METHODS, OF_THE_PAPER, fixed
+from tfspike.errors import UserError
+
+HELD = ("batch_size", "epochs", "optimizer", "learning_rate", "timesteps", "lr_schedule", "dropout", "weight_decay")
+
+
+@pytest.mark.parametrize("dataset", ["mnist_subset", "cifar10", "nmnist", "beans"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_has_what_its_method_is_made_of(name: str, dataset: str) -> None:
+    for model in ("lenet", "resnet20"):
+        made = resolve({"model": model, "dataset": dataset}, method=name)
+        of_method = fixed(name, dataset)
+        assert {key: getattr(made, key) for key in of_method} == of_method
+        assert made.encoder == ("none" if dataset == "nmnist" else "poisson" if name in OF_THE_PAPER else "direct")
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_methods_differ_in_nothing_that_a_comparison_holds_fixed(dataset: str) -> None:
+    others = [resolve({"model": "vgg9", "dataset": dataset}, method=name) for name in METHODS if name not in OF_THE_PAPER]
+    assert len({tuple(getattr(made, name) for name in HELD) for made in others}) == 1 and len(others) >= 4
+    assert len({made.workdir for made in others}) == len(others)
+
+
+@pytest.mark.parametrize("name, given", [
+    ("lee", {"surrogate": "arctan"}), ("lee_event", {"gradient": "rate"}), ("rate", {"norm": "none"}),
+    ("tdbn", {"encoder": "poisson"}), ("stbp", {"neuron": "relu"})])
+def test_a_flag_that_contradicts_a_method_is_refused(name: str, given: dict[str, str]) -> None:
+    (flag, value), = given.items()
+    with pytest.raises(UserError, match=f"--method={name} is --{flag}=.*received --{flag}={value}"):
+        resolve(given, method=name)
+
+
+def test_flags_that_a_method_says_nothing_of_are_free() -> None:
+    assert resolve({"gradient": "event", "epochs": 2, "leak": 0.9}, method="lee").gradient == "event"
+    assert resolve({"surrogate": "leak_aware"}, method="lee") == resolve({}, method="lee")
+    assert resolve({"dataset": "nmnist", "encoder": "none"}, method="tdbn").encoder == "none"
+
+
+@pytest.mark.parametrize("name", [name if name == "rate" else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in METHODS])
+def test_every_method_learns(name: str, tmp_path: Path) -> None:
+    short = {"epochs": 2, "steps_per_epoch": 40, "tensorboard": False, "export": (), "workdir": str(tmp_path),
+             "val_fraction": 0.05, "hidden": 0, **({"timesteps": 15, "lr_milestones": ()} if name in OF_THE_PAPER else {})}
+    assert training.run(resolve(short, method=name), say=lambda line: None) == 0
+    accuracy = [line["epoch/val_accuracy"] for line in runs.metrics(tmp_path) if line["event"] == "epoch"]
+    assert accuracy[-1] > 0.7, accuracy
