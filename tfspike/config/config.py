@@ -212,6 +212,9 @@ class Config:
             raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
                             f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
                             "--surrogate=arctan.")
+        if self.jit == "on" and self.kernel == "events":
+            raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
+                            "only one of them.")
         self._validate_schedule()
         if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
             raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
