@@ -32,8 +32,7 @@ from tfspike import (
     models,
     training,
 )
-from tfspike.engine.events import columns, road
-from tfspike.neurons import surrogates
+from tfspike.engine.events import columns, program, road
 from tfspike.training.step import TrainStep
 
 pytest.importorskip("numba")
@@ -80,9 +79,8 @@ def spikes_of(model: SpikingModel, inputs: Any, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(road.Road, "forward", watched)
         model(inputs, training=True)
     words = kept[0].spikes.numpy()
-    program = model.engine.events._loaded(True).program
     trains = []
-    for op in program.neurons[:-1]:
+    for op in model.engine.events._loaded(True).program.neurons[:-1]:
         part = np.ascontiguousarray(words[:, :, op.words:op.words + op.neurons // columns.LANES]).view(np.uint8)
         train = np.unpackbits(part, axis=-1, bitorder="little").reshape(*words.shape[:2], op.pixels, op.padded)
         assert not train[..., op.shape[2]:].any()
@@ -247,7 +245,7 @@ def test_gradients_of_counts_and_penalties(gradient: str) -> None:
     assert nets.worst_error(got, wanted) < ROUNDING
 
 
-@pytest.mark.parametrize("surrogate", surrogates.SURROGATES[1:])
+@pytest.mark.parametrize("surrogate", list(program.RULES)[1:])
 def test_rate_with_a_surrogate(surrogate: str) -> None:
     model = models.create("lenet", (12, 12, 1), 3, T, gradient="rate", hidden=8, surrogate=surrogate,
                           surrogate_width=1.5, encoder="direct", kernel="events", leak=0.9, threshold=0.5)
@@ -325,9 +323,9 @@ def said(call: Callable[[], Any]) -> list[str]:
     return [str(one.message) for one in found if "dense convolutions in place" in str(one.message)]
 
 
-def dense_between(*layers: Any, dropout: Any = None, gradient: str = "event", surrogate: str = "leak_aware") -> SpikingModel:
+def dense_between(*layers: Any, dropout: Any = None, **neuron: Any) -> SpikingModel:
     inputs = keras.Input((T, 6, 6, 2))
-    x = LIF(0.9, gradient=gradient, surrogate=surrogate)(OverTime(keras.layers.Conv2D(4, 3))(SpikeInput(T)(inputs)))
+    x = LIF(0.9, **neuron)(OverTime(keras.layers.Conv2D(4, 3))(SpikeInput(T)(inputs)))
     x = dropout(x) if dropout else x
     for layer in layers:
         x = layer(x)
@@ -346,6 +344,8 @@ class OwnMask(WindowDropout):
     (lambda: dense_between(OverTime(keras.layers.AveragePooling2D(2, 1))), "overlapping"),
     (lambda: dense_between(dropout=OwnMask(0.5)), "masks of its own"),
     (lambda: dense_between(surrogate="arctan"), "every membrane potential"),
+    (lambda: dense_between(reset="subtract", surrogate="arctan", gradient="rate"), "another reset"), (lambda: dense_between(start=0.5, gradient="rate"), "another start"),
+    (lambda: dense_between(surrogate="arctan", gradient="rate", credit="time"), "credit='time'"),
     (lambda: models.create("lenet", (12, 12, 1), 3, 5, norm="tdbn", gradient="rate", encoder=None),
      "currents of a whole window in training")])
 def test_what_it_does_not_do_is_said_once_and_computed_densely(build: Callable[[], SpikingModel], why: str) -> None:
@@ -398,6 +398,11 @@ def test_a_choice_is_kept_by_copies_and_refused_where_there_is_none() -> None:
         models.create("lenet", (12, 12, 1), 3, 5, kernel="sparse")
     with pytest.raises(UserError, match="kernel.*spiking"):
         models.create("lenet", (12, 12, 1), 3, 5, neuron="relu", kernel="events")
+
+
+def test_a_step_that_is_compiled_as_a_whole_cannot_leave_the_graph(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match="--jit=on.*--kernel=events"):
+        runs.tiny(tmp_path, kernel="events", jit="on")
 
 
 def test_an_error_in_a_thread_reaches_the_caller() -> None:

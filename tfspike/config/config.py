@@ -28,7 +28,8 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty", "kernel")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty",
+                "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -211,6 +212,9 @@ class Config:
             raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
                             f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
                             "--surrogate=arctan.")
+        if self.jit == "on" and self.kernel == "events":
+            raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
+                            "only one of them.")
         self._validate_schedule()
         if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
             raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "

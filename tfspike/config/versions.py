@@ -37,8 +37,8 @@ CHANGES: dict[str, Added | Replaced] = {
     "warmup_epochs": Added(0),
     "min_steps_per_epoch": Added(0),
     "spike_penalty": Added(0.0),
-    "jit": Added("auto"),
     "kernel": Added("auto"),
+    "jit": Added("auto"),
     "stop_on_collapse": Replaced(lambda stop: {"on_collapse": "stop" if stop else "continue"}),
 }
 

@@ -55,10 +55,10 @@ class EvalOptions:
     resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
     images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
                                  legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    verbose: bool = verbose_setting("Output")
     kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
                                  "spikes are (events); none means the run's.", group="How",
                                  choices=("auto", "dense", "events"))
-    verbose: bool = verbose_setting("Output")
 
     def __post_init__(self) -> None:
         if self.weights is not None:

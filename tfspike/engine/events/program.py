@@ -26,6 +26,7 @@ from tfspike.engine import plan as plans
 from tfspike.engine.events import columns as col
 from tfspike.engine.events.parts import Current, Kept, Operation, SpikeList, Spikes, Synapse, Unsupported, padded
 from tfspike.neurons.encoders import DirectEncoder, LatencyEncoder, PoissonEncoder
+from tfspike.neurons.gradients import Neuron
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.surrogates import LEAK_AWARE
@@ -88,13 +89,7 @@ class Program:
     def _handle(self, call: plans.Call, given: list[Any]) -> Any:
         layer, x = call.layer, given[0]
         if isinstance(layer, SpikingLayer):
-            neuron = layer.neuron
-            if neuron.surrogate not in RULES:
-                raise Unsupported(f"has surrogate={neuron.surrogate!r}")
-            if (neuron.reset, neuron.start, neuron.credit) != ("zero", 0.0, "mean"):
-                raise Unsupported(f"has reset={neuron.reset!r}, start={neuron.start:g} and credit={neuron.credit!r}")
-            if self.gradient == "event" and neuron.slope_rule.needs_potential and self.training:
-                raise Unsupported("has a surrogate, for which gradient='event' needs every membrane potential")
+            self._check(layer.neuron)
             return self._emit(self._as_current(x), col.FIRE, call)
         if isinstance(layer, WindowDropout):
             return self._dropout(call, x)
@@ -107,6 +102,15 @@ class Program:
         if isinstance(layer, OverTime):
             return self._over_time(layer, x)
         raise Unsupported("has no event-driven counterpart")
+
+    def _check(self, neuron: Neuron) -> None:
+        if neuron.surrogate not in RULES:
+            raise Unsupported(f"has the surrogate {neuron.surrogate!r}, and the event-driven road has "
+                              f"{', '.join(RULES)}")
+        if self.gradient == "event" and neuron.slope_rule.needs_potential and self.training:
+            raise Unsupported("has a surrogate, for which gradient='event' needs every membrane potential")
+        if (neuron.reset, neuron.start, neuron.credit) != ("zero", 0.0, "mean"):
+            raise Unsupported("has neurons of another reset than 'zero', another start than 0 or credit='time'")
 
     def _over_time(self, over: OverTime, x: Any) -> Any:
         layer = over.layer
