@@ -299,7 +299,7 @@ def test_a_dry_run_tries_every_stage(tmp_path: Path) -> None:
     settings = tiny(tmp_path / "run", export=("keras",), model="resnet20", learning_rate=0.001, lr_milestones=())
     assert training.run(settings, RunOptions(dry_run=True), lines.append) == 0
     text = "\n".join(lines)
-    assert "block9_b_relu" in text and "export: keras" in text and "spikes" not in text
+    assert "block9_a_relu" in text and "export: keras" in text and "spikes" not in text
     assert not (tmp_path / "run").exists()
 
 

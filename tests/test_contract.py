@@ -37,7 +37,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
 }
 # Exports that are tested by name below, and those that are no layers.
 MODELS = {"SpikingModel"}
-OTHERS = {"Diagnosis", "UserError"}
+OTHERS = {"Diagnosis", "FiringRates", "UserError"}
 
 
 def test_the_list_is_complete() -> None:

@@ -189,6 +189,6 @@ def test_a_schedule_goes_through_files_and_is_part_of_the_experiment(tmp_path: P
     text = config.to_json(made)
     assert config.from_json(text) == made and json.loads(text)["config"]["timesteps_schedule"] == ["4:1", "5:1"]
     other = dataclasses.replace(made, timesteps_schedule=("2:2",))
-    with pytest.raises(UserError, match=r"timesteps_schedule \(was 2:1,3:1, now 2:2\)"):
+    with pytest.raises(UserError, match=r"timesteps_schedule \(was 4:1,5:1, now 2:2\)"):
         config.check_resumable(made, other)
     config.check_resumable(made, dataclasses.replace(made, epochs=9))

@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 RUNS = {
     "lenet rate": ["--model=lenet", "--gradient=rate", "--timesteps=20"],
     "lenet event": ["--model=lenet", "--gradient=event", "--timesteps=20"],
-    "resnet20": ["--model=resnet20"],
+    "resnet20": ["--model=resnet20", "--shortcut=spikes"],
 }
 COMMON = ["--dataset=mnist_subset", "--epochs=2", "--steps_per_epoch=20", "--seed=0", "--strategy=one",
           "--notensorboard", "--export="]

@@ -161,10 +161,13 @@ class LIF(SpikingLayer):
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
         self.reset, self.start = reset, check_fraction("start", start)
-        self.neuron.checked(gradient)
+        self._constants().checked(gradient)
 
     @property
     def neuron(self) -> gradients.Neuron:
+        return self._constants()
+
+    def _constants(self) -> gradients.Neuron:
         return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width, self.reset,
                                     self.start, self.credit)
 
@@ -190,10 +193,13 @@ class PoolingIF(SpikingLayer):
                  surrogate_width: float = 1.0, credit: str = "mean", **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.threshold = check_threshold(threshold)
-        self.neuron.checked(gradient)
+        self._constants().checked(gradient)
 
     @property
     def neuron(self) -> gradients.Neuron:
+        return self._constants()
+
+    def _constants(self) -> gradients.Neuron:
         return gradients.Neuron.pooling(self.threshold, self.surrogate, self.surrogate_width, self.credit)
 
     def get_config(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tfspike.training.pace import Pace, Speed, clock
 from tfspike.training.profiling import Profile
 from tfspike.training.progress import Progress, Sums
 from tfspike.training.signals import Signals, Stopped
-from tfspike.training.windows import Windows
+from tfspike.training.windows import Window, Windows
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _DESCRIBED = 32  # first images of training and validation that pictures and energy are made of
@@ -66,6 +66,7 @@ class Trainer:
         self.windows = Windows(config, self.model, self.optimizer, strategy,
                                self._evaluator if len(self.val_index) else None)
         self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, len(self.val_index) > 0)
+        self._window: Window | None = None
         self._open_window()
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
                                                  for part in (self.train_index, self.val_index)))
@@ -80,8 +81,11 @@ class Trainer:
                          distribution.compiles(config.jit, replicas, config.deterministic))
 
     def _open_window(self) -> None:
-        """Takes the window of the epoch that the next step is in."""
-        self.train_step, self.evaluator = self.windows.at(self.progress.step // self.progress.steps_per_epoch)
+        """Takes the window of the epoch that the next step is in, if it is another."""
+        window = self.windows.at(self.progress.step // self.progress.steps_per_epoch)
+        if window is not self._window:
+            self._window = window
+            self.train_step, self.evaluator = window
 
     def most_frequent(self) -> float:
         """Share of the most frequent class among the validation records: the accuracy of who looks at no image."""
