@@ -81,7 +81,7 @@ def test_the_wheel_has_the_command() -> None:
 def test_the_wheel_has_every_file_of_the_package() -> None:
     """`.ci/run` builds one and compares."""
     patterns = [pattern.strip() for pattern in setup_cfg()["options.package_data"]["tfspike"].split(",")]
-    paths = [path for path in (ROOT / "tfspike").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    paths = [path for path in (ROOT / "tfspike").rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     others = [path.relative_to(ROOT / "tfspike").as_posix() for path in paths if path.suffix != ".py"]
     assert len(others) > 10
     assert not [path for path in others if not any(fnmatch.fnmatch(path, pattern) for pattern in patterns)]

@@ -145,6 +145,7 @@ def test_recordings_of_a_camera_are_trained_on_as_the_page_says(tmp_path: Path, 
     assert names["model"].output_shape == (None, 2) and names["train"].images.shape == (8, 10, 32, 32, 2)
 
 
+@pytest.mark.slow
 def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
     from PIL import Image

@@ -97,7 +97,7 @@ def test_the_best_epoch_is_one_of_the_networks_own_window(whole: Path) -> None:
     assert (whole / "lines.txt").read_text().count("(best)") == 3, "each window's first epoch is its best so far"
 
 
-@pytest.mark.parametrize("step", [3, 4, 8])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 8))])
 def test_a_run_killed_in_any_window_ends_as_an_uninterrupted_one(whole: Path, tmp_path: Path, step: int,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
