@@ -165,7 +165,8 @@ def restored(kept: tf.Tensor, like: tf.Tensor, kernel: str) -> tf.Tensor:
 STORED = {"plain": tf.float32, "xla": tf.uint8}
 
 
-def _with_bit(bits: tf.Tensor, t: int, fired: tf.Tensor) -> tf.Tensor:
+def with_bit(bits: tf.Tensor, t: int, fired: tf.Tensor) -> tf.Tensor:
+    """Packed spikes with those of step t, which have the bits' shape."""
     return tf.bitwise.bitwise_or(bits, tf.cast(fired, tf.uint8) * tf.constant(1 << t, tf.uint8))
 
 
@@ -178,7 +179,7 @@ def _integrate(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tupl
     bits = tf.zeros_like(membrane, tf.uint8)
     for t in range(currents.shape[0]):
         _, fired, membrane = gradients.fire(membrane, currents[t], neuron)
-        bits = _with_bit(bits, t, fired)
+        bits = with_bit(bits, t, fired)
     return bits, membrane
 
 

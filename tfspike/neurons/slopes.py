@@ -236,9 +236,10 @@ def kind_of(surrogate: str) -> type[SlopeRule]:
 
 def rule(neuron: Neuron) -> SlopeRule:
     """The rule of a neuron."""
-    if kind_of(neuron.surrogate) is LeakAware:
-        return LeakAware(neuron.leak, neuron.threshold, neuron.gain)
-    if kind_of(neuron.surrogate) is Tandem:
-        return Tandem(neuron.leak, neuron.threshold, neuron.gain, clipped=neuron.surrogate == TANDEM[1])
-    kind = SurrogateInTime if neuron.credit == "time" else Surrogate
-    return kind(neuron.leak, neuron.threshold, neuron.gain, neuron.surrogate, neuron.width, neuron.reset)
+    kind, constants = kind_of(neuron.surrogate), (neuron.leak, neuron.threshold, neuron.gain)
+    if kind is LeakAware:
+        return LeakAware(*constants)
+    if kind is Tandem:
+        return Tandem(*constants, clipped=neuron.surrogate == TANDEM[1])
+    in_time = SurrogateInTime if neuron.credit == "time" else Surrogate
+    return in_time(*constants, neuron.surrogate, neuron.width, neuron.reset)

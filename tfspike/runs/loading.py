@@ -111,7 +111,6 @@ def _converted(workdir: str, timesteps: int | None) -> Any:
     import keras
 
     import tfspike.models  # noqa: F401 (registers the layers that the file names)
-    from tfspike.neurons.encoders import Encoder
 
     path = os.path.join(workdir, CONVERTED)
     try:
@@ -119,13 +118,4 @@ def _converted(workdir: str, timesteps: int | None) -> Any:
     except (OSError, ValueError) as error:
         first = (str(error).strip() or "no details").splitlines()[0][:200]
         raise UserError(f"The converted network {path} cannot be read ({first}); convert the ANN again.") from None
-    if timesteps is None:
-        return model
-
-    def longer(layer: Any) -> Any:
-        changed = {"timesteps": timesteps} if isinstance(layer, Encoder) else {}
-        return type(layer).from_config({**layer.get_config(), **changed})
-
-    other = keras.models.clone_model(model, clone_function=longer)
-    other.set_weights(model.get_weights())
-    return other
+    return model if timesteps is None else model.with_timesteps(timesteps)

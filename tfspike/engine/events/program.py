@@ -34,6 +34,7 @@ from tfspike.neurons.surrogates import LEAK_AWARE
 RULES = {LEAK_AWARE: col.LEAK, "rectangular": col.RECTANGULAR, "triangular": col.TRIANGULAR, "arctan": col.ARCTAN,
          "sigmoid": col.SIGMOID}
 
+
 class Program:
     """What a window does on the event-driven road, in training or in inference.
 

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfspike import distribution
+from tfspike.engine import kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.events import columns as col
 from tfspike.engine.events.parts import Operation, Synapse, Unsupported
@@ -69,7 +71,7 @@ class Road:
         """Why this road cannot be taken, in a sentence that names the layer; None where it can."""
         if importlib.util.find_spec("numba") is None:
             return MISSING
-        if tf.config.list_logical_devices("GPU"):
+        if distribution.has_gpu():
             return "it is made for CPUs, and there is a GPU"
         found = self._loaded(training)
         return found if isinstance(found, str) else None
@@ -178,7 +180,7 @@ class Road:
             planes = tf.stack([train > 0, train < 0], axis=1)
             bits = tf.zeros(tf.shape(planes)[1:], tf.uint8)
             for t in range(steps):
-                bits = tf.bitwise.bitwise_or(bits, tf.cast(planes[t], tf.uint8) * tf.constant(1 << t, tf.uint8))
+                bits = kernels.with_bit(bits, t, planes[t])
             return i + 1, total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0), array.write(i, bits)
 
         loop = (tf.constant(0), tf.zeros(tf.shape(inputs), tf.float32),
@@ -269,7 +271,7 @@ class _Loaded:
     def forward(self, traced: bool, recorded: bool, batch: Any, train: np.ndarray, packed: np.ndarray,
                 masks: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
         """`(membranes, counts, traces [B, states], spikes [B, T, words])`."""
-        from tfspike.engine.events import kernels
+        from tfspike.engine.events.kernels import forward
 
         batch, program = int(batch), self.program
         membrane = np.empty((batch, program.states), np.float32)
@@ -279,10 +281,9 @@ class _Loaded:
         def run(image: int) -> None:
             room = self._room()
             room.floats[:program.states] = 0.0
-            kernels.forward(self.ops, self.numbers, self.lists, self.decays, program.layout, image, batch,
-                            self.timesteps, train, packed, masks[image], weights, room.floats, room.starts,
-                            room.entries, room.values, room.rows, room.factors, count[image], trace[image], traced,
-                            spikes[image], recorded)
+            forward(self.ops, self.numbers, self.lists, self.decays, program.layout, image, batch, self.timesteps,
+                    train, packed, masks[image], weights, room.floats, room.starts, room.entries, room.values,
+                    room.rows, room.factors, count[image], trace[image], traced, spikes[image], recorded)
             membrane[image] = room.floats[:program.states]
             self._rooms.append(room)
 
