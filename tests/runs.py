@@ -13,12 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tfspike import config as config_lib
+from tfspike import training
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs import checkpoints
 from tfspike.runs import loading as run_loading
 from tfspike.runs import workdir as runs
+from tfspike.training.step import TrainStep
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +33,25 @@ def tiny(workdir: Any, **settings: Any) -> config_lib.Config:
         "model": "lenet", "hidden": 0, "timesteps": 4, "batch_size": 8, "steps_per_epoch": 3, "epochs": 2,
         "lr_milestones": (1,), "val_fraction": 0.004, "checkpoint_every": 2, "log_every": 2, "tensorboard": False,
         "export": (), "workdir": str(workdir), **settings})
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the library catches it."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, config: config_lib.Config, step: int) -> None:
+    """Runs until just before the update number `step`."""
+    original = TrainStep.__call__
+    calls = iter(range(1, 1000))
+
+    def until(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(calls) == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TrainStep, "__call__", until)
+        training.run(config, say=lambda line: None)
 
 
 def untrained(workdir: Any, info: Any, **settings: Any) -> str:

@@ -18,17 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runs
+from runs import Killed, killed_at
 from tfspike import training
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs import checkpoints, standing, workdir
-from tfspike.training.step import TrainStep
 from tfspike.training.trainer import Trainer
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing in the library catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +40,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_lines(config: Any, **options: Any) -> tuple[int, list[str]]:
     lines: list[str] = []
     return training.run(config, RunOptions(**options), lines.append), lines
-
-
-def killed_at(monkeypatch: pytest.MonkeyPatch, config: Any, step: int) -> None:
-    """Runs until just before the update number `step`."""
-    original = TrainStep.__call__
-    calls = iter(range(1, 1000))
-
-    def until(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == step:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(TrainStep, "__call__", until)
-        training.run(config, say=lambda line: None)
 
 
 # ---- the same run ------------------------------------------------------------------------------------------------

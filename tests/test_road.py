@@ -33,7 +33,6 @@ from tfspike import (
     training,
 )
 from tfspike.engine.events import columns, program, road
-from tfspike.training.step import TrainStep
 
 pytest.importorskip("numba")
 
@@ -428,25 +427,12 @@ def test_poisson_input_is_packed_as_it_is_drawn() -> None:
     np.testing.assert_array_equal(total, train_.sum(0))
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
 @pytest.mark.parametrize("gradient", ["event", pytest.param("rate", marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_ends_with_the_same_bits(gradient: str, tmp_path: Any,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = (runs.tiny(tmp_path / name, kernel="events", gradient=gradient) for name in ("whole", "parts"))
     assert training.run(whole, say=lambda line: None) == 0
-    step, calls = TrainStep.__call__, iter(range(4))
-
-    def until(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == 3:
-            raise Killed
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(TrainStep, "__call__", until)
-        training.run(parts, say=lambda line: None)
+    runs.killed_at(monkeypatch, parts, 4)
     assert training.run(parts, say=lambda line: None) == 0
     runs.assert_same_run(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(UserError, match="kernel"):  # a choice belongs to its run

@@ -16,7 +16,6 @@ from tfspike.config import RunOptions, resolve
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs import checkpoints
-from tfspike.training.step import TrainStep
 from tfspike.training.trainer import Trainer
 
 SCHEDULED = {"timesteps_schedule": ("4:1", "5:1"), "timesteps": 6, "epochs": 3, "lr_milestones": ()}
@@ -100,18 +99,8 @@ def test_the_best_epoch_is_one_of_the_networks_own_window(whole: Path) -> None:
 @pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 8))])
 def test_a_run_killed_in_any_window_ends_as_an_uninterrupted_one(whole: Path, tmp_path: Path, step: int,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        pass
-
-    def until(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == step:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    config, original, calls = runs.tiny(tmp_path / "run", **SCHEDULED), TrainStep.__call__, iter(range(1, 100))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(TrainStep, "__call__", until)
-        training.run(config, say=quiet)
+    config = runs.tiny(tmp_path / "run", **SCHEDULED)
+    runs.killed_at(monkeypatch, config, step)
     assert training.run(config, say=quiet) == 0
     runs.assert_same_run(whole, tmp_path / "run")
     assert any((weights(whole, 9)[name] != values).any() for name, values in weights(whole, 8).items())
