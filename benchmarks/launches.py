@@ -91,23 +91,14 @@ def _kernels(name: str, bodies: dict[str, list[str]], trips: int) -> int:
 def count(case: cases.Case, gradient: str, compiled: bool) -> dict[str, Any]:
     """What one step of a case launches, as on a GPU: `{"nodes", "launches", "trace_s"}`, and compiled
     `{"kernels", "compile_s"}`."""
-    import keras
     import tensorflow as tf
 
-    from benchmarks import graphs, measure
-    from tfspike import config, models
-    from tfspike.training.step import TrainStep
+    from benchmarks import graphs, steps
 
-    images, _ = measure.images(case.net, case.batch)
     begin = time.perf_counter()
-    model = models.create(case.net, images.shape[1:], cases.CLASSES, case.timesteps, gradient=gradient,
-                          leak=cases.LEAK, threshold=cases.THRESHOLD, dropout=0.0)
-    optimizer = keras.optimizers.SGD(measure.LEARNING_RATE)
-    optimizer.build(model.trainable_variables)
-    settings = config.resolve({"model": case.net, "batch_size": case.batch, "jit": "on" if compiled else "off",
-                               "workdir": "unused"}, method="lee")
-    step = TrainStep(model, optimizer, tf.distribute.get_strategy(), settings)
-    batch = tf.constant(images), tf.zeros(case.batch, tf.int32)
+    model = steps.network(case, gradient)
+    step = steps.training_step(model, steps.optimizer(model), case, "on" if compiled else "off")
+    batch = tf.zeros((case.batch, *cases.image_shape(case.net))), tf.zeros(case.batch, tf.int32)
     function = step.graph(*batch)
     found = {"nodes": sum(node.trips for node in graphs.walk(function)), "launches": launched(function),
              "trace_s": round(time.perf_counter() - begin, 1)}
@@ -125,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gradients", default="rate,event", help="default: %(default)s")
     parser.add_argument("--compiled", action="store_true", help="compile as well: minutes")
     given = parser.parse_args(argv)
-    from tfspike import distribution
+    from benchmarks import steps
 
-    distribution.has_gpu = lambda: True  # the kernels, chunks and normalisations of a GPU
+    steps.as_on_a_gpu()
     for case in cases.NETS:
         for gradient in given.gradients.split(","):
             if case.net in given.nets.split(","):

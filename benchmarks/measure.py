@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import CLASSES, INPUT_SHAPES
+from benchmarks.cases import CLASSES, image_shape
 
 LEARNING_RATE = 1e-3
 """Of the batch-mean loss; small enough that no network dies within the steps of a measurement."""
@@ -25,8 +25,7 @@ def order() -> dict[str, Any]:
 def images(net: str, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The same input for every library: x [B, H, W, C] in [-1, 1] float32, and one-hot labels [B, classes]."""
     random = np.random.default_rng(seed)
-    shape = INPUT_SHAPES.get(net, (32, 32, 3))
-    x = random.uniform(-1.0, 1.0, (batch, *shape)).astype("float32")
+    x = random.uniform(-1.0, 1.0, (batch, *image_shape(net))).astype("float32")
     return x, np.eye(CLASSES, dtype="float32")[random.integers(0, CLASSES, batch)]
 
 

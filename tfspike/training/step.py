@@ -54,9 +54,10 @@ class TrainStep:
         """The concrete function of such a batch, or of `tf.TensorSpec`s of one: what `benchmarks.launches` counts."""
         return self._step.get_concrete_function(images, labels, tf.TensorSpec((), tf.float32))
 
-    def module(self, images: Any, labels: Any) -> str:
-        """The optimised HLO that XLA makes of the step for such a batch, as text; under `--jit=on`."""
-        return self._step.experimental_get_compiler_ir(images, labels, tf.constant(0.0))(stage="optimized_hlo")
+    def module(self, images: Any, labels: Any, stage: str = "optimized_hlo") -> Any:
+        """The HLO of the step for such a batch, under `--jit=on`: as text, optimised by XLA; or another stage of
+        `tf.function.experimental_get_compiler_ir`."""
+        return self._step.experimental_get_compiler_ir(images, labels, tf.constant(0.0))(stage=stage)
 
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
         """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,
