@@ -6,8 +6,10 @@ This file needs no other of the repository. A program is two files: NAME.hlo.gz,
 inputs are arguments, and NAME.json, which says how its arguments are made, which results are the next step's arguments,
 and what TensorFlow computed from the same arguments.
 
-The way into XLA is JAX's own client, `jax.extend.backend.get_backend()`: the one public name that finds the plug-in of
-a GPU, too. jaxlib alone computes on CPUs only. `jax.export` reads what JAX wrote, and nothing else.
+The way into XLA is JAX's own client, `jax.extend.backend.get_backend()`: the public name that finds the plug-in of a
+GPU, too, where jaxlib alone knows CPUs only. `jax.extend.mlir.hlo_to_stablehlo` and `jax.extend.backend
+.get_compile_options` are there from JAX 0.7 on. `jax.export` reads what JAX wrote, and nothing else. HLO is what is
+kept, because TensorFlow writes StableHLO in a form that only versions of the same time read.
 """
 
 from __future__ import annotations
@@ -95,13 +97,16 @@ def connect(platform: str) -> Any:
     """JAX's client of a platform, "cpu" or "gpu".
 
     Raises:
-      Unusable: JAX is missing, or sees no such device.
+      Unusable: JAX is missing or too old, or sees no such device.
     """
     try:
         import jax
         import jax.extend.backend
+        import jax.extend.mlir
     except ImportError as error:
         raise Unusable(f"The runner needs JAX, which is not installed here ({error}); pip install jax") from None
+    if not hasattr(jax.extend.mlir, "hlo_to_stablehlo"):
+        raise Unusable(f"The runner needs JAX 0.7 or later, which reads HLO; here is {jax.__version__}.")
     jax.config.update("jax_enable_x64", True)  # a step counter is int64
     try:
         return jax.extend.backend.get_backend(platform)
@@ -112,14 +117,9 @@ def connect(platform: str) -> Any:
 
 def compiled(client: Any, hlo: bytes) -> Any:
     """The executable of a serialised HLO module, on the first device."""
-    try:
-        from jax.extend.backend import get_compile_options
-        from jax.extend.mlir import hlo_to_stablehlo
-    except ImportError:  # an older JAX has them in jaxlib alone
-        from jaxlib import xla_client
+    from jax.extend.backend import get_compile_options
+    from jax.extend.mlir import hlo_to_stablehlo
 
-        module = xla_client._xla.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
-        return client.compile(module, xla_client.CompileOptions())
     options = get_compile_options(num_replicas=1, num_partitions=1)
     return client.compile_and_load(hlo_to_stablehlo(hlo), client.local_devices()[:1], options)
 
