@@ -3,8 +3,8 @@
     python -m benchmarks.hlo.export                                    # all of them, some 3 MB, into an ignored folder
     python -m benchmarks.hlo.export --nets lenet --precisions float32  # some of them
 
-What XLA is given is the HLO that TensorFlow makes of the step of `--jit=on` with the kernels and chunks of a GPU, before
-any optimisation: the same for every device. Weights, counters and the learning rate are arguments of it, so no file
+What XLA is given is the HLO that TensorFlow makes of the step of `--jit=on` with the kernels and chunks of a GPU,
+before any optimisation: the same for every device. Weights, counters and the learning rate are arguments of it, so no file
 holds weights. Beside it stands what the same step, operation by operation, computes here from arguments that the runner
 makes again from their seeds.
 """
@@ -25,6 +25,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.xla.service import hlo_pb2
 
 import tfspike
 from benchmarks import cases, steps
@@ -53,9 +54,25 @@ def export(case: cases.Case, gradient: str, precision: str, folder: Path) -> Pat
                 "versions": {"tfspike": tfspike.__version__, "tensorflow": tf.__version__}}
     path = plan.path(folder, case, gradient, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".hlo.gz").write_bytes(gzip.compress(hlo, mtime=0))
+    path.with_suffix(".hlo.gz").write_bytes(gzip.compress(portable(hlo), mtime=0))
     path.write_text(json.dumps(program, indent=1), encoding="utf-8")
     return path
+
+
+def portable(hlo: bytes) -> bytes:
+    """A module as JAX's plug-in for GPUs takes it: without copies, which StableHLO does not have.
+
+    TensorFlow copies every updated variable at the end. A reshape to the same shape is the same value. Names and source
+    lines of operations are left out.
+    """
+    module = hlo_pb2.HloModuleProto.FromString(hlo)
+    module.ClearField("stack_frame_index")
+    for computation in module.computations:
+        for instruction in computation.instructions:
+            instruction.ClearField("metadata")
+            if instruction.opcode == "copy":
+                instruction.opcode = "reshape"
+    return module.SerializeToString(deterministic=True)
 
 
 def _training(model: Any, case: cases.Case) -> tuple[bytes, dict[str, Any]]:

@@ -30,7 +30,7 @@ def cells(nets: Iterable[str], precisions: Iterable[str]) -> list[Cell]:
     """What is measured, in this order: training in float32, training in other precisions, inference."""
     found = []
     for mode in ("train", "inference"):
-        libraries = (*(cases.TFSPIKE if mode == "train" else ("tfspike-rate",)), *PEERS)
+        libraries = (*(("tfspike-event", "tfspike-rate") if mode == "train" else ("tfspike-rate",)), *PEERS)
         for precision in precisions:
             found += [Cell(dataclasses.replace(case, mode=mode), library, precision) for case in CASES
                       if case.net in nets for library in libraries]
@@ -44,6 +44,7 @@ def path(folder: Path, case: Case, gradient: str, precision: str) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say which programs."""
-    parser.add_argument("--nets", default=",".join(dict.fromkeys(case.net for case in CASES)), help="default: %(default)s")
+    nets = ",".join(dict.fromkeys(case.net for case in CASES))
+    parser.add_argument("--nets", default=nets, help="default: %(default)s")
     parser.add_argument("--precisions", default=",".join(cases.PRECISIONS), help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the programs; default: beside this file")

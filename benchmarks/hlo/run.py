@@ -29,8 +29,8 @@ CAP_GB = 64.0  # resident memory of one process
 LABELS = {"tfspike-event": 'tfspike "event", XLA', "tfspike-rate": 'tfspike "rate" *, XLA',
           "authors": "authors' algorithm, PyTorch", "authors-compiled": "authors' algorithm, compiled",
           "plain": "plain LIF, PyTorch", "plain-compiled": "plain LIF, compiled"}
-NOTE = ('\\* "rate" is a different gradient; inference is the same under both. Milliseconds: median (smallest - largest) '
-        "of the timed steps, each waited for. float32 is multiplied as TF32 on cards that have it. Compiled PyTorch: "
+NOTE = ('\\* "rate" is a different gradient; inference is the same under both. Milliseconds: median (smallest - '
+        "largest) of the timed steps, each waited for. float32 is multiplied as TF32 on cards that have it. Compiled PyTorch: "
         "every neuron's step by torch.compile, on a GPU the whole step as one CUDA graph. MB: on a GPU what the card "
         "held. Kernels and their time: of one step, as XLA's profiler saw them.")
 
@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     given = _arguments(argv)
     results = Results(given.out)
     deadline = time.monotonic() + 60 * given.minutes
-    missing = {side: why for side, why in (("tfspike", _without("jax", "JAX")), ("PyTorch", _without("torch", "PyTorch")))
-               if why}
+    sides = {"tfspike": _without("jax", "JAX"), "PyTorch": _without("torch", "PyTorch")}
+    missing = {side: why for side, why in sides.items() if why}
     for why in missing.values():
         print(why, file=sys.stderr)
     left = []
@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         results.put(cell, 0, record)
         print(f"{cell.key}  {_line(record)}", flush=True)
     if left:
-        print(f"The time did not reach {len(left)} of them; the same command goes on: {', '.join(left)}", file=sys.stderr)
+        print(f"The time did not reach {len(left)} of them; the same command goes on: {', '.join(left)}",
+              file=sys.stderr)
     if not results.records:
         print("Nothing was measured.", file=sys.stderr)
         return 2
@@ -89,6 +90,8 @@ def _measured(cell: cases.Cell, given: argparse.Namespace, timeout: float) -> di
         if record["status"] in ("ok", "wrong"):
             record["first_step_seconds"] = record["compile_s"]
         return record
+    if on_gpu:  # memory of the card is what counts, so compiling may take processes of its own
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = str(len(os.sched_getaffinity(0)))
     order = {**dataclasses.asdict(case), "library": cell.library, "precision": cell.precision, "steps": given.steps,
              "threads": len(os.sched_getaffinity(0)), "device": "cuda" if on_gpu else "cpu"}
     record = run_worker(sys.executable, "benchmarks.torch_worker", order, CAP_GB, timeout, environment)
@@ -103,7 +106,8 @@ def _line(record: dict[str, Any]) -> str:
     if record["status"] not in ("ok", "wrong"):
         return failure(record)
     wrong = f"  WRONG: {', '.join(record['wrong'])}" if record.get("wrong") else ""
-    return f"{1e3 * record['seconds']:.3g} ms, {record['images_per_s']:.4g} images/s, {record['peak_mb']:.0f} MB{wrong}"
+    return (f"{1e3 * record['seconds']:.3g} ms, {record['images_per_s']:.4g} images/s, "
+            f"{record['peak_mb']:.0f} MB{wrong}")
 
 
 def table(results: Results) -> str:

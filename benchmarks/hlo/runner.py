@@ -1,4 +1,4 @@
-"""Runs a program that `benchmarks.hlo.export` wrote: checks what it computes, then times it. NumPy and JAX, no TensorFlow.
+"""Runs a program of `benchmarks.hlo.export`: checks what it computes, then times it. NumPy and JAX, no TensorFlow.
 
     python benchmarks/hlo/runner.py benchmarks/hlo/programs/lenet-T50-B64-train-event-float32.json
 
@@ -34,8 +34,8 @@ TRACED = 3  # steps that the profiler looks at, after the timed ones
 _BITS = 127  # weights are whole multiples of a power of 2, so that sums of them are exact in whatever order
 _WIDEST = 4.0  # standard deviations
 
-# How far a number may be from TensorFlow's, relative to it. Spikes are equal but where rounding of the leak decides one;
-# a GPU multiplies float32 with 10 bits (TF32), which gradients show.
+# How far a number may be from TensorFlow's, relative to it. Spikes are equal but where rounding of the leak decides
+# one; a GPU multiplies float32 with 10 bits (TF32), which gradients show.
 TOLERANCES = {"loss": 0.01, "rate": 0.01, "output": 0.02, "grad_norm": 0.05, "change": 0.05}
 
 

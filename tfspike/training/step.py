@@ -11,6 +11,7 @@ from tfspike import distribution
 from tfspike.config.config import Config
 from tfspike.models import diagnosis, losses
 from tfspike.models.network import Network
+from tfspike.neurons import noise
 from tfspike.training.optimisation import decays
 
 
@@ -39,7 +40,8 @@ class TrainStep:
         self._names = ["loss", *penalised, "correct", "stop",
                        *diagnosis.statistic_names(model.spiking_layers, model.trainable_variables)]
         self.compiled = distribution.compiles(config.jit, strategy.num_replicas_in_sync, config.deterministic)
-        self._step = tf.function(self._compute, autograph=False, jit_compile=self.compiled or None)
+        compute = noise.as_one_program(self._compute) if self.compiled else self._compute
+        self._step = tf.function(compute, autograph=False, jit_compile=self.compiled or None)
 
     def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
         """Trains on one distributed batch; returns what `numbers` reads.
