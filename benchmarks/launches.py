@@ -29,7 +29,7 @@ _NOTHING = frozenset({
 _FEW = 8  # elements up to which integers are numbers, shapes and conditions, which TensorFlow reckons on the host
 # Instructions of an optimised module that are kernels of their own (those within a fusion are not listed as such).
 _LAUNCHED = frozenset({
-    "fusion", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose", "pad", "slice",
+    "fusion", "fusion-start", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose", "pad", "slice",
     "convert", "dynamic-slice", "dynamic-update-slice", "reduce-window", "select-and-scatter", "scatter", "gather",
     "sort", "rng-bit-generator", "broadcast"})
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?\S+ = .*?\b([a-z][a-z-]*)\(")

@@ -4,9 +4,9 @@
     python -m benchmarks.hlo.export --nets lenet --precisions float32  # some of them
 
 What XLA is given is the HLO that TensorFlow makes of the step of `--jit=on` with the kernels and chunks of a GPU,
-before any optimisation: the same for every device. Weights, counters and the learning rate are arguments of it, so no file
-holds weights. Beside it stands what the same step, operation by operation, computes here from arguments that the runner
-makes again from their seeds.
+before any optimisation: the same for every device. Weights, counters and the learning rate are arguments of it, so no
+file holds weights. Beside it stands what the same step, operation by operation, computes here from arguments that the
+runner makes again from their seeds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tensorflow.compiler.xla.service import hlo_pb2
 import tfspike
 from benchmarks import cases, steps
 from benchmarks.hlo import plan, runner
+from tfspike.neurons import noise
 
 CHECKED_RATE = 100.0  # learning rate of the step that is compared: its updates are far above the rounding of weights
 
@@ -50,7 +51,7 @@ def export(case: cases.Case, gradient: str, precision: str, folder: Path) -> Pat
         hlo, program = write(model, case)
     finally:
         keras.config.set_dtype_policy("float32")
-    program |= {**dataclasses.asdict(case), "gradient": gradient, "precision": precision,
+    program |= {**dataclasses.asdict(case), "chunks": case.timesteps // model.engine.chunks(case.batch, True)[0], "gradient": gradient, "precision": precision,
                 "versions": {"tfspike": tfspike.__version__, "tensorflow": tf.__version__}}
     path = plan.path(folder, case, gradient, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,10 @@ def _inference(model: Any, case: cases.Case) -> tuple[bytes, dict[str, Any]]:
     def outputs(images: tf.Tensor) -> tf.Tensor:
         return model(images, training=False)
 
+    one_program = noise.as_one_program(outputs)
+
     images = {"name": "images", "kind": "pixels", **_form((case.batch, *cases.image_shape(case.net)), "float32")}
-    compiled = tf.function(outputs, jit_compile=True, autograph=False)
+    compiled = tf.function(one_program, jit_compile=True, autograph=False)
     pixels = tf.constant(runner.value(images, 0))
     variables = _variables(compiled.get_concrete_function(pixels))
     arguments = [images, *map(_described, variables)]

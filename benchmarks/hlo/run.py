@@ -30,9 +30,9 @@ LABELS = {"tfspike-event": 'tfspike "event", XLA', "tfspike-rate": 'tfspike "rat
           "authors": "authors' algorithm, PyTorch", "authors-compiled": "authors' algorithm, compiled",
           "plain": "plain LIF, PyTorch", "plain-compiled": "plain LIF, compiled"}
 NOTE = ('\\* "rate" is a different gradient; inference is the same under both. Milliseconds: median (smallest - '
-        "largest) of the timed steps, each waited for. float32 is multiplied as TF32 on cards that have it. Compiled PyTorch: "
-        "every neuron's step by torch.compile, on a GPU the whole step as one CUDA graph. MB: on a GPU what the card "
-        "held. Kernels and their time: of one step, as XLA's profiler saw them.")
+        "largest) of the timed steps, each waited for. float32 is multiplied as TF32 on cards that have it. Compiled "
+        "PyTorch: every neuron's step by torch.compile, on a GPU the whole step as one CUDA graph. MB: on a GPU what "
+        "the card held. Kernels and their time: of one step, as XLA's profiler saw them.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -74,8 +74,7 @@ def in_one_program() -> bool:
 
 
 def as_one_program(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for `tf.function(jit_compile=True)`, in which noise takes the form that XLA makes the fewest kernels of.
-    """
+    """A function for `tf.function(jit_compile=True)`: noise takes the form that XLA makes the fewest kernels of."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> Any:
