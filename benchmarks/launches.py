@@ -5,8 +5,8 @@
 
 Operation by operation, TensorFlow runs every node of the graph as often as its loops go round, and launches a kernel
 for each that computes something on the device. Compiled, what is launched are the fusions, convolutions, products,
-copies and calls of XLA's optimised module. It is that of the CPU, whose compiler fuses by rules of its own: for a GPU
-it is an estimate. Nothing here is run, and no GPU is needed.
+copies and calls of XLA's optimised module. It is that of the CPU, whose compiler fuses by rules of its own;
+`benchmarks.hlo.kernels` counts that of a GPU. Nothing here is run, and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _NOTHING = frozenset({
 _FEW = 8  # elements up to which integers are numbers, shapes and conditions, which TensorFlow reckons on the host
 # Instructions of an optimised module that are kernels of their own (those within a fusion are not listed as such).
 _LAUNCHED = frozenset({
-    "fusion", "fusion-start", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose", "pad", "slice",
-    "convert", "dynamic-slice", "dynamic-update-slice", "reduce-window", "select-and-scatter", "scatter", "gather",
-    "sort", "rng-bit-generator", "broadcast"})
+    "fusion", "fusion-start", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose",
+    "pad", "slice", "convert", "dynamic-slice", "dynamic-update-slice", "reduce-window", "select-and-scatter",
+    "scatter", "gather", "sort", "rng-bit-generator", "broadcast"})
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?\S+ = .*?\b([a-z][a-z-]*)\(")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+)(?: \(.*\))? .*\{$")
 

@@ -51,7 +51,8 @@ def export(case: cases.Case, gradient: str, precision: str, folder: Path) -> Pat
         hlo, program = write(model, case)
     finally:
         keras.config.set_dtype_policy("float32")
-    program |= {**dataclasses.asdict(case), "chunks": case.timesteps // model.engine.chunks(case.batch, True)[0], "gradient": gradient, "precision": precision,
+    program |= {**dataclasses.asdict(case), "gradient": gradient, "precision": precision,
+                "chunks": case.timesteps // model.engine.chunks(case.batch, case.mode == "train")[0],
                 "versions": {"tfspike": tfspike.__version__, "tensorflow": tf.__version__}}
     path = plan.path(folder, case, gradient, precision)
     path.parent.mkdir(parents=True, exist_ok=True)

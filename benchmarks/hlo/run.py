@@ -146,7 +146,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--platform", choices=("gpu", "cpu"), default="gpu", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="timed steps; default: %(default)s")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all of it; default: %(default)s")
-    parser.add_argument("--out", default="gpu.json", help="results, added to; the table beside it; default: %(default)s")
+    parser.add_argument("--out", default="gpu.json", help="results, the table beside it; default: %(default)s")
     return parser.parse_args(argv)
 
 
