@@ -1,6 +1,6 @@
 """Writes programs for `benchmarks.hlo.runner`: the HLO of whole training steps and of inference, and what they compute.
 
-    python -m benchmarks.hlo.export                                    # all of them, some 3 MB, into an ignored folder
+    python -m benchmarks.hlo.export                                    # all of them, some 5 MB, into an ignored folder
     python -m benchmarks.hlo.export --nets lenet --precisions float32  # some of them
 
 What XLA is given is the HLO that TensorFlow makes of the step of `--jit=on` with the kernels and chunks of a GPU,
