@@ -40,8 +40,8 @@ def memory_mb(field: str) -> float:
 
 def report(given: dict[str, Any], bare_mb: float, build_seconds: float, step: Callable[[], Any],
            rates: Callable[[], list[float]], versions: dict[str, str],
-           repeats: int = 1, peak: Callable[[], float] = lambda: memory_mb("VmHWM"), more: dict[str, Any] | None = None
-           ) -> None:
+           repeats: int = 1, peak: Callable[[], float] = lambda: memory_mb("VmHWM"),
+           more: dict[str, Any] | None = None) -> None:
     """Runs the first step, another one, then the timed ones, and prints one JSON line.
 
     Args:

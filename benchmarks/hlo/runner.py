@@ -7,8 +7,7 @@ inputs are arguments, and NAME.json, which says how its arguments are made, whic
 and what TensorFlow computed from the same arguments.
 
 The way into XLA is JAX's own client, `jax.extend.backend.get_backend()`: the public name that finds the plug-in of a
-GPU, too, where jaxlib alone knows CPUs only. `jax.extend.mlir.hlo_to_stablehlo` and `jax.extend.backend
-.get_compile_options` are there from JAX 0.7 on. `jax.export` reads what JAX wrote, and nothing else. HLO is what is
+GPU, too, where jaxlib alone knows CPUs only. What else is needed of `jax.extend` is there from JAX 0.7 on. `jax.export` reads what JAX wrote, and nothing else. HLO is what is
 kept, because TensorFlow writes StableHLO in a form that only versions of the same time read.
 """
 
@@ -206,7 +205,11 @@ def busy(planes: Iterable[Any], steps: int) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints a sentence, or with --json the record; 0 where the numbers agree, 1 where not, 2 where nothing can run."""
+    """Prints a sentence, or the record with --json, which says in it whether the numbers agree.
+
+    Returns:
+      0; 1 where a sentence says that a number is wrong; 2 where the program cannot run here.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", help="NAME.json, beside NAME.hlo.gz")
     parser.add_argument("--platform", choices=("gpu", "cpu"), default="gpu", help="default: %(default)s")
