@@ -7,8 +7,9 @@ inputs are arguments, and NAME.json, which says how its arguments are made, whic
 and what TensorFlow computed from the same arguments.
 
 The way into XLA is JAX's own client, `jax.extend.backend.get_backend()`: the public name that finds the plug-in of a
-GPU, too, where jaxlib alone knows CPUs only. What else is needed of `jax.extend` is there from JAX 0.7 on. `jax.export` reads what JAX wrote, and nothing else. HLO is what is
-kept, because TensorFlow writes StableHLO in a form that only versions of the same time read.
+GPU, too, where jaxlib alone knows CPUs only. What else is needed of `jax.extend` is there from JAX 0.7 on. `jax.export`
+reads what JAX wrote, and nothing else. HLO is what is kept, because TensorFlow writes StableHLO in a form that only
+versions of the same time read.
 """
 
 from __future__ import annotations
