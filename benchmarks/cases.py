@@ -11,8 +11,11 @@ PRECISIONS = ("float32", "bfloat16")
 
 CLASSES = 10
 LEAK, THRESHOLD, POOL_THRESHOLD = 0.99, 1.0, 0.75
-INPUT_SHAPES = {"lenet": (28, 28, 1)}
-"""Height, width, channels; every network without an entry takes images of 32x32x3."""
+
+
+def image_shape(net: str) -> tuple[int, int, int]:
+    """Height, width and channels of the images of a network."""
+    return (28, 28, 1) if net == "lenet" else (32, 32, 3)
 
 
 @dataclasses.dataclass(frozen=True)

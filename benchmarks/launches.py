@@ -5,8 +5,8 @@
 
 Operation by operation, TensorFlow runs every node of the graph as often as its loops go round, and launches a kernel
 for each that computes something on the device. Compiled, what is launched are the fusions, convolutions, products,
-copies and calls of XLA's optimised module. It is that of the CPU, whose compiler fuses by rules of its own: for a GPU
-it is an estimate. Nothing here is run, and no GPU is needed.
+copies and calls of XLA's optimised module. It is that of the CPU, whose compiler fuses by rules of its own;
+`benchmarks.hlo.kernels` counts that of a GPU. Nothing here is run, and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _NOTHING = frozenset({
 _FEW = 8  # elements up to which integers are numbers, shapes and conditions, which TensorFlow reckons on the host
 # Instructions of an optimised module that are kernels of their own (those within a fusion are not listed as such).
 _LAUNCHED = frozenset({
-    "fusion", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose", "pad", "slice",
-    "convert", "dynamic-slice", "dynamic-update-slice", "reduce-window", "select-and-scatter", "scatter", "gather",
-    "sort", "rng-bit-generator", "broadcast"})
+    "fusion", "fusion-start", "convolution", "dot", "custom-call", "copy", "call", "reduce", "concatenate", "transpose",
+    "pad", "slice", "convert", "dynamic-slice", "dynamic-update-slice", "reduce-window", "select-and-scatter",
+    "scatter", "gather", "sort", "rng-bit-generator", "broadcast"})
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?\S+ = .*?\b([a-z][a-z-]*)\(")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+)(?: \(.*\))? .*\{$")
 
@@ -91,23 +91,14 @@ def _kernels(name: str, bodies: dict[str, list[str]], trips: int) -> int:
 def count(case: cases.Case, gradient: str, compiled: bool) -> dict[str, Any]:
     """What one step of a case launches, as on a GPU: `{"nodes", "launches", "trace_s"}`, and compiled
     `{"kernels", "compile_s"}`."""
-    import keras
     import tensorflow as tf
 
-    from benchmarks import graphs, measure
-    from tfspike import config, models
-    from tfspike.training.step import TrainStep
+    from benchmarks import graphs, steps
 
-    images, _ = measure.images(case.net, case.batch)
     begin = time.perf_counter()
-    model = models.create(case.net, images.shape[1:], cases.CLASSES, case.timesteps, gradient=gradient,
-                          leak=cases.LEAK, threshold=cases.THRESHOLD, dropout=0.0)
-    optimizer = keras.optimizers.SGD(measure.LEARNING_RATE)
-    optimizer.build(model.trainable_variables)
-    settings = config.resolve({"model": case.net, "batch_size": case.batch, "jit": "on" if compiled else "off",
-                               "workdir": "unused"}, method="lee")
-    step = TrainStep(model, optimizer, tf.distribute.get_strategy(), settings)
-    batch = tf.constant(images), tf.zeros(case.batch, tf.int32)
+    model = steps.network(case, gradient)
+    step = steps.training_step(model, steps.optimizer(model), case, "on" if compiled else "off")
+    batch = tf.zeros((case.batch, *cases.image_shape(case.net))), tf.zeros(case.batch, tf.int32)
     function = step.graph(*batch)
     found = {"nodes": sum(node.trips for node in graphs.walk(function)), "launches": launched(function),
              "trace_s": round(time.perf_counter() - begin, 1)}
@@ -125,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gradients", default="rate,event", help="default: %(default)s")
     parser.add_argument("--compiled", action="store_true", help="compile as well: minutes")
     given = parser.parse_args(argv)
-    from tfspike import distribution
+    from benchmarks import steps
 
-    distribution.has_gpu = lambda: True  # the kernels, chunks and normalisations of a GPU
+    steps.as_on_a_gpu()
     for case in cases.NETS:
         for gradient in given.gradients.split(","):
             if case.net in given.nets.split(","):

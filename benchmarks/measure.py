@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import CLASSES, INPUT_SHAPES
+from benchmarks.cases import CLASSES, image_shape
 
 LEARNING_RATE = 1e-3
 """Of the batch-mean loss; small enough that no network dies within the steps of a measurement."""
@@ -25,8 +25,7 @@ def order() -> dict[str, Any]:
 def images(net: str, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The same input for every library: x [B, H, W, C] in [-1, 1] float32, and one-hot labels [B, classes]."""
     random = np.random.default_rng(seed)
-    shape = INPUT_SHAPES.get(net, (32, 32, 3))
-    x = random.uniform(-1.0, 1.0, (batch, *shape)).astype("float32")
+    x = random.uniform(-1.0, 1.0, (batch, *image_shape(net))).astype("float32")
     return x, np.eye(CLASSES, dtype="float32")[random.integers(0, CLASSES, batch)]
 
 
@@ -41,7 +40,8 @@ def memory_mb(field: str) -> float:
 
 def report(given: dict[str, Any], bare_mb: float, build_seconds: float, step: Callable[[], Any],
            rates: Callable[[], list[float]], versions: dict[str, str],
-           repeats: int = 1) -> None:
+           repeats: int = 1, peak: Callable[[], float] = lambda: memory_mb("VmHWM"),
+           more: dict[str, Any] | None = None) -> None:
     """Runs the first step, another one, then the timed ones, and prints one JSON line.
 
     Args:
@@ -52,6 +52,8 @@ def report(given: dict[str, Any], bare_mb: float, build_seconds: float, step: Ca
       rates: mean firing rate of each layer, spikes per step and neuron, asked for after the timed steps.
       versions: of the framework and of the library.
       repeats: what `step` does that many times over; reported times are per repeat.
+      peak: the most memory held so far, MB.
+      more: further fields.
     """
     begin = time.perf_counter()
     step()
@@ -62,11 +64,11 @@ def report(given: dict[str, Any], bare_mb: float, build_seconds: float, step: Ca
         begin = time.perf_counter()
         step()
         times.append((time.perf_counter() - begin) / repeats)
-    peak = memory_mb("VmHWM")  # before `rates`, which may run something of its own
+    peak_mb = peak()  # before `rates`, which may run something of its own
     layer_rates = [round(float(rate), 5) for rate in rates()]
     alive = all(rate > 0 for rate in layer_rates) if layer_rates else None
     print(json.dumps({
-        "status": "ok", "seconds": statistics.median(times), "times": times, "bare_mb": bare_mb, "peak_mb": peak,
-        "peak_above_bare_mb": peak - bare_mb, "build_seconds": build_seconds,
+        "status": "ok", "seconds": statistics.median(times), "times": times, "bare_mb": bare_mb, "peak_mb": peak_mb,
+        "peak_above_bare_mb": peak_mb - bare_mb, "build_seconds": build_seconds,
         "first_step_seconds": build_seconds + first, "rates": layer_rates, "alive": alive, "versions": versions,
-        "threads": given["threads"]}), flush=True)
+        "threads": given["threads"], **(more or {})}), flush=True)

@@ -23,39 +23,50 @@ OF_LIBRARY = {
     "spikingjelly": {"MALLOC_MMAP_THRESHOLD_": "8000000000", "MALLOC_TRIM_THRESHOLD_": "30000000000"}}
 
 
-def run_worker(python: str, module: str, order: dict[str, Any], cap_gb: float, timeout: float) -> dict[str, Any]:
-    """Runs `python -m module` with the order and returns its record.
-
-    A limit on the address space is of no use (TensorFlow reserves far more than it touches), so the resident size is
-    watched and the process ended beyond the cap.
+def run_worker(python: str, module: str, order: dict[str, Any], cap_gb: float, timeout: float,
+               environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Runs `python -m module` with the order and returns its record: `run_command`.
 
     Args:
       python: interpreter of the environment that has what the worker imports.
       module: the worker.
       order: what to measure, JSON.
+      cap_gb, timeout, environment: see `run_command`.
+    """
+    given = {**OF_LIBRARY.get(order["library"], {}), "OMP_NUM_THREADS": str(order["threads"]), **(environment or {})}
+    return run_command([python, "-m", module, json.dumps(order)], cap_gb, timeout, given)
+
+
+def run_command(command: list[str], cap_gb: float, timeout: float, environment: dict[str, str]) -> dict[str, Any]:
+    """Runs a command that prints a record as its last line of JSON.
+
+    A limit on the address space is of no use (TensorFlow reserves far more than it touches), so the resident size is
+    watched and the process ended beyond the cap.
+
+    Args:
+      command: with its arguments.
       cap_gb: resident memory at which the process is ended, GB (2^30 bytes).
       timeout: seconds until it is ended.
+      environment: variables besides this process's and `ENVIRONMENT`.
 
     Returns:
-      What the worker reported, with "status" "ok" and "load" (processes that ran or waited in the minute before); or
-      "status" "out of memory", "timeout" or "error", the peak seen from outside and the end of its error output.
+      What the command reported, with "load" (processes that ran or waited in the minute before); or
+      "status" "out of memory", "timeout", "unusable" (exit code 2) or "error", the peak seen from outside and the end
+      of its error output.
     """
     load = os.getloadavg()[0]
-    environment = {**os.environ, **ENVIRONMENT, **OF_LIBRARY.get(order["library"], {}), "PYTHONPATH": str(ROOT),
-                   "OMP_NUM_THREADS": str(order["threads"])}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([python, "-m", module, json.dumps(order)], cwd=ROOT, env=environment, stdout=out,
-                                   stderr=errors)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=errors,
+                                   env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **environment})
         status, peak_mb = _watch(process, cap_gb * 1024, timeout)
         out.seek(0)
         errors.seek(0)
         lines = [line for line in out.read().splitlines() if line.startswith("{")]
         if status == "ended" and process.returncode == 0 and lines:
             return {**json.loads(lines[-1]), "load": load}
-        if process.returncode == -9 and status == "ended":
-            status = "out of memory"  # ended by the kernel before we saw it
-        return {"status": "error" if status == "ended" else status, "peak_mb": peak_mb,
-                "error": errors.read().strip().splitlines()[-3:]}
+        if status == "ended":
+            status = {-9: "out of memory", 2: "unusable"}.get(process.returncode, "error")  # -9: ended by the kernel
+        return {"status": status, "peak_mb": peak_mb, "error": errors.read().strip().splitlines()[-3:]}
 
 
 def failure(record: dict[str, Any]) -> str:

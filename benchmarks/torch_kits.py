@@ -55,6 +55,33 @@ class _Stateful:
         return out
 
 
+def _compiled(cell: Any) -> Any:
+    """A cell through `torch.compile`, one program per shape of neurons."""
+    torch._dynamo.config.recompile_limit = 64  # VGG9 has more shapes than the default of 8, beyond which it gives up
+    return torch.compile(cell, dynamic=False)
+
+
+def _advance(current: Tensor, membrane: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One step: `(fired, spikes, membrane after)`."""
+    membrane = membrane + current
+    fired = membrane > threshold
+    membrane = membrane.masked_fill_(fired, 0.0)
+    if leak != 1:
+        membrane.mul_(leak)
+    return fired, fired.to(current.dtype), membrane
+
+
+def _credit(fired: Tensor, slope: Tensor, spike_gradient: Tensor, carry: Tensor) -> Tensor:
+    return torch.where(fired, slope * spike_gradient, carry)
+
+
+def _tally(count: Tensor, trace: Tensor, spikes: Tensor, leak: float) -> None:
+    """Adds a step to the counts and leaky traces, in place."""
+    count.add_(spikes)
+    if leak != 1:
+        trace.mul_(leak).add_(spikes)
+
+
 class _Fire(torch.autograd.Function):
     """One step of a neuron as Lee et al. 2020 train it.
 
@@ -63,28 +90,31 @@ class _Fire(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, membrane: Tensor, threshold: float, leak: float, window: _Window):
-        membrane = membrane + current
-        fired = membrane > threshold
+    def forward(ctx: Any, current: Tensor, membrane: Tensor, window: _Window):
+        fired, spikes, membrane = window.advance(current, membrane, window.threshold, window.leak)
         ctx.save_for_backward(fired)
         ctx.window, ctx.dtype = window, current.dtype
-        membrane = membrane.masked_fill_(fired, 0.0)
-        if leak != 1:
-            membrane.mul_(leak)
-        return fired.to(current.dtype), membrane
+        return spikes, membrane
 
     @staticmethod
     def backward(ctx: Any, spike_gradient: Tensor, carry: Tensor):
         (fired,) = ctx.saved_tensors
-        delta = torch.where(fired, ctx.window.slope * spike_gradient, carry)
-        return delta.to(ctx.dtype), delta, None, None, None
+        delta = ctx.window.credit(fired, ctx.window.slope, spike_gradient, carry)
+        return delta.to(ctx.dtype), delta, None
 
 
 class _Window:
-    """What the leak-aware slope of one layer needs: counts and leaky traces while the window runs, then the slope."""
+    """What the leak-aware slope of one layer needs: counts and leaky traces while the window runs, then the slope.
 
-    def __init__(self, threshold: float, leak: float, scale: float):
+    Args:
+      threshold, leak: of the neuron.
+      scale: 1 / threshold, or 1 for a pooling neuron.
+      wrap: what `_advance`, `_credit` and `_tally` are passed through: `_compiled`, or nothing.
+    """
+
+    def __init__(self, threshold: float, leak: float, scale: float, wrap: Callable[[Any], Any] = lambda cell: cell):
         self.threshold, self.leak, self.scale = threshold, leak, scale
+        self.advance, self.credit, self.tally = wrap(_advance), wrap(_credit), wrap(_tally)
         self.membrane: Tensor | None = None
 
     def __call__(self, current: Tensor) -> Tensor:
@@ -92,12 +122,10 @@ class _Window:
             dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
             self.membrane = torch.zeros_like(current, dtype=dtype)
             self.count, self.trace = torch.zeros_like(self.membrane), torch.zeros_like(self.membrane)
-        spikes, self.membrane = _Fire.apply(current, self.membrane, self.threshold, self.leak, self)
+        spikes, self.membrane = _Fire.apply(current, self.membrane, self)
         if torch.is_grad_enabled():
             with torch.no_grad():
-                self.count.add_(spikes)
-                if self.leak != 1:
-                    self.trace.mul_(self.leak).add_(spikes)
+                self.tally(self.count, self.trace, spikes, self.leak)
         return spikes
 
     def finish(self) -> None:
@@ -124,16 +152,17 @@ class _Integrate(torch.autograd.Function):
 class Authors(_StepKit):
     """The authors' algorithm (Lee et al. 2020), step by step in autograd, one fused function per neuron and step."""
 
-    def __init__(self, leak: float = LEAK, threshold: float = THRESHOLD) -> None:
+    def __init__(self, leak: float = LEAK, threshold: float = THRESHOLD, compiled: bool = False) -> None:
         super().__init__()
         self.leak, self.threshold = leak, threshold
+        self.wrap = _compiled if compiled else lambda cell: cell
         self.windows: list[_Window] = []
 
     def lif(self) -> _Window:
-        return self._window(_Window(self.threshold, self.leak, 1 / self.threshold))
+        return self._window(_Window(self.threshold, self.leak, 1 / self.threshold, self.wrap))
 
     def pooling(self, threshold: float) -> _Window:
-        return self._window(_Window(threshold, 1.0, 1.0))
+        return self._window(_Window(threshold, 1.0, 1.0, self.wrap))
 
     def readout(self) -> _Stateful:
         def step(current: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -159,10 +188,56 @@ class Authors(_StepKit):
                 window.finish()
 
 
-def _compiled(cell: Any) -> Any:
-    """A cell through `torch.compile`, one program per shape of neurons."""
-    torch._dynamo.config.recompile_limit = 64  # VGG9 has more shapes than the default of 8, beyond which it gives up
-    return torch.compile(cell, dynamic=False)
+class _Arctan(torch.autograd.Function):
+    """A spike where x > 0; backward, the arctangent surrogate 1 / (1 + (pi x)^2)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor):
+        (x,) = ctx.saved_tensors
+        return gradient / (1 + (math.pi * x) ** 2)
+
+
+def _leaky(current: Tensor, membrane: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor]:
+    """One step of a LIF neuron, reset to zero, the reset detached: `(spikes, membrane after)`."""
+    membrane = membrane + current
+    spikes = _Arctan.apply(membrane - threshold)
+    return spikes.to(current.dtype), leak * membrane * (1 - spikes.detach())
+
+
+def _integrated(current: Tensor, membrane: Tensor, leak: float) -> tuple[Tensor, Tensor]:
+    membrane = leak * (membrane + current)
+    return membrane, membrane
+
+
+class Plain(_StepKit):
+    """A LIF neuron as one writes it in PyTorch, step by step: through time, arctangent surrogate, detached reset."""
+
+    def __init__(self, compiled: bool = False) -> None:
+        super().__init__()
+        self.wrap = _compiled if compiled else lambda cell: cell
+
+    def _cell(self, cell: Callable[..., Any], *constants: float) -> _Stateful:
+        cell = self.wrap(cell)
+
+        def step(current: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor]:
+            return cell(current, torch.zeros_like(current, dtype=torch.float32) if membrane is None else membrane,
+                        *constants)
+
+        return self._keep(step)
+
+    def lif(self) -> _Stateful:
+        return self._cell(_leaky, THRESHOLD, LEAK)
+
+    def pooling(self, threshold: float) -> _Stateful:
+        return self._cell(_leaky, threshold, 1.0)
+
+    def readout(self) -> _Stateful:
+        return self._cell(_integrated, LEAK)
 
 
 class SnnTorch(_StepKit):
@@ -286,12 +361,14 @@ class SpikingJelly:
 
 
 KITS: dict[str, Callable[[], Any]] = {
-    "authors": Authors, "spikingjelly": SpikingJelly,
+    "authors": Authors, "authors-compiled": functools.partial(Authors, compiled=True), "spikingjelly": SpikingJelly,
+    "plain": Plain, "plain-compiled": functools.partial(Plain, compiled=True),
     "snntorch": SnnTorch, "snntorch-compiled": functools.partial(SnnTorch, compiled=True),
     "norse": Norse, "norse-compiled": functools.partial(Norse, compiled=True)}
 
 
 def versions(library: str) -> dict[str, str]:
     """Of PyTorch and of a library of `KITS`."""
-    packages = ("torch",) if library == "authors" else ("torch", library.removesuffix("-compiled"))
+    library = library.removesuffix("-compiled")
+    packages = ("torch",) if library in ("authors", "plain") else ("torch", library)
     return {package: importlib.metadata.version(package) for package in packages}

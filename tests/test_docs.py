@@ -238,10 +238,11 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def flags_of(source: Path) -> set[str]:
-    """The flags of a script of argparse; those of the benchmarks that start processes are in process.py."""
+    """The flags of a script of argparse; what scripts share is in process.py and hlo/plan.py."""
     text = source.read_text(encoding="utf-8")
-    if "add_arguments(" in text and source.parent.name == "benchmarks":
-        text += (source.parent / "process.py").read_text(encoding="utf-8")
+    shared = {"benchmarks": "process.py", "hlo": "plan.py"}.get(source.parent.name)
+    if "add_arguments(" in text and shared:
+        text += (source.parent / shared).read_text(encoding="utf-8")
     return set(re.findall(r"add_argument\(\s*\"(--[\w-]+)", text))
 
 
@@ -303,7 +304,7 @@ def test_the_flags_that_the_pages_name_exist() -> None:
     known = {f"--{name}" for cls in (flags.Config, flags.RunOptions, eval_options.EvalOptions)
              for name in cls.__dataclass_fields__}
     known |= {f"--no{name[2:]}" for name in known} | {"--help", "--logdir"}  # the last is TensorBoard's
-    for source in [*(ROOT / "tfspike").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py"),
+    for source in [*(ROOT / "tfspike").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "docs").glob("*.py"),
                    ROOT / "tests" / "kill_harness.py"]:
         known |= flags_of(source)
         known |= {f"--{name}" for name in re.findall(r"^    (\w+): .*setting\(", source.read_text(encoding="utf-8"), re.MULTILINE)}

@@ -28,6 +28,24 @@ def test_a_graph_and_xla_draw_the_same_numbers(compiled: bool) -> None:
     np.testing.assert_array_equal(drawn, noise.uniform((100,), noise.derive(KEY, 7)))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("key", "start", "shape"), [
+    ((3, 1), 0, (2, 5)), ((-7, 2**31 - 1), 2**31 - 4, (4,)), ((123456789, -2), 40, (3, 2, 1))])
+def test_steps_drawn_at_once_are_those_drawn_one_by_one(key: tuple[int, int], start: int, shape: tuple[int, ...],
+                                                        compiled: bool) -> None:
+    together = tf.function(lambda key, start: noise.uniform_of_steps(shape, key, start, 3), jit_compile=compiled or None)
+    drawn = together(tf.constant(key), tf.constant(start))
+    wanted = [noise.uniform(shape, noise.derive(tf.constant(key), start + t)) for t in range(3)]
+    np.testing.assert_array_equal(drawn, wanted)
+
+
+def test_only_what_becomes_one_program_draws_steps_at_once() -> None:
+    def trace() -> bool:
+        return noise.in_one_program()
+
+    assert noise.as_one_program(trace)() and not trace()
+
+
 def test_folding_is_in_order_and_keeps_keys_apart() -> None:
     keys = {tuple(noise.derive(KEY, a, b).numpy()) for a, b in itertools.product(range(8), repeat=2)}
     assert len(keys) == 64

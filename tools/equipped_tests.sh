@@ -4,8 +4,9 @@
 #   tools/equipped_tests.sh [arguments of pytest]
 #
 # In the environment of `pip install -e ".[test]"`, from anywhere. What there is already is used: a Chromium on the path,
-# TFSPIKE_TORCH_PYTHON (a Python that has torch, snntorch, spikingjelly and norse), TFSPIKE_DATA_DIR (a folder of
-# TensorFlow Datasets that holds mnist and cifar10; N-MNIST, fetched by hand, in it or beside it).
+# TFSPIKE_TORCH_PYTHON (a Python that has torch, snntorch, spikingjelly and norse), TFSPIKE_JAX_PYTHON (one that has
+# jax), TFSPIKE_DATA_DIR (a folder of TensorFlow Datasets that holds mnist and cifar10; N-MNIST, fetched by hand, in it
+# or beside it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build
@@ -25,6 +26,15 @@ if [ -z "${TFSPIKE_TORCH_PYTHON:-}" ]; then
     touch build/peers/complete
   fi
   export TFSPIKE_TORCH_PYTHON=$PWD/build/peers/bin/python
+fi
+
+if [ -z "${TFSPIKE_JAX_PYTHON:-}" ]; then
+  if [ ! -e build/jax/complete ]; then
+    python3 -m venv build/jax
+    build/jax/bin/pip install "jax>=0.7"
+    touch build/jax/complete
+  fi
+  export TFSPIKE_JAX_PYTHON=$PWD/build/jax/bin/python
 fi
 
 if [ -z "${TFSPIKE_DATA_DIR:-}" ]; then

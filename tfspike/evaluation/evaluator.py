@@ -18,6 +18,7 @@ from tfspike.datasets import streams
 from tfspike.distribution import Worker
 from tfspike.models import losses
 from tfspike.models.network import Network
+from tfspike.neurons import noise
 
 _DRAW = 1_000_003
 _LARGEST = 2**31 - 1
@@ -82,7 +83,8 @@ class Evaluator:
         part = min(part, max(1, count))
         self.stream = streams.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
                                          shard=(worker.index, worker.count))
-        self._step = tf.function(self._compute, autograph=False, reduce_retracing=True, jit_compile=compiled or None)
+        compute = noise.as_one_program(self._compute) if compiled else self._compute
+        self._step = tf.function(compute, autograph=False, reduce_retracing=True, jit_compile=compiled or None)
 
     def run(self, draw: int = 0) -> Result:
         """All records once, under the noise of draw number `draw`."""

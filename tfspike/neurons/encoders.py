@@ -102,6 +102,8 @@ class PoissonEncoder(Encoder):
         self.straight_through = bool(straight_through)
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        if noise.in_one_program():
+            return _signed(inputs, noise.uniform_of_steps(tf.shape(inputs), key, start, steps), self.compute_dtype)
         return tf.stack([_poisson_step(inputs, noise.derive(key, start + t), self.compute_dtype) for t in range(steps)])
 
     def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
@@ -129,7 +131,12 @@ class PoissonEncoder(Encoder):
 @functools.partial(shared, any_batch=True)
 def _poisson_step(inputs: tf.Tensor, key: tf.Tensor, dtype: str) -> tf.Tensor:
     """One step of signed Poisson spikes in `dtype`, of the shape of `inputs`."""
-    fired = noise.uniform(tf.shape(inputs), key) < tf.cast(tf.abs(inputs), tf.float32)
+    return _signed(inputs, noise.uniform(tf.shape(inputs), key), dtype)
+
+
+def _signed(inputs: tf.Tensor, uniform: tf.Tensor, dtype: str) -> tf.Tensor:
+    """Spikes of the inputs' sign where their size exceeds the uniform numbers, `[B, ...]` or `[steps, B, ...]`."""
+    fired = uniform < tf.cast(tf.abs(inputs), tf.float32)
     return tf.cast(fired, dtype) * tf.cast(tf.sign(inputs), dtype)
 
 

@@ -8,11 +8,16 @@ A key made here can be made again: resume, replicas and repeated predictions com
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfspike.neurons import philox
 from tfspike.neurons.shared_function import shared
 
 # Keys of the two phases never meet: a training step may share its number with an inference seed.
@@ -39,9 +44,53 @@ def uniform(shape: tf.Tensor | tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
 
     From integers, because XLA turns the same bits into other floats than TensorFlow's kernels do.
     """
-    bits = tf.random.stateless_uniform(shape, key, minval=None, maxval=None, dtype=tf.uint32, alg=ALGORITHM)
+    return _unit(tf.random.stateless_uniform(shape, key, minval=None, maxval=None, dtype=tf.uint32, alg=ALGORITHM))
+
+
+def uniform_of_steps(shape: tf.Tensor | tuple[int, ...], key: tf.Tensor, start: int | tf.Tensor,
+                     steps: int) -> tf.Tensor:
+    """`uniform(shape, derive(key, start + t))` of `steps` steps t, `[steps, *shape]`.
+
+    The same numbers, written out as arithmetic on all of them: XLA makes one kernel of it, where the random operation
+    of each step is some twenty on a GPU, most of them for a single number. Operation by operation it is slower.
+    """
+    numbers = tf.cast(start, tf.int32) + tf.range(steps)
+    bits = philox.bits(derive(key, 0)[0], numbers, tf.reduce_prod(shape))
+    return tf.reshape(_unit(bits), tf.concat([[steps], shape], axis=0))
+
+
+def _unit(bits: tf.Tensor) -> tf.Tensor:
+    """Random bits, uint32, to numbers in [0, 1)."""
     bits = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.int32)  # int32 casts are vectorised
     return tf.cast(bits, tf.float32) * 2.0**-24
+
+
+_ONE_PROGRAM = contextvars.ContextVar("_ONE_PROGRAM", default=False)
+
+
+def in_one_program() -> bool:
+    """Whether what is being traced becomes one program of XLA: `as_one_program`."""
+    return _ONE_PROGRAM.get()
+
+
+def as_one_program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for `tf.function(jit_compile=True)`: noise takes the form that XLA makes the fewest kernels of."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with _one_program():
+            return function(*args)
+
+    return traced
+
+
+@contextlib.contextmanager
+def _one_program() -> Iterator[None]:
+    token = _ONE_PROGRAM.set(True)
+    try:
+        yield
+    finally:
+        _ONE_PROGRAM.reset(token)
 
 
 def replica_id() -> int | tf.Tensor:

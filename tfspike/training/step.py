@@ -11,6 +11,7 @@ from tfspike import distribution
 from tfspike.config.config import Config
 from tfspike.models import diagnosis, losses
 from tfspike.models.network import Network
+from tfspike.neurons import noise
 from tfspike.training.optimisation import decays
 
 
@@ -39,7 +40,8 @@ class TrainStep:
         self._names = ["loss", *penalised, "correct", "stop",
                        *diagnosis.statistic_names(model.spiking_layers, model.trainable_variables)]
         self.compiled = distribution.compiles(config.jit, strategy.num_replicas_in_sync, config.deterministic)
-        self._step = tf.function(self._compute, autograph=False, jit_compile=self.compiled or None)
+        compute = noise.as_one_program(self._compute) if self.compiled else self._compute
+        self._step = tf.function(compute, autograph=False, jit_compile=self.compiled or None)
 
     def __call__(self, images: Any, labels: Any, stop: bool = False) -> tf.Tensor:
         """Trains on one distributed batch; returns what `numbers` reads.
@@ -54,9 +56,10 @@ class TrainStep:
         """The concrete function of such a batch, or of `tf.TensorSpec`s of one: what `benchmarks.launches` counts."""
         return self._step.get_concrete_function(images, labels, tf.TensorSpec((), tf.float32))
 
-    def module(self, images: Any, labels: Any) -> str:
-        """The optimised HLO that XLA makes of the step for such a batch, as text; under `--jit=on`."""
-        return self._step.experimental_get_compiler_ir(images, labels, tf.constant(0.0))(stage="optimized_hlo")
+    def module(self, images: Any, labels: Any, stage: str = "optimized_hlo") -> Any:
+        """The HLO of the step for such a batch, under `--jit=on`: as text, optimised by XLA; or another stage of
+        `tf.function.experimental_get_compiler_ir`."""
+        return self._step.experimental_get_compiler_ir(images, labels, tf.constant(0.0))(stage=stage)
 
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
         """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,

@@ -1,0 +1,1 @@
+"""tfspike's compiled steps on a machine that has JAX but no TensorFlow, beside PyTorch on the same card."""
