@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
@@ -55,7 +56,8 @@ def fold(model: Any) -> Any:
     for call in calls:
         if call.layer in copies:
             norm = norms.get(call.output)
-            copies[call.layer].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
+            copies[call.layer].set_weights(call.layer.get_weights() if norm is None
+                                           else merged(call.layer.layer, *norm.folded()))
     folded = in_float32(folded)
     folded.configure_engine(model._chunk, model._kernel)
     return folded
@@ -66,10 +68,13 @@ def _with_bias(layer: OverTime) -> OverTime:
     return OverTime(inner, name=layer.name, dtype=layer.dtype_policy)
 
 
-def _merged(layer: OverTime, norm: ThresholdNorm) -> list[Any]:
-    factor, offset = norm.folded()
+def merged(layer: keras.layers.Layer, factor: Any, offset: Any) -> list[np.ndarray]:
+    """`[kernel, bias]` of a dense layer or a convolution with y -> factor y + offset, per channel `[C]`, behind it."""
+    factor, offset = np.asarray(factor), np.asarray(offset)
     kernel, *bias = layer.get_weights()
-    return [kernel * factor.numpy(), offset.numpy() + (factor.numpy() * bias[0] if bias else 0.0)]
+    # a depthwise kernel has its channels on two axes
+    shape = kernel.shape[-2:] if isinstance(layer, keras.layers.DepthwiseConv2D) else (-1,)
+    return [kernel * factor.reshape(shape), offset + (factor * bias[0] if bias else 0.0)]
 
 
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, ThresholdNorm]) -> None:

@@ -16,7 +16,7 @@ import keras
 
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import Encoder
-from tfspike.neurons.layers import OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
+from tfspike.neurons.layers import OpenNeurons, OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
 from tfspike.neurons.normalisation import ThresholdNorm
 
 # Keras' layers that treat every step alone and need no help: they may be given any stretch of a window.
@@ -276,7 +276,7 @@ class Plan:
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
         for call in (self.encoder, *self.spiking, self.readout):
-            method = own_code(call.layer)
+            method = None if isinstance(call.layer, OpenNeurons) else own_code(call.layer)
             if method is not None:
                 raise UserError(f"{what} cannot look into {_said(call)}, which has a `{method}` of its own. "
                                 "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its "
