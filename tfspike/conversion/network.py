@@ -25,8 +25,8 @@ INPUT = ""  # where a path begins that comes from the encoder
 SHARED = "\0shared"  # the target of currents that several layers of neurons read: they keep the ANN's own units
 
 _PASSING = (keras.layers.ZeroPadding2D, keras.layers.Flatten, keras.layers.Identity)
-_LEGAL = ("Conv2D, DepthwiseConv2D and Dense, normalisation behind them, ReLU, AveragePooling2D and MaxPooling2D behind "
-          "a ReLU, Add, ZeroPadding2D, Flatten and dropout")
+_LEGAL = ("Conv2D, DepthwiseConv2D and Dense, normalisation behind them, ReLU, AveragePooling2D and MaxPooling2D "
+          "behind a ReLU, Add, ZeroPadding2D, Flatten and dropout")
 
 _NEURONS = ("relu", "pool", "gate")  # kinds of steps that need the spikes in front of them
 

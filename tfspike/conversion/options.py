@@ -27,8 +27,8 @@ class ConversionOptions:
                               choices=("best", "last"))
     data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
                                    group="What to convert", legal="a folder, or an .npz file", path=True)
-    method: str = setting("data", f"How thresholds are balanced: {listing()}. The last two reset by subtraction and need "
-                          "few steps; quantised takes an ANN of train.py --levels.", group="How", choices=METHODS)
+    method: str = setting("data", f"How thresholds are balanced: {listing()}. The last two reset by subtraction and "
+                          "need few steps; quantised takes an ANN of train.py --levels.", group="How", choices=METHODS)
     percentile: float | None = setting(None, "Which of a layer's positive activations or currents its scale is; none "
                                        "means 99.9, or 100, the maximum, for spike_norm.", group="How",
                                        legal="a number above 0 and up to 100", check=lambda v: 0 < v <= 100)

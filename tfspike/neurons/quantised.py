@@ -55,7 +55,7 @@ class QuantisedReLU(keras.layers.Layer):
         """Activations `[B, ...]` to as many in the layer's compute dtype."""
         return tf.cast(quantise(activations, self.ceiling.value, self.levels), self.compute_dtype)
 
-    def compute_output_spec(self, activations: keras.KerasTensor) -> keras.KerasTensor:  # type: ignore[override]
+    def compute_output_spec(self, activations: keras.KerasTensor) -> keras.KerasTensor:
         return keras.KerasTensor(activations.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
