@@ -98,8 +98,8 @@ def network(levels: int, seed: int = 0) -> tuple[keras.Model, np.ndarray]:
     net = keras.Model(image, keras.layers.Dense(3, use_bias=False)(x))
     for variable in net.trainable_variables:
         if variable.name == "kernel":
-            variable.assign(rng.normal(0, np.sqrt(2 / variable.shape[0]), variable.shape))
-    return net, rng.uniform(0, 1, (20, 64)).astype("f")
+            variable.assign(rng.normal(0, np.sqrt(4 / variable.shape[0]), variable.shape))
+    return net, rng.uniform(0, 1, (60, 64)).astype("f")
 
 
 def errors(levels: int, timesteps: int, **options: Any) -> list[float]:
@@ -120,10 +120,10 @@ def test_a_layer_of_constant_input_counts_exactly_what_its_ann_computes() -> Non
 
 
 @pytest.mark.filterwarnings(LAYER_BY_LAYER)
-@pytest.mark.parametrize("levels, most", [(4, 0.09), (16, 0.04)])
+@pytest.mark.parametrize("levels, most", [(4, 0.03), (16, 0.01)])
 def test_the_layer_behind_is_near_and_nearer_where_spikes_are_taken_back(levels: int, most: float) -> None:
     plain, back = errors(levels, levels)[1], errors(levels, levels, bipolar=True)[1]
-    assert 0 < back < 0.75 * plain < 0.75 * most, (plain, back)
+    assert 0 < back < 0.85 * plain and plain < most, (plain, back)
 
 
 def taken_back(currents: np.ndarray, theta: float, v: float) -> np.ndarray:

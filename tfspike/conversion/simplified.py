@@ -55,15 +55,15 @@ def simplified(model: keras.Model) -> keras.Model:
         raise UserError("The network to convert must have one input and one output. "
                         f"Received: {len(inputs)} and {len(outputs)}.")
     norms = {call.source: call.layer for call in calls if isinstance(call.layer, _NORMS)}
-    last = next((call for call in calls if call.output is outputs[0]), None)
-    if not norms and not any(_activation(call) for call in calls) and not _is_softmax(last):
+    last = next(call for call in calls if call.output is outputs[0])
+    if not norms and not any(_activation(call) for call in calls) and not _is_softmax(last.layer):
         return model
     _refuse_unfoldable(calls, norms)
     copies: dict[Any, keras.layers.Layer] = {}
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer, norm = call.layer, norms.get(call.output)
-        if isinstance(layer, _NORMS) or (call is last and _is_softmax(call)):
+        if isinstance(layer, _NORMS) or (call is last and _is_softmax(layer)):
             return args[0]
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)  # an operation
@@ -95,11 +95,9 @@ def _activation(call: plans.Call) -> Any:
     return found if found in (_RELU, _SOFTMAX) else None
 
 
-def _is_softmax(call: plans.Call | None) -> bool:
-    if call is None:
-        return False
-    alone = isinstance(call.layer, keras.layers.Activation) and call.layer.activation is _SOFTMAX
-    return alone or isinstance(call.layer, keras.layers.Softmax) or _activation(call) is _SOFTMAX
+def _is_softmax(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Softmax) or (
+        isinstance(layer, keras.layers.Activation) and layer.activation is _SOFTMAX)
 
 
 def _affine(norm: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
