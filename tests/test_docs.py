@@ -110,6 +110,12 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
+def test_a_keras_network_of_ones_own_is_converted_as_the_page_says() -> None:
+    with pytest.warns(UserWarning, match="MaxPoolGate"):
+        (names,) = ran(ROOT / "docs" / "conversion.md", {})
+    assert names["scores"].shape == (20, 10) and all(np.sum(count) > 0 for count in names["spikes"].values())
+
+
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):

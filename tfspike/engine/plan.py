@@ -16,6 +16,7 @@ import keras
 
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import Encoder
+from tfspike.neurons.gate import MaxPoolGate
 from tfspike.neurons.layers import OpenNeurons, OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
 from tfspike.neurons.normalisation import ThresholdNorm
 
@@ -97,7 +98,8 @@ def _said(call: Call) -> str:
     return f"{call.name} ({type(call.layer).__name__})"
 
 
-_REMEDIES = ((keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
+_REMEDIES = ((MaxPoolGate, "which position of a window passes follows from all steps until then"),
+             (keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
              (keras.layers.Dropout, "tfspike.WindowDropout holds one mask for the window"),
              (keras.layers.Layer, "tfspike.OverTime around a layer applies it to every step alone"),
              (keras.Operation, "a layer that does the same, within tfspike.OverTime, is applied to every step alone"))
