@@ -30,16 +30,16 @@ jumps, one spike each, and what a jump carries beyond the threshold is lost too:
 neighbouring scales, not on their size, and adds up with depth. Rates thus come close to the activations in the first
 layer and fall short of them in deep ones, however long the window.
 
-**What is lost to subtraction** ("rueckauer", "quantised"; Rueckauer et al. 2017). Nothing: for any input
+**Reset by subtraction** ("rueckauer", "quantised"; Rueckauer et al. 2017) loses no charge. For any input
 
     theta N = sum of I_t + v_0 - v_T
 
 so that the rate of the first layer is r = z - (v_T - v_0) / (T theta), and each later one adds its weights times the
-errors in front. The membrane is what is still to be said, and its share of the rate falls as 1 / T. A start of half a
-threshold makes that error one of rounding, as often above as below: at short windows several times smaller than from 0.
-What remains are activations above the scale, which a rate of 1 cuts off, and spikes that come unevenly: a neuron may
-fire for early ones and cannot take it back (`tfspike.neurons.bipolar` can). Averages of spikes are passed on as they
-are: a pooling neuron would lose something. Maxima take a gate (`tfspike.neurons.gate`).
+errors in front. The error is what the membrane still holds, and falls as 1 / T while z stays within 0 and theta. A
+start of half a threshold makes it one of rounding, as often above as below: at short windows several times smaller than
+from 0. What remains are activations above the scale, which a rate of 1 cuts off, and spikes that come unevenly: a
+neuron may fire for early ones and cannot take it back (`tfspike.neurons.bipolar` can). Averages of spikes are passed on
+as they are: a pooling neuron would lose something. Maxima take a gate (`tfspike.neurons.gate`).
 
 Sources: P. U. Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and threshold
 balancing", IJCNN 2015; A. Sengupta et al., "Going deeper in spiking neural networks: VGG and residual architectures",

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from tfspike.engine import plan as plans
-from tfspike.engine.folding import merged
+from tfspike.engine.folding import joined_once, merged
 from tfspike.errors import UserError
 from tfspike.neurons.normalisation import ThresholdNorm
 
@@ -112,13 +112,11 @@ def _affine(norm: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, keras.layers.Layer]) -> None:
-    readers = [x for call in calls for x in call.sources]
-    used = [call.layer for call in calls]
-    foldable = {call.output for call in calls if isinstance(call.layer, WEIGHTED) and used.count(call.layer) == 1
-                and not plans.own_synapse(call.layer) and call.layer.activation is keras.activations.linear}
+    foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, WEIGHTED)
+                and call.layer.activation is keras.activations.linear and not plans.own_synapse(call.layer)}
     for source, norm in norms.items():
         axis = getattr(norm, "axis", -1)
-        if source not in foldable or readers.count(source) > 1 or axis not in (-1, len(source.shape) - 1):
+        if source not in foldable or axis not in (-1, len(source.shape) - 1):
             raise UserError(f"The normalisation {norm.name!r} cannot be folded into weights: it must follow a Conv2D, "
                             "DepthwiseConv2D or Dense layer without activation that is used once and that nothing else "
                             "reads, and normalise its channels.")

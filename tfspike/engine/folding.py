@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -77,21 +79,24 @@ def merged(layer: keras.layers.Layer, factor: Any, offset: Any) -> list[np.ndarr
     return [kernel * factor.reshape(shape), offset + (factor * bias[0] if bias else 0.0)]
 
 
+def joined_once(calls: Iterable[plans.Call]) -> list[plans.Call]:
+    """Calls of layers that are called once, and whose output one other call alone reads."""
+    calls = list(calls)
+    used = collections.Counter(call.layer for call in calls)
+    readers = collections.Counter(x for call in calls for x in call.sources)
+    return [call for call in calls if used[call.layer] == 1 and readers[call.output] == 1]
+
+
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, ThresholdNorm]) -> None:
-    readers: dict[Any, int] = {}
-    for call in calls:
-        for x in call.sources:
-            readers[x] = readers.get(x, 0) + 1
-    used = [call.layer for call in calls]
-    foldable = {call.output for call in calls if isinstance(call.layer, OverTime)
+    foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, OverTime)
                 and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
-                and call.layer.layer.activation is keras.activations.linear and used.count(call.layer) == 1
+                and call.layer.layer.activation is keras.activations.linear
                 and not plans.own_code(call.layer) and not plans.own_synapse(call.layer.layer)}
     for source, norm in norms.items():
         method = plans.own_code(norm)
         if method is not None:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it has a `{method}` of its own.")
-        if source not in foldable or readers[source] > 1:
+        if source not in foldable:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it must follow an OverTime with a "
                             "Conv2D or Dense layer of Keras' own without activation that is used once and that nothing "
                             "else reads.")
