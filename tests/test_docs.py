@@ -207,7 +207,7 @@ def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytes
 def test_all_python_of_the_pages_is_run() -> None:
     """A page that gets its first Python gets a test here."""
     assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/howto.md", "docs/models.md", "docs/exports.md",
-                                                                 "docs/own_data.md"}
+                                                                 "docs/own_data.md", "docs/conversion.md"}
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
