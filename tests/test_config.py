@@ -15,6 +15,7 @@ from tfspike.config import FIELDS, Config, RunOptions, recipes, resolve, version
 from tfspike.config import presets as configs
 from tfspike.config.methods import METHODS
 from tfspike.config.settings import normalise, shown
+from tfspike.datasets import catalogue
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
 
@@ -178,7 +179,10 @@ def test_every_recipe_is_legal_and_every_network_has_the_papers():
     assert set(recipes.LEE) == set(VARIANTS)
     for model in VARIANTS:
         for dataset in (*config.DATASETS, "beans"):
-            for method in (None, *METHODS):
+            twins = [name for name, method in METHODS.items() if method.settings["neuron"] == "relu"]
+            for method in twins if dataset not in catalogue.WITH_EVENTS else ():  # ANNs, without what spikes alone have
+                assert not resolve({"model": model, "dataset": dataset}, method=method).is_spiking
+            for method in {None, *METHODS} - {*twins}:
                 for optimizer in (None, "sgd", "adam", "adamw"):
                     settings = recipes.with_optimizer(recipes.recipe(model, dataset, method), optimizer)
                     Config(**{"model": model, "dataset": dataset, **settings})
@@ -348,7 +352,7 @@ CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "short
            "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
            "precision": "mixed_bfloat16", "strategy": "mirrored", "jit": "on", "deterministic": True, "neuron": "relu",
-           "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events"}
+           "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events", "levels": 4}
 
 
 def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():
@@ -369,7 +373,7 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
     which = {"extra": {"dataset": "svhn"}, "image_size": {"dataset": "folder"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"},
-             "credit": {"surrogate": "arctan"}}.get(name, {})
+             "credit": {"surrogate": "arctan"}, "levels": {"neuron": "relu"}}.get(name, {})
     saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}

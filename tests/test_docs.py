@@ -110,6 +110,12 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names[0]["model"].output_shape == (None, 10) and len(names) >= 4
 
 
+def test_a_keras_network_of_ones_own_is_converted_as_the_page_says() -> None:
+    with pytest.warns(UserWarning, match="MaxPoolGate"):
+        (names,) = ran(ROOT / "docs" / "conversion.md", {})
+    assert names["scores"].shape == (20, 10) and all(np.sum(count) > 0 for count in names["spikes"].values())
+
+
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):
@@ -201,7 +207,7 @@ def test_the_code_of_the_page_on_exports_runs(tmp_path: Path, monkeypatch: pytes
 def test_all_python_of_the_pages_is_run() -> None:
     """A page that gets its first Python gets a test here."""
     assert {name_of(path) for path in PROSE if blocks(path)} <= {"README.md", "docs/howto.md", "docs/models.md", "docs/exports.md",
-                                                                 "docs/own_data.md"}
+                                                                 "docs/own_data.md", "docs/conversion.md"}
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def __dir__() -> list[str]:
 
 def _register() -> None:
     """Loads every class that a .keras file may name."""
-    for module in ("neurons.cells", "models.networks"):
+    for module in ("neurons.bipolar", "neurons.cells", "neurons.gate", "models.networks"):
         importlib.import_module(f"tfspike.{module}")
 
 

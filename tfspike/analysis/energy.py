@@ -15,6 +15,7 @@ algorithms and systems") where it has one. All numbers are per image, over the w
 * Average pooling of spikes costs one AC per spike: its factor, 1/4 for 2x2, is the same for all synapses of the
   neuron and folds into the threshold. A spike on an identity shortcut costs one AC. NeuroBench leaves both out; here
   they count, and are listed apart.
+* A max-pooling gate of a converted network (`tfspike.neurons.gate`) passes spikes on; its comparisons are not counted.
 * A current that a shortcut carries past neurons (`--shortcut=currents`) costs one AC per value and step where it is
   added to that of its block: it is stored for other neurons to read and cannot be accumulated in place, as the current
   of a convolution is. Its values are real, but nothing is multiplied. In the ANN it is one addition, as every identity.

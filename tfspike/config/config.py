@@ -108,6 +108,9 @@ class Config:
     reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, or what is above the threshold "
                          "(subtract).", group="Network", choices=("zero", "subtract"))
     start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
+    levels: int = setting(0, "With --neuron=relu: ReLUs of so many steps up to a learnt ceiling, which spiking neurons "
+                          "compute in as many time steps (Bu et al. 2022); 0 for plain ones.", group="Network",
+                          **_at_least(0))
     hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
                                  "network's own.", group="Network", **_at_least(0))
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
@@ -228,6 +231,9 @@ class Config:
             object.__setattr__(self, "export", ())
         if not self.is_spiking:
             self._validate_relu()
+        elif self.levels:
+            raise UserError(f"--levels={self.levels} is for ReLUs, and --neuron={self.neuron} has none; leave it out, "
+                            "or train an ANN to convert with --neuron=relu.")
         if self.dataset in EVENT_DATASETS and self.encoder != "none":
             raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
                             "use --encoder=none.")

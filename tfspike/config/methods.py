@@ -30,6 +30,8 @@ _LEE = {"surrogate": "leak_aware", "surrogate_width": 1.0, "reset": "zero", "sta
         "norm": "none", "pooling": "neuron", "shortcut": "spikes", "encoder": "poisson", "loss": "squared",
         "neuron": "lif"}
 _DIRECT = {"encoder": "direct", "pooling": "average", "loss": "cross_entropy", "neuron": "lif", "start": 0.0}
+# An ANN that `python -m tfspike.conversion --method=` the same name makes spike
+_TWIN = {"neuron": "relu", "norm": "tdbn", "levels": 0, "loss": "cross_entropy"}
 
 METHODS: dict[str, Method] = {
     "lee": Method("Lee et al. 2020, the paper's equations (or, with --gradient=event, the authors' code)", _LEE),
@@ -46,6 +48,8 @@ METHODS: dict[str, Method] = {
     "tandem": Method("Wu et al. 2021: tandem learning, the gradient of a ReLU network on the rates of a spiking one",
                      {**_DIRECT, "gradient": "rate", "credit": "mean", "surrogate": "tandem", "surrogate_width": 1.0,
                       "norm": "tdbn", "reset": "subtract", "leak": 1.0}),
+    "rueckauer": Method("Rueckauer et al. 2017: an ANN with normalisation, to be converted", _TWIN),
+    "quantised": Method("Bu et al. 2022: an ANN of ReLUs with steps, to be converted", {**_TWIN, "levels": 8}),
     "deep": Method("this library: \"rate\" with the mean of a wide surrogate, normalised currents",
                    {**_DIRECT, "gradient": "rate", "credit": "mean", "surrogate": "arctan", "surrogate_width": 2.0,
                     "norm": "tdbn", "reset": "zero"}),

@@ -62,6 +62,8 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
     asked = {**from_file, **given}
     defaults = {name: field.default for name, field in FIELDS.items()}
     names = {**defaults, **bundle, **asked}
+    if method is not None:
+        names = {**names, **fixed(method, names["dataset"]), **asked}
     settings = {**defaults, **recipes.recipe(names["model"], names["dataset"], method), **bundle}
     if names["neuron"] == "relu":
         settings.update({name: defaults[name] for name in SPIKING_ONLY}, init="normal", export=("keras",))

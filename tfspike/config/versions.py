@@ -38,6 +38,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "min_steps_per_epoch": Added(0),
     "spike_penalty": Added(0.0),
     "kernel": Added("auto"),
+    "levels": Added(0),
     "jit": Added("auto"),
     "stop_on_collapse": Replaced(lambda stop: {"on_collapse": "stop" if stop else "continue"}),
 }

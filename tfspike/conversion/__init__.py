@@ -1,11 +1,11 @@
-"""From a trained ReLU network to a spiking one: threshold balancing.
+"""From a trained ReLU network to a spiking one: balanced thresholds.
 
     converted = conversion.convert(ann, training_images, method="data", timesteps=100)
     converted.model                                    # a SpikingModel of integrate-and-fire neurons
 
-    python -m tfspike.conversion --run=FOLDER --method=spike_norm --timesteps=100
+    python -m tfspike.conversion --run=FOLDER --method=rueckauer --timesteps=32
 
-`tfspike.conversion.balance` has the mathematics and what is lost.
+`tfspike.conversion.methods` has the methods, `balance` the mathematics and what is lost.
 """
 
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # what _HOME says, for type checkers
     from tfspike.conversion.balance import Conversion as Conversion
     from tfspike.conversion.balance import build as build
     from tfspike.conversion.balance import convert as convert
-    from tfspike.conversion.options import METHODS as METHODS
+    from tfspike.conversion.methods import METHODS as METHODS
 
-_HOME = {"METHODS": "options",
+_HOME = {"METHODS": "methods",
          "Conversion": "balance", "build": "balance", "convert": "balance"}
 
 __all__ = sorted(_HOME)

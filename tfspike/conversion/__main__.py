@@ -1,4 +1,4 @@
-"""`python -m tfspike.conversion --run=FOLDER --method=data|spike_norm`: converts the ANN of a run to a spiking network.
+"""`python -m tfspike.conversion --run=FOLDER --method=NAME`: converts the ANN of a run to a spiking network.
 
 The last line of stdout is JSON. Exit codes: 0, or 2 for a mistake that is explained in one sentence.
 """

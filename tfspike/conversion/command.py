@@ -18,7 +18,8 @@ import numpy as np
 from tfspike import analysis, files
 from tfspike import config as config_lib
 from tfspike.config.config import Config
-from tfspike.conversion.balance import PERCENTILES, Conversion, convert
+from tfspike.conversion.balance import Conversion, convert
+from tfspike.conversion.methods import chosen
 from tfspike.conversion.options import ConversionOptions
 from tfspike.datasets import streams
 from tfspike.errors import UserError
@@ -45,34 +46,56 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     if config.neuron != "relu":
         raise UserError(f"--run takes a run of train.py --neuron=relu, and {options.run} holds a spiking network "
                         "already; test it with eval.py.")
-    percentile = PERCENTILES[options.method] if options.percentile is None else options.percentile
-    out = options.out or os.path.join(options.run, f"{options.method}-{percentile:g}-T{options.timesteps}")
+    method = chosen(options.method, options.encoder, options.start, options.bipolar)
+    percentile = method.percentile if options.percentile is None else options.percentile
+    out = options.out or os.path.join(options.run, _folder(options, percentile))
     _require_free(out)
-    train = run_loading.load_data(config, info, "train", options.data_dir)
-    chosen, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
-    chosen = chosen[:options.calibration]
-    say(f"Balancing thresholds ({options.method}, percentile {percentile:g}) on {len(chosen)} training images.")
-    converted = convert(ann, info.normalise(train.images[chosen]), options.method, percentile, options.timesteps,
-                        options.encoder, seed=options.seed)
+    say(f"Converting by {options.method} ({method.source}).")
+    images = None if percentile is None else _calibration(config, info, options)
+    converted = convert(ann, images, options.method, options.percentile, options.timesteps, options.encoder,
+                        seed=options.seed, start=options.start, bipolar=options.bipolar)
+    balanced = {} if images is None else {"percentile": percentile, "calibration": len(images)}
     about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
-             "percentile": percentile, "calibration": len(chosen), "scales": converted.scales}
+             **balanced, "start": method.start, "bipolar": method.bipolar, "encoder": method.encoder,
+             "scales": converted.scales}
     _write(out, converted, config, options, about, checkpoint.step)
     say(f"Written to {out}. To look at it: {provenance.to_copy('eval', workdir=out)}")
+    record = {"out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, **about,
+              **_measured(ann, converted, config, info, options)}
+    if options.record is not None:
+        _add_to(options.record, record, config)
+    return record
+
+
+def _calibration(config: Config, info: Any, options: ConversionOptions) -> np.ndarray:
+    """The first training images in the order of the run's own split, none of them held out for validation."""
+    train = run_loading.load_data(config, info, "train", options.data_dir)
+    indices, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
+    return np.asarray(info.normalise(train.images[indices[:options.calibration]]))
+
+
+def _measured(ann: Any, converted: Conversion, config: Config, info: Any, options: ConversionOptions) -> dict[str, Any]:
+    """What both networks do on test images."""
     test = run_loading.load_data(config, info, "test", options.data_dir).first(options.images)
     images = info.normalise(test.images)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
-    found = analysis.analyse(converted.model, images, test.labels, seed=options.seed)
+    in_chunks = converted.model.engine is not None  # else every layer's whole window exists at once
+    found = analysis.analyse(converted.model, images, test.labels, 100 if in_chunks else 20, options.seed)
     steps = sorted({step for step in (*options.steps, options.timesteps) if step <= options.timesteps})
-    record = {
-        "out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, "records": len(test),
-        **about, "ann_accuracy": float(np.mean(answers == test.labels)),
+    return {
+        "records": len(test), "ann_accuracy": float(np.mean(answers == test.labels)),
         "accuracy": {str(step): float(found.accuracy_by_step[step - 1]) for step in steps},
         "spikes_per_image": {str(step): float(found.spikes_by_step[step - 1]) for step in steps},
         "neuron_spikes_per_image": float(sum(layer.spikes for layer in found.layers if layer.kind != "input")),
         "rates": {layer.name: layer.rate for layer in found.layers if layer.kind in ("lif", "pooling")}}
-    if options.record is not None:
-        _add_to(options.record, record, config)
-    return record
+
+
+def _folder(options: ConversionOptions, percentile: float | None) -> str:
+    """A name that follows from what was asked for."""
+    parts = [options.method, "" if percentile is None else f"{percentile:g}",
+             "" if options.start is None else f"start{options.start:g}", "bipolar" if options.bipolar else "",
+             f"T{options.timesteps}"]
+    return "-".join(part for part in parts if part)
 
 
 def _require_free(out: str) -> None:
@@ -83,8 +106,10 @@ def _require_free(out: str) -> None:
 def _write(out: str, converted: Conversion, config: Config, options: ConversionOptions, about: dict[str, Any],
            step: int) -> None:
     """A folder that eval.py, reports and exports take for a run."""
-    settings = dataclasses.replace(config, neuron="lif", timesteps=options.timesteps, encoder=options.encoder, leak=1.0,
-                                   threshold=1.0, export=(), workdir=out)
+    method = chosen(options.method, options.encoder, options.start, options.bipolar)
+    settings = dataclasses.replace(config, neuron="lif", levels=0, norm="none", timesteps=options.timesteps, leak=1.0,
+                                   threshold=1.0, encoder=method.encoder, reset=method.reset, start=method.start,
+                                   pooling=method.pooling, export=(), workdir=out)
     record = {"versions": provenance.versions(), "commit": provenance.commit(), "commands": [provenance.command()],
               "data": workdir.run_metadata(options.run).get("data"), "init_from": None, "converted": about}
     try:

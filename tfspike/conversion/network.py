@@ -9,20 +9,26 @@ from typing import Any
 
 import keras
 
+from tfspike.conversion.methods import Method
+from tfspike.conversion.simplified import WEIGHTED, simplified
 from tfspike.engine import plan as plans
+from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
+from tfspike.neurons.bipolar import BipolarIF
+from tfspike.neurons.gate import MaxPoolGate
 from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
-from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.quantised import QuantisedReLU
 
 INPUT = ""  # where a path begins that comes from the encoder
 SHARED = "\0shared"  # the target of currents that several layers of neurons read: they keep the ANN's own units
 
-_WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 _PASSING = (keras.layers.ZeroPadding2D, keras.layers.Flatten, keras.layers.Identity)
-_LEGAL = ("Conv2D, DepthwiseConv2D and Dense without bias, ReLU, AveragePooling2D behind a ReLU, Add, ZeroPadding2D, "
-          "Flatten and dropout")
+_LEGAL = ("Conv2D, DepthwiseConv2D and Dense, normalisation behind them, ReLU, AveragePooling2D and MaxPooling2D "
+          "behind a ReLU, Add, ZeroPadding2D, Flatten and dropout")
+
+_NEURONS = ("relu", "pool", "gate")  # kinds of steps that need the spikes in front of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +37,20 @@ class Step:
 
     Attributes:
       call: the call.
-      kind: "weights", "relu", "pool" (an average of several, which gets a neuron), "sum", "pass" or "drop".
-      sources: for every tensor that enters: the ReLU (or `INPUT`) whose rates it carries, None where it is a current.
+      kind: "weights", "relu", "pool" (an average of several, which gets a neuron), "gate" (a maximum), "sum", "pass" or
+        "drop".
       target: the ReLU that its current goes to, None for the readout, or `SHARED`. Meaningless where no current comes
         out.
     """
 
     call: plans.Call
     kind: str
-    sources: tuple[str | None, ...]
     target: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Neurons:
-    """A layer of neurons, ReLU or pooling, and what drives it.
+    """A layer of neurons, ReLU or pooling, or a gate, and what drives it.
 
     Attributes:
       step: the layer's step.
@@ -63,6 +68,7 @@ class Network:
 
     Args:
       model: a functional Keras model from images to logits, such as `tfspike.models.ReluModel`.
+      pooling: "neuron" puts a neuron behind every average pooling, "average" none.
 
     Attributes:
       input, output: symbolic tensors.
@@ -71,19 +77,14 @@ class Network:
       origin: the ReLU (or `INPUT`) whose rates a symbolic tensor carries.
 
     Raises:
-      UserError: a layer, a bias or an arrangement that spiking neurons cannot follow.
+      UserError: a layer or an arrangement that spiking neurons cannot follow.
     """
 
-    def __init__(self, model: keras.Model):
-        try:
-            inputs, calls, outputs = plans.calls_of(model)
-        except (AttributeError, ValueError, TypeError):
-            raise UserError("The network to convert must be a functional Keras model such as models.create(..., "
-                            f"neuron='relu'). Received: a {type(model).__name__}.") from None
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise UserError("The network to convert must have one input and one output. "
-                            f"Received: {len(inputs)} and {len(outputs)}.")
+    def __init__(self, model: keras.Model, pooling: str = "neuron"):
+        model = simplified(model)
+        inputs, calls, outputs = plans.calls_of(model)
         self.name: str = model.name
+        self._pooling = pooling
         self.input, self.output = inputs[0], outputs[0]
         self.origin: dict[Any, str | None] = {self.input: INPUT}
         kinds = [self._kind(call) for call in calls]
@@ -91,8 +92,7 @@ class Network:
             raise UserError("The network to convert must end with logits, the sums of a layer with weights; it ends "
                             f"with the rates of {calls[-1].layer.name!r}. Leave its last activation out.")
         targets = self._targets(calls, kinds)
-        self.steps = [Step(call, kind, tuple(self.origin[x] for x in call.sources),
-                           targets.get(call.output)) for call, kind in zip(calls, kinds)]
+        self.steps = [Step(call, kind, targets.get(call.output)) for call, kind in zip(calls, kinds)]
         self.neurons = self._neurons()
         if not self.relus:
             raise UserError("The network to convert has no ReLU, so nothing in it could fire.")
@@ -111,12 +111,14 @@ class Network:
                 raise UserError(f"ReLU {layer.name!r} must follow a layer with weights or a sum; leave it out.")
             self.origin[call.output] = call.name
             return kind
-        if kind == "pool" and math.prod(layer.pool_size) == 1:
+        if kind in ("pool", "gate") and math.prod(layer.pool_size) == 1:
             kind = "pass"
-        if kind == "pool":
-            if sources == [None] or sources == [INPUT]:
-                raise UserError(f"Average pooling {layer.name!r} must follow a ReLU, because spikes are what its "
-                                "neurons average; move it behind the next ReLU.")
+        if kind == "pool" and self._pooling == "average":
+            kind = "pass"
+        if kind in ("pool", "gate") and sources in ([None], [INPUT]):
+            what = "Average pooling" if kind == "pool" else "Max pooling"
+            raise UserError(f"{what} {layer.name!r} must follow a ReLU, because it is spikes that are pooled; move it "
+                            "behind the next ReLU.")
         self.origin[call.output] = None if kind in ("weights", "sum") else sources[0]
         return kind
 
@@ -144,88 +146,123 @@ class Network:
         made: list[Neurons] = []
         producers = {step.call.output: step for step in self.steps}
         for step in self.steps:
-            if step.kind not in ("relu", "pool"):
+            if step.kind not in _NEURONS:
                 continue
             wanted = set(step.call.sources)
             path: list[plans.Call] = [step.call] if step.kind == "pool" else []
             for earlier in reversed(self.steps[:self.steps.index(step)]):
-                if earlier.call.output in wanted and earlier.kind not in ("relu", "pool"):
+                if earlier.call.output in wanted and earlier.kind not in _NEURONS:
                     path.insert(0, earlier.call)
                     wanted |= set(earlier.call.sources)
-            roots = {x for x in wanted if x not in producers or producers[x].kind in ("relu", "pool")}
+            roots = {x for x in wanted if x not in producers or producers[x].kind in _NEURONS}
             made.append(Neurons(step, tuple(path), frozenset(roots)))
         return made
 
-    def spiking(self, scales: Mapping[str, float], timesteps: int, encoder: str, gradient: str,
+    def spiking(self, scales: Mapping[str, float], timesteps: int, method: Method, gradient: str,
                 seed: int) -> SpikingModel:
-        """The same network of spiking neurons; arguments as for `tfspike.conversion.build`."""
+        """The same network of spiking neurons.
 
-        units = {**scales, SHARED: 1.0}
-
-        def factor(source: str | None, target: str | None) -> float:
-            if source is None:
-                return 1.0
-            return float((scales[source] if source else 1.0) / (1.0 if target is None else units[target]))
-
+        Args:
+          scales, timesteps, gradient, seed: as for `tfspike.conversion.build`.
+          method: what its neurons are.
+        """
         image = keras.Input(tuple(self.input.shape[1:]), dtype="float32", name="input")
-        x = encoders.create(encoder, timesteps, seed=seed, name="encoder")(image)
-        values = {self.input: x}
-        weights: list[tuple[Any, Any]] = []
+        x = encoders.create(method.encoder, timesteps, seed=seed, name="encoder")(image)
+        units = _Units(self, scales)
+        weights: list[tuple[Any, list[Any]]] = []
         steps = {step.call: step for step in self.steps}
-        targets = {step.call.output: step.target for step in self.steps}
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             step, layer = steps[call], call.layer
             if step.kind == "drop":
                 return args[0]
             if step.kind == "relu":
-                shared = targets[call.sources[0]] == SHARED
-                return LIF(1.0, scales[call.name] if shared else 1.0, gradient, dtype=layer.dtype_policy,
-                           name=f"{call.name.removesuffix('_relu')}_lif")(*args)
+                name = f"{call.name.removesuffix('_relu')}_lif"
+                threshold = units.of_rates(call.name) if units.target(call.source) == SHARED else 1.0
+                if method.bipolar:
+                    return BipolarIF(threshold, method.start, gradient, dtype=layer.dtype_policy, name=name)(*args)
+                return LIF(1.0, threshold, gradient, reset=method.reset, start=method.start, dtype=layer.dtype_policy,
+                           name=name)(*args)
+            if step.kind == "gate":
+                return MaxPoolGate.like(layer, dtype=layer.dtype_policy, name=call.name)(*args)
             if step.kind == "sum":
-                parts = zip(keras.tree.flatten(args), step.sources)
-                return plans.copy_of(layer)([_rescaled(x, factor(source, step.target), layer, i)
+                parts = zip(keras.tree.flatten(args), call.sources)
+                return plans.copy_of(layer)([_rescaled(x, units.factor(source, call.output), layer, i)
                                              for i, (x, source) in enumerate(parts)])
             if isinstance(layer, keras.layers.Activation):  # a linear one, in front of the readout
                 return args[0]
             inner = plans.copy_of(layer, name="dense" if isinstance(layer, keras.layers.Dense) else "conv")
-            out = OverTime(inner, name=call.name)(*args)
+            short = call.name.removesuffix("_average")
+            averages = isinstance(layer, keras.layers.AveragePooling2D) and step.kind == "pass"
+            out = OverTime(inner, name=short if averages else call.name)(*args)
             if step.kind == "weights":
-                kernel = keras.ops.convert_to_numpy(layer.kernel)
-                weights.append((inner, kernel * factor(step.sources[0], step.target)))
+                kernel, *bias = map(keras.ops.convert_to_numpy, layer.weights)
+                weights.append((inner, [kernel * units.factor(call.source, call.output),
+                                        *(value / units.of(call.output) for value in bias)]))
             if step.kind == "pool":
                 # a sum of n spikes, over n, exceeds 1 - 1/n strictly from the n-th spike on
-                short = call.name.removesuffix("_average")
                 out = PoolingIF(1.0 - 1.0 / math.prod(layer.pool_size), gradient, dtype=layer.dtype_policy,
                                 name=short if short != call.name else f"{short}_if")(out)
             return out
 
-        values = plans.run([step.call for step in self.steps], values, handler)
+        values = plans.run([step.call for step in self.steps], {self.input: x}, handler)
         model = SpikingModel(image, Readout(1.0, name="readout")(values[self.output]), name=self.name)
-        for layer, kernel in weights:
-            layer.kernel.assign(kernel)
-        return model
+        for layer, of_layer in weights:
+            layer.set_weights(of_layer)
+        # in 16 bits a current would be rounded before and after its bias
+        return in_float32(model) if any(len(of_layer) > 1 for _, of_layer in weights) else model
+
+
+class _Units:
+    """What a value of 1 of each tensor of the spiking network stands for in the ANN.
+
+    Args:
+      network: that was read.
+      scales: of its ReLU layers.
+    """
+
+    def __init__(self, network: Network, scales: Mapping[str, float]):
+        self._origin, self._scales = network.origin, {INPUT: 1.0, **scales}
+        self._targets = {step.call.output: step.target for step in network.steps}
+
+    def of_rates(self, relu: str) -> float:
+        """Of a spike per step of this ReLU's neurons."""
+        return float(self._scales[relu])
+
+    def target(self, current: Any) -> str | None:
+        """The ReLU that a current goes to, None, or `SHARED`."""
+        return self._targets[current]
+
+    def of(self, x: Any) -> float:
+        """Of a symbolic tensor: a rate's is its scale, a current's that of the neurons it goes to."""
+        relu = self._origin[x]
+        if relu is None:
+            relu = self._targets[x]
+            if relu is None or relu == SHARED:
+                return 1.0
+        return self.of_rates(relu)
+
+    def factor(self, source: Any, output: Any) -> float:
+        """What brings values of one tensor into the unit of another."""
+        return self.of(source) / self.of(output)
 
 
 def _kind_of(layer: keras.layers.Layer) -> str:
     """What a layer is to the conversion; refuses what it cannot be anything to."""
     name, kind = layer.name, type(layer).__name__
-    if isinstance(layer, _WEIGHTED) and type(layer) in _WEIGHTED:
-        if layer.use_bias:
-            raise UserError(f"Layer {name!r} has a bias, which no spike carries; train the network with "
-                            "use_bias=False.")
+    if isinstance(layer, WEIGHTED) and type(layer) in WEIGHTED:
         if layer.activation is not keras.activations.linear:
             raise UserError(f"Layer {name!r} has an activation of its own; give it a ReLU layer behind it instead.")
         return "weights"
     plain = isinstance(layer, keras.layers.ReLU) and layer.max_value is None and not (
         layer.negative_slope or layer.threshold)
-    if plain or (isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu):
+    rectifies = isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
+    if plain or rectifies or isinstance(layer, QuantisedReLU):
         return "relu"
-    if isinstance(layer, ThresholdNorm):
-        raise UserError(f"Layer {name!r} normalises, which integrate-and-fire neurons do not; train the network to "
-                        "convert with --norm=none, or begin a spiking one with its weights: --init_from.")
     if isinstance(layer, keras.layers.AveragePooling2D):
         return "pool"
+    if isinstance(layer, keras.layers.MaxPooling2D):
+        return "gate"
     if isinstance(layer, keras.layers.Add):
         return "sum"
     if isinstance(layer, keras.layers.Dropout) or hasattr(layer, "draw_mask"):

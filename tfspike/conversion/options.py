@@ -8,9 +8,9 @@ from typing import Any
 
 from tfspike.config import commands, flags
 from tfspike.config.settings import normalise_all, setting, verbose_setting
+from tfspike.conversion.methods import METHODS, chosen, listing
 from tfspike.errors import UserError
 
-METHODS = ("data", "spike_norm")
 _COUNT: dict[str, Any] = {"legal": "a whole number above 0", "check": lambda v: 0 < v < 2**31}
 
 
@@ -27,13 +27,20 @@ class ConversionOptions:
                               choices=("best", "last"))
     data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
                                    group="What to convert", legal="a folder, or an .npz file", path=True)
-    method: str = setting("data", "How thresholds are balanced: data (Diehl et al. 2015) or spike_norm (Sengupta et "
-                          "al. 2019).", group="How", choices=METHODS)
+    method: str = setting("data", f"How thresholds are balanced: {listing()}. The last two reset by subtraction and "
+                          "need few steps; quantised takes an ANN of train.py --levels.", group="How", choices=METHODS)
     percentile: float | None = setting(None, "Which of a layer's positive activations or currents its scale is; none "
-                                       "means 99.9 for data and 100, the maximum, for spike_norm.", group="How",
+                                       "means 99.9, or 100, the maximum, for spike_norm.", group="How",
                                        legal="a number above 0 and up to 100", check=lambda v: 0 < v <= 100)
-    calibration: int = setting(128, "Training images that thresholds are balanced on.", group="How", **_COUNT)
-    encoder: str = setting("poisson", "How pixels become spikes.", group="How", choices=("poisson", "direct"))
+    calibration: int = setting(128, "Training images that scales are found on.", group="How", **_COUNT)
+    start: float | None = setting(None, "Share of the threshold that membranes begin a window with; none means 0, or "
+                                  ".5 for quantised.", group="How",
+                                  legal="a number from 0 up to, but not including, 1", check=lambda v: 0 <= v < 1)
+    bipolar: bool = setting(False, "Spikes that came too early are taken back by spikes of -1 (after Gao et al. 2023); "
+                            "for methods that reset by subtraction.", group="How")
+    encoder: str | None = setting(None, "How pixels become spikes; none means poisson for data and spike_norm, and "
+                                  "direct, a constant current, for the others.", group="How",
+                                  choices=("poisson", "direct"))
     timesteps: int = setting(100, "Length of the window, in steps.", group="How", **_COUNT)
     seed: int = setting(0, "Of the input noise.", group="How", legal="a whole number of at least 0",
                         check=lambda v: 0 <= v < 2**31)
@@ -53,6 +60,10 @@ class ConversionOptions:
         if not self.run:
             raise UserError("--run is missing; give the folder of a run of train.py --neuron=relu.")
         normalise_all(self)
+        chosen(self.method, self.encoder, self.start, self.bipolar)
+        if self.percentile is not None and METHODS[self.method].percentile is None:
+            raise UserError(f"--percentile={self.percentile:g} is of methods that look at images, and "
+                            f"--method={self.method} takes what the network has learnt; leave it out.")
 
 
 def parse(argv: Sequence[str] | None = None) -> ConversionOptions:

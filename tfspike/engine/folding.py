@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
@@ -55,7 +58,8 @@ def fold(model: Any) -> Any:
     for call in calls:
         if call.layer in copies:
             norm = norms.get(call.output)
-            copies[call.layer].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
+            copies[call.layer].set_weights(call.layer.get_weights() if norm is None
+                                           else merged(call.layer.layer, *norm.folded()))
     folded = in_float32(folded)
     folded.configure_engine(model._chunk, model._kernel)
     return folded
@@ -66,27 +70,33 @@ def _with_bias(layer: OverTime) -> OverTime:
     return OverTime(inner, name=layer.name, dtype=layer.dtype_policy)
 
 
-def _merged(layer: OverTime, norm: ThresholdNorm) -> list[Any]:
-    factor, offset = norm.folded()
+def merged(layer: keras.layers.Layer, factor: Any, offset: Any) -> list[np.ndarray]:
+    """`[kernel, bias]` of a dense layer or a convolution with y -> factor y + offset, per channel `[C]`, behind it."""
+    factor, offset = np.asarray(factor), np.asarray(offset)
     kernel, *bias = layer.get_weights()
-    return [kernel * factor.numpy(), offset.numpy() + (factor.numpy() * bias[0] if bias else 0.0)]
+    # a depthwise kernel has its channels on two axes
+    shape = kernel.shape[-2:] if isinstance(layer, keras.layers.DepthwiseConv2D) else (-1,)
+    return [kernel * factor.reshape(shape), offset + (factor * bias[0] if bias else 0.0)]
+
+
+def joined_once(calls: Iterable[plans.Call]) -> list[plans.Call]:
+    """Calls of layers that are called once, and whose output one other call alone reads."""
+    calls = list(calls)
+    used = collections.Counter(call.layer for call in calls)
+    readers = collections.Counter(x for call in calls for x in call.sources)
+    return [call for call in calls if used[call.layer] == 1 and readers[call.output] == 1]
 
 
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, ThresholdNorm]) -> None:
-    readers: dict[Any, int] = {}
-    for call in calls:
-        for x in call.sources:
-            readers[x] = readers.get(x, 0) + 1
-    used = [call.layer for call in calls]
-    foldable = {call.output for call in calls if isinstance(call.layer, OverTime)
+    foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, OverTime)
                 and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
-                and call.layer.layer.activation is keras.activations.linear and used.count(call.layer) == 1
+                and call.layer.layer.activation is keras.activations.linear
                 and not plans.own_code(call.layer) and not plans.own_synapse(call.layer.layer)}
     for source, norm in norms.items():
         method = plans.own_code(norm)
         if method is not None:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it has a `{method}` of its own.")
-        if source not in foldable or readers[source] > 1:
+        if source not in foldable:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it must follow an OverTime with a "
                             "Conv2D or Dense layer of Keras' own without activation that is used once and that nothing "
                             "else reads.")

@@ -16,7 +16,8 @@ import keras
 
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import Encoder
-from tfspike.neurons.layers import OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
+from tfspike.neurons.gate import MaxPoolGate
+from tfspike.neurons.layers import OpenNeurons, OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
 from tfspike.neurons.normalisation import ThresholdNorm
 
 # Keras' layers that treat every step alone and need no help: they may be given any stretch of a window.
@@ -97,7 +98,8 @@ def _said(call: Call) -> str:
     return f"{call.name} ({type(call.layer).__name__})"
 
 
-_REMEDIES = ((keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
+_REMEDIES = ((MaxPoolGate, "which position of a window passes follows from all steps until then"),
+             (keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
              (keras.layers.Dropout, "tfspike.WindowDropout holds one mask for the window"),
              (keras.layers.Layer, "tfspike.OverTime around a layer applies it to every step alone"),
              (keras.Operation, "a layer that does the same, within tfspike.OverTime, is applied to every step alone"))
@@ -276,7 +278,7 @@ class Plan:
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
         for call in (self.encoder, *self.spiking, self.readout):
-            method = own_code(call.layer)
+            method = None if isinstance(call.layer, OpenNeurons) else own_code(call.layer)
             if method is not None:
                 raise UserError(f"{what} cannot look into {_said(call)}, which has a `{method}` of its own. "
                                 "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its "

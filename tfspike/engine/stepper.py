@@ -14,23 +14,9 @@ import tensorflow as tf
 
 from tfspike.engine import plan as plans
 from tfspike.neurons import gradients
-from tfspike.neurons.layers import SpikingLayer
+from tfspike.neurons.layers import OpenNeurons, SpikingLayer, Window
 
 State = dict[str, tf.Tensor]  # membranes `[B, ...]` float32, by the name of their call; the readout's is the last
-
-
-class Activity(NamedTuple):
-    """What the neurons of one layer did, step by step.
-
-    Attributes:
-      spikes: `[steps, B, ...]` in the layer's compute dtype.
-      potentials: u_t before firing, for every step `[B, ...]` float32.
-      membranes: v_t behind it, for every step `[B, ...]` float32.
-    """
-
-    spikes: tf.Tensor
-    potentials: tuple[tf.Tensor, ...]
-    membranes: tuple[tf.Tensor, ...]
 
 
 class Stretch(NamedTuple):
@@ -39,13 +25,13 @@ class Stretch(NamedTuple):
     Attributes:
       readout: V_t, `[steps, B, classes]` float32.
       state: after the last of them.
-      layers: activity of every spiking layer, by the name of its call, in the order of the forward pass.
+      layers: what every spiking layer did, by the name of its call, in the order of the forward pass.
       values: of every symbolic tensor of the window, `[steps, B, ...]`.
     """
 
     readout: tf.Tensor
     state: State
-    layers: dict[str, Activity]
+    layers: dict[str, Window]
     values: plans.Values
 
 
@@ -70,13 +56,15 @@ def advance(plan: plans.Plan, train: tf.Tensor, state: State) -> Stretch:
       train: encoded input, `[steps, B, ...]`, the number of steps known.
       state: before the first of them.
     """
-    layers: dict[str, Activity] = {}
+    layers: dict[str, Window] = {}
     after = dict(state)
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(call.layer, SpikingLayer):
             return plans.plain(call, args, kwargs)
-        layers[call.name] = _fire(tf.cast(args[0], call.layer.compute_dtype), state[call.name], call.layer.neuron)
+        currents = tf.cast(args[0], call.layer.compute_dtype)
+        layers[call.name] = (call.layer.window(currents) if isinstance(call.layer, OpenNeurons) else
+                             _fire(currents, state[call.name], call.layer.neuron))
         after[call.name] = layers[call.name].membranes[-1]
         return layers[call.name].spikes
 
@@ -98,11 +86,11 @@ def through(plan: plans.Plan, trains: Iterable[tf.Tensor], batch: int | tf.Tenso
         yield stretch
 
 
-def _fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> Activity:
+def _fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> Window:
     spikes, potentials, membranes = [], [], []
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
         spikes.append(tf.cast(fired, currents.dtype))
         potentials.append(u)
         membranes.append(membrane)
-    return Activity(tf.stack(spikes), tuple(potentials), tuple(membranes))
+    return Window(tf.stack(spikes), tuple(potentials), tuple(membranes))

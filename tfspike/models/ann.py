@@ -7,8 +7,8 @@ are, a LIF neuron becomes a ReLU, average pooling loses the pooling neuron behin
 and a normalisation over time and batch becomes one over the batch. Weights have the same shapes, order and first
 values; layers keep their names, with "relu" for "lif", so that a spiking network can begin with its twin's weights.
 
-The nets that Diehl et al. 2015 and Sengupta et al. 2019 convert to spiking ones are of this kind: ReLU, no bias,
-average pooling, dropout, no normalisation. `tfspike.conversion` does that.
+With `levels` its ReLUs have a learnt ceiling and L steps up to it (`tfspike.neurons.quantised`), which
+integrate-and-fire neurons compute in L time steps. `tfspike.conversion` makes spiking networks of either kind.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.layers import LIF, OverTime, PoolingIF, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.quantised import QuantisedReLU
 
 # What a window may hold besides neurons, synapses and dropout; it treats every step alone, and so needs no change.
 _STEPWISE = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
@@ -80,11 +81,12 @@ class Dropout(WindowDropout):
         return keras.KerasTensor(activations.shape, dtype=self.compute_dtype)
 
 
-def twin(model: SpikingModel) -> ReluModel:
+def twin(model: SpikingModel, levels: int = 0) -> ReluModel:
     """The ANN of the same stack, with the weights that `model` has now (of what is in front of its encoder, none).
 
     Args:
       model: a `SpikingModel` of convolutions, dense layers, normalisations, pooling, merges and dropout.
+      levels: steps of its ReLUs, 0 for plain ones.
 
     Returns:
       A model from images `[B, H, W, C]` to logits `[B, classes]`.
@@ -105,7 +107,8 @@ def twin(model: SpikingModel) -> ReluModel:
         if isinstance(layer, PoolingIF):
             return args[0]
         if isinstance(layer, LIF):
-            return keras.layers.ReLU(dtype=layer.dtype_policy, name=f"{call.name.removesuffix('_lif')}_relu")(args[0])
+            options = {"dtype": layer.dtype_policy, "name": f"{call.name.removesuffix('_lif')}_relu"}
+            return (QuantisedReLU(levels, **options) if levels else keras.layers.ReLU(**options))(args[0])
         if layer not in copies:
             copies[layer] = _without_time(layer)
         return copies[layer][1](*args, **kwargs)

@@ -29,7 +29,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
-           start: float = 0.0, credit: str = "mean", kernel: str = "auto") -> SpikingModel | ReluModel:
+           start: float = 0.0, credit: str = "mean", kernel: str = "auto",
+           levels: int = 0) -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -67,6 +68,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         to the potential in "time" (`tfspike.gradients`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
         spikes. "auto" is "dense" (`SpikingModel.configure_engine`).
+      levels: of neuron="relu": L steps of its ReLUs up to a learnt ceiling, which spiking neurons compute in L time
+        steps (`tfspike.neurons.quantised`); 0 for plain ReLUs.
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -79,7 +82,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        start=start, credit=credit, kernel=kernel))
+        start=start, credit=credit, kernel=kernel, levels=levels))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -96,7 +99,7 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
     x = blocks.dense(x, builder, settings.num_classes, "output")
     model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
     model.configure_engine(kernel=settings.kernel)
-    return model if settings.neuron == "lif" else ann.twin(model)
+    return model if settings.neuron == "lif" else ann.twin(model, settings.levels)
 
 
 def _stack(x: Any, stages: tuple[Stage, ...], builder: blocks.Builder) -> Any:

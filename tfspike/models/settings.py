@@ -101,6 +101,7 @@ class NetworkSettings(LayerSettings):
       hidden: neurons of the hidden dense layer, 0 for none.
       neuron: "lif", or "relu" for the ANN twin, for which the settings of spiking neurons keep their defaults.
       kernel: how its window is computed (`SpikingModel.configure_engine`).
+      levels: steps of the ReLUs of an ANN twin (`tfspike.neurons.quantised`), 0 for plain ones.
 
     Raises:
       UserError: as for `LayerSettings`, or the images are too small for the network.
@@ -114,6 +115,7 @@ class NetworkSettings(LayerSettings):
     hidden: int = 0
     neuron: str = "lif"
     kernel: str = "auto"
+    levels: int = 0
 
     @classmethod
     def of(cls, name: str, input_shape: tuple[int, int, int], num_classes: int, timesteps: int,
@@ -145,6 +147,10 @@ class NetworkSettings(LayerSettings):
         check_choice("kernel", self.kernel, KERNELS)
         if check_choice("neuron", self.neuron, NEURONS) == "relu":
             self._refuse_spiking()
+        elif self.levels:
+            raise UserError("`levels` is of ReLUs: leave it out, or take neuron='relu'. "
+                            f"Received: levels={self.levels!r}, neuron={self.neuron!r}.")
+        _settle(self, levels=check_count("levels", self.levels, least=0))
         _settle(self, input_shape=tuple(map(int, shape)), num_classes=check_count("num_classes", self.num_classes),
                 timesteps=check_count("timesteps", self.timesteps), hidden=check_count("hidden", self.hidden, least=0))
         super().__post_init__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -126,6 +126,38 @@ class SpikingLayer(TimeMajor):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate,
                 "surrogate_width": self.surrogate_width, "credit": self.credit}
+
+
+class Window(NamedTuple):
+    """What a layer of neurons did, step by step.
+
+    Attributes:
+      spikes: `[steps, B, ...]` in the layer's compute dtype.
+      potentials: u_t before firing, for every step `[B, ...]` float32.
+      membranes: v_t behind it, for every step `[B, ...]` float32.
+    """
+
+    spikes: tf.Tensor
+    potentials: tuple[tf.Tensor, ...]
+    membranes: tuple[tf.Tensor, ...]
+
+
+class OpenNeurons(SpikingLayer):
+    """Neurons with code of their own that show their membranes: they can be analysed, which a `call` alone cannot be.
+
+    No gradient is defined, and a model that holds some is computed layer by layer.
+    """
+
+    def window(self, currents: tf.Tensor) -> Window:
+        """What the neurons do in a whole window of currents `[T, B, ...]`, T known."""
+        raise NotImplementedError
+
+    def call(self, currents: tf.Tensor) -> tf.Tensor:  # type: ignore[override]
+        """Currents `[T, B, ...]` to spikes of the same shape."""
+        return self.window(currents).spikes
+
+    def compute_output_spec(self, currents: Any) -> Any:  # type: ignore[override]
+        return keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("tfspike")
