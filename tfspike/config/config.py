@@ -23,7 +23,8 @@ from tfspike.variants import SHORTCUTS, VARIANTS
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
 EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA, catalogue.OWN
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
-WITHOUT_WIDTH = ("leak_aware", "tandem", "tandem_clipped")
+TANDEM = ("tandem", "tandem_clipped")
+WITHOUT_WIDTH = ("leak_aware", *TANDEM)
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
@@ -77,7 +78,7 @@ class Config:
                                   group="What to train", legal="a folder", path=True, experiment=False)
 
     neuron: str = setting("lif", "Spiking neurons (lif), or the same network as an ordinary ANN (relu), without time.",
-                          group="Network", choices=NEURONS)
+                          group="Network", choices=NEURONS, own="a subclass of tfspike.LIF")
     timesteps: int = setting(50, "Length of the window, in steps.", group="Network", **_at_least(1))
     timesteps_schedule: tuple[str, ...] = setting(
         (), "Windows of the epochs in order, T:epochs, e.g. 1:16,4:4, as updates over a short window cost less; epochs "
@@ -87,7 +88,7 @@ class Config:
                             group="Network", choices=("event", "rate"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
                              "a function of the membrane potential, or a ReLU's (tandem).", group="Network",
-                             choices=SURROGATES)
+                             choices=SURROGATES, own="a function h(x)")
     surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope and tandem have no width.",
                                      group="Network", **_POSITIVE)
     credit: str = setting("mean", "How the gradient rate takes a surrogate: its mean over the window, or with what a "
@@ -199,7 +200,7 @@ class Config:
         if self.surrogate in WITHOUT_WIDTH and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             f"--surrogate={self.surrogate} is none; leave it out or give e.g. --surrogate=arctan.")
-        if self.surrogate.startswith("tandem") and (self.gradient, self.leak, self.reset, self.start, self.pooling) != (
+        if self.surrogate in TANDEM and (self.gradient, self.leak, self.reset, self.start, self.pooling) != (
                 "rate", 1.0, "subtract", 0.0, "average"):
             raise UserError(f"--surrogate={self.surrogate} is of neurons that lose nothing, under one gradient: give "
                             "--gradient=rate --leak=1 --reset=subtract --start=0 --pooling=average with it, or "
