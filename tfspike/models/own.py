@@ -31,8 +31,8 @@ def load(surrogate: str, neuron: str) -> str | type[LIF]:
       What `models.create` takes for `neuron`: the class, or a name of the library's as it is.
 
     Raises:
-      UserError: there is no such module, function or class; the function is no surrogate (`surrogates.register`); or the
-        class is no subclass of `LIF` that is constructed as `LIF` is.
+      UserError: there is no such module, function or class; the function is no surrogate (`surrogates.register`); or
+        the class is no subclass of `LIF` that is constructed as `LIF` is.
     """
     if is_own(surrogate) and surrogate not in surrogates.names():
         surrogates.register(surrogate, _named("surrogate", surrogate))
@@ -50,7 +50,7 @@ def _neuron(name: str) -> type[LIF]:
         raise UserError(f"--neuron={name} must be constructed as tfspike.LIF is, with "
                         f"{', '.join(option.name for option in options)}, dtype and name; it fails "
                         f"({first_line(error)}).") from error
-    if keras.saving.get_registered_name(found) == found.__name__:  # nobody did, and .keras files name registered classes
+    if keras.saving.get_registered_name(found) == found.__name__:  # or .keras files could not name it
         keras.saving.register_keras_serializable(name.partition(":")[0])(found)
     return found
 
@@ -76,8 +76,9 @@ def _named(flag: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):  # it lacks one itself
             raise _broken(flag, name, error) from error
-        raise UserError(f"--{flag}={name} needs the Python module {error.name}, which is neither in {here} nor among the "
-                        "installed ones; start the command in the folder of that file, or put it on PYTHONPATH.") from None
+        raise UserError(f"--{flag}={name} needs the Python module {error.name}, which is neither in {here} nor among "
+                        "the installed ones; start the command in the folder of that file, or put that folder on "
+                        "PYTHONPATH.") from None
     except (Exception, SystemExit) as error:  # whatever a module of the user's raises
         raise _broken(flag, name, error) from error
     finally:

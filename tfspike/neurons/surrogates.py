@@ -103,8 +103,9 @@ def _try(name: str, function: Function) -> None:
             raise UserError(f"the surrogate {name!r} must be made of TensorFlow operations on one tensor; it fails "
                             f"({first_line(error)}).") from error
         if h.dtype != x.dtype or h.shape != x.shape or not bool(tf.reduce_all(tf.math.is_finite(h))):
-            raise UserError(f"the surrogate {name!r} must give a finite number for every element, in the dtype of x; of "
-                            f"x={x.numpy().tolist()} ({x.dtype.name}) it makes {h.numpy().tolist()} ({h.dtype.name}).")
+            raise UserError(f"the surrogate {name!r} must give a finite number for every element, in the dtype of x; "
+                            f"of x={x.numpy().tolist()} ({x.dtype.name}) it makes {h.numpy().tolist()} "
+                            f"({h.dtype.name}).")
 
 
 def derivative(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:

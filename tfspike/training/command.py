@@ -165,8 +165,8 @@ def _refuse_other_code(config: Config) -> None:
     """A surrogate or a neuron of the user's that was edited would make it another experiment, too."""
     changed = run_loading.changed_code(config)
     if changed:
-        raise UserError(f"The module of {changed[0]} is not as it was when the run in {config.workdir} began; restore it, "
-                        "or give another --workdir.")
+        raise UserError(f"The module of {changed[0]} is not as it was when the run in {config.workdir} began; restore "
+                        "it, or give another --workdir.")
 
 
 def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
