@@ -110,7 +110,8 @@ def load_data(config: Config, info: Any, split: str, data_dir: str | None = None
     from tfspike import datasets
 
     return datasets.load(config.dataset, split, data_dir or config.data_dir, timesteps or config.timesteps,
-                         image_size=config.image_size, like=info)
+                         image_size=config.image_size, like=info, sensor_size=config.sensor_size,
+                         window_ms=config.window_ms)
 
 
 def _converted(workdir: str, timesteps: int | None) -> Any:

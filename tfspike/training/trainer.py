@@ -70,7 +70,7 @@ class Trainer:
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
         own.load(config.surrogate, config.neuron)  # what is wrong with them is said before the data are read
         self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra,
-                                  config.image_size)
+                                  config.image_size, sensor_size=config.sensor_size, window_ms=config.window_ms)
         self.train_index, self.val_index = streams.split_indices(len(self.data), config.val_fraction, config.seed,
                                                                  self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)
