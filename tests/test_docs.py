@@ -20,9 +20,12 @@ import numpy as np
 import pytest
 
 import runs
+from tfspike import models
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
+from tfspike.models import own
+from tfspike.neurons import surrogates
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -112,6 +115,7 @@ def test_the_code_of_the_model_cards_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):
         *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
     potentials, spikes = names["potentials"].numpy(), names["spikes"].numpy()
@@ -120,6 +124,18 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
     assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"
     assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
+
+
+def test_the_module_of_the_page_how_to_is_what_its_commands_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
+    page = ROOT / "docs" / "howto.md"
+    (tmp_path / "my_neurons.py").write_text("\n".join(block for block in blocks(page) if "def superspike" in block or "class Eager" in block))
+    given = [flags.parse(words[2:])[0] for words in commands(page.read_text(encoding="utf-8")) if any("my_neurons" in word for word in words)]
+    assert [(made.surrogate, made.neuron) for made in given] == [("my_neurons:superspike", "lif"), ("leak_aware", "my_neurons:Eager")]
+    neuron = own.load(given[0].surrogate, given[1].neuron)
+    model = models.create("lenet", (12, 12, 1), 3, 2, hidden=0, surrogate=given[0].surrogate, neuron=neuron)
+    assert model.plan.spiking[0].layer.neuron.threshold == 0.5
 
 
 class Recordings(list):  # type: ignore[type-arg]
@@ -146,6 +162,7 @@ def test_recordings_of_a_camera_are_trained_on_as_the_page_says(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:recordings. of:UserWarning")
 def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
     from PIL import Image
@@ -159,7 +176,8 @@ def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatc
         Path(place).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.png")
-    exec(blocks(ROOT / "docs" / "own_data.md")[0], {})  # writes the file of arrays
+    for block in blocks(ROOT / "docs" / "own_data.md")[:2]:  # write the file of arrays and the folder of recordings
+        exec(block, {"recordings": [(moving_dot(i), "left" if i % 2 else "right") for i in range(16)]})
     done: list[str] = []
     for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
         program, arguments = words[1], words[2:]
@@ -176,7 +194,7 @@ def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatc
             assert all(report["path"] for report in reports.values())
             program = words[2]
         done.append(program)
-    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", "train.py", "eval.py"]
+    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", *["train.py", "eval.py"] * 2]
     assert "cat" in Path("runs/pictures/report/index.html").read_text(encoding="utf-8")
 
 
