@@ -183,6 +183,8 @@ def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatc
     done: list[str] = []
     for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
         program, arguments = words[1], words[2:]
+        if not any(word.startswith("--") for word in words):  # the name of a command, in prose
+            continue
         if program == "train.py":
             config, options, *_ = flags.parse([*arguments, "--epochs=1", "--steps_per_epoch=2", "--batch_size=4", "--hidden=0",
                                                "--notensorboard", "--export=none"])
