@@ -175,17 +175,21 @@ def test_another_optimiser_than_the_recipes_brings_its_own_learning_rate():
     assert {name: getattr(swapped, name) for name in recipes.OPTIMIZERS["adamw"]} == recipes.OPTIMIZERS["adamw"]
 
 
+RECORDINGS = {"dataset": "recordings", "sensor_size": (32, 32), "window_ms": 100.0}
+
+
 def test_every_recipe_is_legal_and_every_network_has_the_papers():
     assert set(recipes.LEE) == set(VARIANTS)
     for model in VARIANTS:
         for dataset in (*config.DATASETS, "beans"):
+            needed = RECORDINGS if dataset == "recordings" else {}
             twins = [name for name, method in METHODS.items() if method.settings["neuron"] == "relu"]
             for method in twins if dataset not in catalogue.WITH_EVENTS else ():  # ANNs, without what spikes alone have
-                assert not resolve({"model": model, "dataset": dataset}, method=method).is_spiking
+                assert not resolve({"model": model, "dataset": dataset, **needed}, method=method).is_spiking
             for method in {None, *METHODS} - {*twins}:
                 for optimizer in (None, "sgd", "adam", "adamw"):
                     settings = recipes.with_optimizer(recipes.recipe(model, dataset, method), optimizer)
-                    Config(**{"model": model, "dataset": dataset, **settings})
+                    Config(**{"model": model, "dataset": dataset, **needed, **settings})
 
 
 def test_a_pair_that_nobody_measured_gets_the_recipe_that_learns_everywhere_and_is_told():
@@ -347,7 +351,7 @@ FREE = {"data_dir": "x", "workdir": "w", "checkpoint_every": 9, "keep_checkpoint
         "export": (), "profile": True, "on_collapse": "continue", "epochs": 99}
 CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "shortcut": "currents", "pooling": "average", "loss": "cross_entropy",
            "label_smoothing": 0.1, "spike_penalty": 0.5, "lr_schedule": "cosine", "warmup_epochs": 2, "model": "vgg5", "dataset": "mnist",
-           "extra": True, "image_size": (8, 8), "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
+           "extra": True, "image_size": (8, 8), "sensor_size": (8, 8), "window_ms": 9.0, "timesteps": 3, "gradient": "event", "encoder": "direct", "leak": 0.5,
            "threshold": 2.0, "hidden": 3, "dropout": 0.3, "init": "rate", "kappa": 3.0, "target_rate": 0.3,
            "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
@@ -373,7 +377,8 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
     which = {"extra": {"dataset": "svhn"}, "image_size": {"dataset": "folder"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"},
-             "credit": {"surrogate": "arctan"}, "levels": {"neuron": "relu"}}.get(name, {})
+             "credit": {"surrogate": "arctan"}, "levels": {"neuron": "relu"},
+             "sensor_size": RECORDINGS, "window_ms": RECORDINGS}.get(name, {})
     saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}

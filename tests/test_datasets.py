@@ -600,7 +600,7 @@ class TestCatalogue:
             assert (dataset.source is None) == (dataset.num_train == 0) == (dataset.num_test == 0), name
             assert not dataset.event_based or not (dataset.normalisation or dataset.augment), name
         assert set(catalogue.ALIASES.values()) <= set(datasets.KNOWN)
-        assert catalogue.WITH_EVENTS == ("nmnist",) and catalogue.WITH_EXTRA == ("svhn_cropped",)
+        assert catalogue.WITH_EVENTS == ("nmnist", "recordings") and catalogue.WITH_EXTRA == ("svhn_cropped",)
 
     def test_of_an_unknown_set_nothing_is_presumed(self, colour):
         known = catalogue.facts("beans")

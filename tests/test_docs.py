@@ -20,9 +20,12 @@ import numpy as np
 import pytest
 
 import runs
+from tfspike import models
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
+from tfspike.models import own
+from tfspike.neurons import surrogates
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -54,10 +57,11 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def ran(path: Path, names: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs the Python of a file from top to bottom in the current folder; returns the names after every block."""
+def ran(path: Path, names: dict[str, Any], but: str = "nothing") -> list[dict[str, Any]]:
+    """Runs the Python of a file from top to bottom in the current folder, blocks that have the text `but` left out; returns the names
+    after every block."""
     after = []
-    for number, block in enumerate(blocks(path), 1):
+    for number, block in enumerate((block for block in blocks(path) if but not in block), 1):
         names = dict(names)
         after.append(names)
         if 'format="onnx"' not in block or importlib.util.find_spec("tf2onnx"):  # a package that the page names
@@ -118,6 +122,7 @@ def test_a_keras_network_of_ones_own_is_converted_as_the_page_says() -> None:
 
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):
         *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
     potentials, spikes = names["potentials"].numpy(), names["spikes"].numpy()
@@ -126,6 +131,18 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
     assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"
     assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
+
+
+def test_the_module_of_the_page_how_to_is_what_its_commands_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
+    page = ROOT / "docs" / "howto.md"
+    (tmp_path / "my_neurons.py").write_text("\n".join(block for block in blocks(page) if "def superspike" in block or "class Eager" in block))
+    given = [flags.parse(words[2:])[0] for words in commands(page.read_text(encoding="utf-8")) if any("my_neurons" in word for word in words)]
+    assert [(made.surrogate, made.neuron) for made in given] == [("my_neurons:superspike", "lif"), ("leak_aware", "my_neurons:Eager")]
+    neuron = own.load(given[0].surrogate, given[1].neuron)
+    model = models.create("lenet", (12, 12, 1), 3, 2, hidden=0, surrogate=given[0].surrogate, neuron=neuron)
+    assert model.plan.spiking[0].layer.neuron.threshold == 0.5
 
 
 class Recordings(list):  # type: ignore[type-arg]
@@ -147,11 +164,12 @@ def test_recordings_of_a_camera_are_trained_on_as_the_page_says(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     recordings = Recordings((moving_dot(i), "left" if i % 2 else "right") for i in range(8))
     with pytest.warns(UserWarning, match="share their pixel"):
-        names = ran(ROOT / "docs" / "own_data.md", {"recordings": recordings})[-1]
+        names = ran(ROOT / "docs" / "own_data.md", {"recordings": recordings}, but="onnxruntime")[-1]
     assert names["model"].output_shape == (None, 2) and names["train"].images.shape == (8, 10, 32, 32, 2)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:recordings. of:UserWarning")
 def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of the page in their order, on a small folder of pictures; a few steps in place of minutes."""
     from PIL import Image
@@ -164,11 +182,15 @@ def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatc
     for place, count in (("pictures/cat", 10), ("pictures/dog", 10), ("new_pictures", 2)):
         Path(place).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.png")
-    exec(blocks(ROOT / "docs" / "own_data.md")[0], {})  # writes the file of arrays
+            Image.fromarray(random.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(f"{place}/{i}.{'jpg' if 'new' in place else 'png'}")
+    elsewhere, *writing = blocks(ROOT / "docs" / "own_data.md")
+    for block in writing[:2]:  # the file of arrays and the folder of recordings
+        exec(block, {"recordings": [(moving_dot(i), "left" if i % 2 else "right") for i in range(16)]})
     done: list[str] = []
     for words in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
         program, arguments = words[1], words[2:]
+        if not any(word.startswith("--") for word in words):  # the name of a command, in prose
+            continue
         if program == "train.py":
             config, options, *_ = flags.parse([*arguments, "--epochs=1", "--steps_per_epoch=2", "--batch_size=4", "--hidden=0",
                                                "--notensorboard", "--export=none"])
@@ -180,9 +202,13 @@ def test_the_way_from_own_data_to_an_export_is_walked(tmp_path: Path, monkeypatc
             assert words[1:3] == ["-m", "tfspike.export"]
             reports = runs.exported("runs/pictures", [name for name in ("onnx", "nir") if importlib.util.find_spec(name)])
             assert all(report["path"] for report in reports.values())
+            if importlib.util.find_spec("tf2onnx") and importlib.util.find_spec("onnxruntime"):
+                names: dict[str, Any] = {}
+                exec(elsewhere, names)
+                assert names["scores"].shape == (1, 2)
             program = words[2]
         done.append(program)
-    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", "train.py", "eval.py"]
+    assert done == ["train.py", "train.py", "eval.py", "eval.py", "tfspike.export", *["train.py", "eval.py"] * 2]
     assert "cat" in Path("runs/pictures/report/index.html").read_text(encoding="utf-8")
 
 

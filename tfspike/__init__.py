@@ -39,7 +39,7 @@ if typing.TYPE_CHECKING:  # what _HOME and _MODULES say, for type checkers
     from tfspike.neurons.layers import WindowDropout as WindowDropout
     from tfspike.neurons.normalisation import ThresholdNorm as ThresholdNorm
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _HOME = {
     "LIFCell": "neurons.cells", "PoolingIFCell": "neurons.cells", "LeakyIntegratorCell": "neurons.cells",

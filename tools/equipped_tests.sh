@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what tests need that a fresh machine has not, and runs these tests: a browser, PyTorch libraries, data.
+# Sets up what tests need that a fresh machine has not, and runs these tests: a browser, PyTorch libraries, tonic, data.
 #
 #   tools/equipped_tests.sh [arguments of pytest]
 #
@@ -36,6 +36,8 @@ if [ -z "${TFSPIKE_JAX_PYTHON:-}" ]; then
   fi
   export TFSPIKE_JAX_PYTHON=$PWD/build/jax/bin/python
 fi
+
+python -c "import tonic" 2> /dev/null || python -m pip install "tonic>=1.7"
 
 if [ -z "${TFSPIKE_DATA_DIR:-}" ]; then
   export TFSPIKE_DATA_DIR=$PWD/build/data

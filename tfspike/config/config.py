@@ -23,7 +23,8 @@ from tfspike.variants import SHORTCUTS, VARIANTS
 DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
 EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA, catalogue.OWN
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
-WITHOUT_WIDTH = ("leak_aware", "tandem", "tandem_clipped")
+TANDEM = ("tandem", "tandem_clipped")
+WITHOUT_WIDTH = ("leak_aware", *TANDEM)
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
@@ -41,6 +42,7 @@ def _at_least(bound: int) -> dict[str, Any]:
 # Within what float32 holds, with room for products: beyond it, numbers would be 0 or infinite where they are used.
 _POSITIVE: dict[str, Any] = {"legal": "a number above 0, from 1e-30 to 1e30", "check": lambda v: 1e-30 <= v <= 1e30}
 _NOT_NEGATIVE: dict[str, Any] = {"legal": "a number of at least 0, up to 1e30", "check": lambda v: 0 <= v <= 1e30}
+_PIXELS: dict[str, Any] = {"legal": "whole numbers from 1 to 4096", "check": lambda v: 1 <= v <= 4096}
 _SHARE: dict[str, Any] = {"legal": "a number from 0 up to, but not including, 1", "check": lambda v: 0 <= v < 1}
 
 
@@ -59,7 +61,7 @@ class Config:
 
     model: str = setting("lenet", "The network.", group="What to train", choices=VARIANTS)
     dataset: str = setting(
-        "mnist_subset", "The data: your own (folder, npz), "
+        "mnist_subset", f"The data: your own ({', '.join(OWN_DATASETS)}), "
         f"{', '.join(name for name in DATASETS if name not in (*OWN_DATASETS, *DATASET_ALIASES.values()))}, "
         f"{', '.join(DATASET_ALIASES)}, or any TFDS image-classification set.",
         group="What to train", legal="the name of a data set: small letters, digits and _ / : .",
@@ -69,15 +71,20 @@ class Config:
                                    group="What to train", legal="a folder, or an .npz file", path=True,
                                    experiment=False)
     image_size: tuple[int, ...] = setting(
-        (), "Height and width that pictures of --dataset=folder are scaled to, or one number for both; none means that "
-        "they all have one size.", group="What to train", legal="whole numbers from 1 to 4096",
-        check=lambda v: 1 <= v <= 4096)
+        (), "Height and width that pictures of --dataset=folder are scaled to, and the pixels of --dataset=recordings "
+        "merged to, or one number for both; none means that they all have one size.", group="What to train", **_PIXELS)
+    sensor_size: tuple[int, ...] = setting(
+        (), "Height and width of the sensor that --dataset=recordings are of, or one number for both.",
+        group="What to train", **_PIXELS)
+    window_ms: float | None = setting(None, "How much of each of --dataset=recordings is used, from its first event "
+                                      "on, in milliseconds.", group="What to train", legal="a number from .001 to 1e9",
+                                      check=lambda v: 0.001 <= v <= 1e9)
     extra: bool = setting(False, "Train on the split extra as well, which SVHN has.", group="What to train")
     workdir: str | None = setting(None, "Folder of the run; none means one under runs/ that follows from the settings.",
                                   group="What to train", legal="a folder", path=True, experiment=False)
 
     neuron: str = setting("lif", "Spiking neurons (lif), or the same network as an ordinary ANN (relu), without time.",
-                          group="Network", choices=NEURONS)
+                          group="Network", choices=NEURONS, own="a subclass of tfspike.LIF")
     timesteps: int = setting(50, "Length of the window, in steps.", group="Network", **_at_least(1))
     timesteps_schedule: tuple[str, ...] = setting(
         (), "Windows of the epochs in order, T:epochs, e.g. 1:16,4:4, as updates over a short window cost less; epochs "
@@ -87,7 +94,7 @@ class Config:
                             group="Network", choices=("event", "rate"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
                              "a function of the membrane potential, or a ReLU's (tandem).", group="Network",
-                             choices=SURROGATES)
+                             choices=SURROGATES, own="a function h(x)")
     surrogate_width: float = setting(1.0, "Stretches a surrogate; the leak-aware slope and tandem have no width.",
                                      group="Network", **_POSITIVE)
     credit: str = setting("mean", "How the gradient rate takes a surrogate: its mean over the window, or with what a "
@@ -202,7 +209,7 @@ class Config:
         if self.surrogate in WITHOUT_WIDTH and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             f"--surrogate={self.surrogate} is none; leave it out or give e.g. --surrogate=arctan.")
-        if self.surrogate.startswith("tandem") and (self.gradient, self.leak, self.reset, self.start, self.pooling) != (
+        if self.surrogate in TANDEM and (self.gradient, self.leak, self.reset, self.start, self.pooling) != (
                 "rate", 1.0, "subtract", 0.0, "average"):
             raise UserError(f"--surrogate={self.surrogate} is of neurons that lose nothing, under one gradient: give "
                             "--gradient=rate --leak=1 --reset=subtract --start=0 --pooling=average with it, or "
@@ -248,15 +255,24 @@ class Config:
         self._validate_size()
 
     def _validate_size(self) -> None:
-        """Brings the size of pictures into its one form, height and width."""
-        if self.image_size and self.dataset != "folder":
+        """Brings sizes into their one form, height and width, and asks for those of a sensor."""
+        if self.image_size and self.dataset not in ("folder", "recordings"):
             raise UserError(f"--image_size={plain(self.image_size)} scales the pictures of --dataset=folder, and "
                             f"{self.dataset} has images of one size; leave it out.")
-        if len(self.image_size) > 2:
-            raise UserError(f"--image_size takes height and width, or one number for both; received "
-                            f"{plain(self.image_size)}.")
-        if len(self.image_size) == 1:
-            object.__setattr__(self, "image_size", self.image_size * 2)
+        for name in ("image_size", "sensor_size"):
+            size = getattr(self, name)
+            if len(size) > 2:
+                raise UserError(f"--{name} takes height and width, or one number for both; received {plain(size)}.")
+            if len(size) == 1:
+                object.__setattr__(self, name, size * 2)
+        for name in ("sensor_size", "window_ms"):
+            given = getattr(self, name) not in ((), None)
+            if given and self.dataset != "recordings":
+                raise UserError(f"--{name}={plain(getattr(self, name))} is of --dataset=recordings; received "
+                                f"--dataset={self.dataset}. Leave it out.")
+            if not given and self.dataset == "recordings":
+                raise UserError("--dataset=recordings needs --sensor_size=HEIGHT,WIDTH in pixels and --window_ms, how "
+                                f"much of each recording is used; give --{name}.")
 
     def _validate_schedule(self) -> None:
         """Brings the schedule into its one form: without what --timesteps says of the last epochs anyway."""

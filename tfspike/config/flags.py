@@ -144,7 +144,8 @@ def help_text(fields: Sequence[dataclasses.Field], usage: str, notes: str = "") 
 def _help_lines(field: dataclasses.Field) -> list[str]:
     kind, several, _ = kind_of(field)
     choices = field.metadata["choices"]
-    legal = f" {'Any' if several else 'One'} of: {', '.join(choices)}." if choices else ""
+    own = f", or MODULE:NAME of {field.metadata['own']} of your own" if field.metadata["own"] else ""
+    legal = f" {'Any' if several else 'One'} of: {', '.join(choices)}{own}." if choices else ""
     body = textwrap.wrap(f"{field.metadata['help']}{legal} (default: {_default_text(field.default)})", 76)
     head = f"  --[no]{field.name}" if kind is bool else f"  --{field.name}"
     return [f"{head:<26}{body[0]}", *(" " * 26 + line for line in body[1:])]

@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfspike.config.methods import OF_THE_PAPER, fixed
+from tfspike.datasets import catalogue
 
 Settings = Mapping[str, Any]
 
@@ -69,7 +70,8 @@ LEE: dict[str, Settings] = {
 
 # What a data set asks for; a row of a pair's own stands above it.
 DATASETS: dict[str, Settings] = {
-    "nmnist": {"encoder": "none", "timesteps": 10},  # events are spikes already, and tell more in more steps than four
+    # events are spikes already, and tell more in more steps than four
+    **dict.fromkeys(catalogue.WITH_EVENTS, {"encoder": "none", "timesteps": 10}),
 }
 
 # What a network asks for, on data that it was not measured on: many layers learn where currents pass the neurons.

@@ -18,12 +18,13 @@ from tfspike.errors import UserError
 # Annotation -> (what a single value is, is it a list, may it be None).
 _KINDS = {"str": (str, False), "int": (int, False), "float": (float, False), "bool": (bool, False),
           "tuple[int, ...]": (int, True), "tuple[str, ...]": (str, True)}
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 def setting(default: Any, help: str, *, group: str = "", choices: Iterable[str] = (), legal: str = "",
             check: Callable[[Any], bool] | None = None, path: bool = False, experiment: bool = True,
-            aliases: Mapping[str, str] | None = None) -> Any:
+            aliases: Mapping[str, str] | None = None, own: str = "") -> Any:
     """Declares a field: its help sentence, what is legal (in words and as a check), and its part in the experiment.
 
     Args:
@@ -36,10 +37,11 @@ def setting(default: Any, help: str, *, group: str = "", choices: Iterable[str] 
       path: the value is a file or folder; `~` is expanded.
       experiment: runs that differ in it are different experiments, and one cannot continue the other.
       aliases: other words for values.
+      own: what MODULE:NAME, which is legal beside the choices, means; "" where it is not.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "group": group, "choices": tuple(choices), "legal": legal, "check": check, "path": path,
-        "experiment": experiment, "aliases": aliases or {}})
+        "experiment": experiment, "aliases": aliases or {}, "own": own})
 
 
 def verbose_setting(group: str) -> Any:
@@ -52,6 +54,11 @@ def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
     annotation = str(field.type)
     plain = annotation.removesuffix(" | None")
     return (*_KINDS[plain], plain != annotation)
+
+
+def is_own(value: Any) -> bool:
+    """Whether this has the form MODULE:NAME, for what a Python module of the user's own defines."""
+    return isinstance(value, str) and _OWN.fullmatch(value) is not None
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -79,6 +86,8 @@ def legal_values(field: dataclasses.Field) -> str:
     item, several, optional = kind_of(field)
     choices, legal = field.metadata["choices"], field.metadata["legal"]
     text = "one of " + ", ".join(choices) if choices else legal or _WORDS[item]
+    if field.metadata["own"]:
+        text += f", or MODULE:NAME of {field.metadata['own']} of your own"
     if several:
         text = f"a list of {text.removeprefix('one of ')}" if choices else f"a list of {text}"
     return f"{text}, or none" if optional else text
@@ -99,7 +108,8 @@ def _item(field: dataclasses.Field, kind: Any, value: Any) -> Any:
         value = os.path.expanduser(value)
     value = field.metadata["aliases"].get(value, value)
     choices, check = field.metadata["choices"], field.metadata["check"]
-    if (choices and value not in choices) or (check is not None and not check(value)):
+    known = not choices or value in choices or (field.metadata["own"] and is_own(value))
+    if not known or (check is not None and not check(value)):
         raise ValueError
     return value
 

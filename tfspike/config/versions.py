@@ -22,6 +22,8 @@ CHANGES: dict[str, Added | Replaced] = {
     "neuron": Added("lif"),
     "extra": Added(False),
     "image_size": Added(()),
+    "sensor_size": Added(()),
+    "window_ms": Added(None),
     "surrogate": Added("leak_aware"),
     "surrogate_width": Added(1.0),
     "credit": Added("mean"),

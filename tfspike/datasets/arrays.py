@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from tfspike.checks import check_count, is_count
-from tfspike.datasets import events, folder_source, npz_source, tfds_source
+from tfspike.datasets import events, folder_source, npz_source, recording_source, tfds_source
 from tfspike.datasets.catalogue import ALIASES, KNOWN, WITH_EXTRA, facts
 from tfspike.datasets.events import EventFrames
 from tfspike.errors import UserError, first_line
@@ -156,7 +156,8 @@ class Arrays:
         """What config.json keeps of the contents of data that only their user has; nothing of other sets."""
         if not facts(self.name).own:
             return {}
-        pixels = zlib.crc32(np.ascontiguousarray(self.images).data)
+        pixels = (self.images.checksum() if isinstance(self.images, EventFrames) else
+                  zlib.crc32(np.ascontiguousarray(self.images).data))
         return {"contents_crc32": zlib.crc32(self.labels.astype("<i4").data, pixels)}
 
 
@@ -188,20 +189,23 @@ def canonical_name(name: str, data_dir: str | None = None) -> str:
 
 
 def load(name: str, split: str, data_dir: str | None = None, timesteps: int | None = None,
-         extra: bool = False, image_size: Sequence[int] = (), like: DatasetInfo | None = None) -> Arrays:
+         extra: bool = False, image_size: Sequence[int] = (), like: DatasetInfo | None = None,
+         sensor_size: Sequence[int] = (), window_ms: float | None = None) -> Arrays:
     """Read one split into memory, in the order of its records.
 
     Args:
-      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), "folder" and "npz" (the user's own, see
-        `tfspike.datasets.folder_source` and `npz_source`), or any TFDS set with `image` and `label` (or else its
-        supervised keys, or its only Image and its only ClassLabel).
+      name: "mnist_subset" (embedded), "nmnist" (`tfspike.events`), "folder", "npz" and "recordings" (the user's own:
+        see `tfspike.datasets.folder_source`, `npz_source`, `recording_source`), or any TFDS set with `image` and
+        `label` (or else its supervised keys, or its only Image and its only ClassLabel).
       split: "train" or "test" ("validation" stands in where a TFDS set has no "test"). Nothing else is read.
       data_dir: the only folder looked in, never downloaded to. None: TFDS's own folder, downloading what is missing.
         The file itself for "npz".
       timesteps: T, number of bins; needed for event data, unused otherwise.
-      image_size: height and width that the pictures of "folder" are scaled to; () takes them as they are.
+      image_size: height and width that the pictures of "folder" are scaled to, and the pixels of "recordings" merged
+        to; () takes them as they are.
       like: what a trained network remembers of its data: data of the user's get its classes and image shape.
       extra: append the TFDS split "extra" to "train", as published results on SVHN do; "test" stays what it is.
+      sensor_size, window_ms: of "recordings": height and width of the sensor, and the window's length in milliseconds.
 
     Raises:
       UserError: unknown name, no such split "extra", missing or damaged data, no image or label, one class, images of
@@ -220,10 +224,13 @@ def load(name: str, split: str, data_dir: str | None = None, timesteps: int | No
         found = folder_source.load(split, data_dir, image_size, like)
     elif name == "npz":
         found = npz_source.load(split, data_dir, like)
+    elif name == "recordings":
+        found = recording_source.load(split, data_dir, timesteps, sensor_size, window_ms, image_size, like)
     else:
         found = tfds_source.load(name, split, data_dir, extra)
     labels = check_labels(found.labels, len(found.class_names), name, split)
-    return Arrays(found.images, labels, name, found.class_names, found.num_train, found.num_test)
+    return Arrays(found.images, labels, name, found.class_names, found.num_train, found.num_test,
+                  facts(name).event_based)
 
 
 def _load_subset(split: str) -> Arrays:

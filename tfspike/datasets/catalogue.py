@@ -84,6 +84,7 @@ CATALOGUE: dict[str, Dataset] = {
     "nmnist": Dataset(event_based=True),
     "folder": Dataset(own=True),  # pictures, a folder per class
     "npz": Dataset(own=True),  # arrays of images and labels
+    "recordings": Dataset(own=True, event_based=True),  # of an event camera, a folder per class
 }
 """`{canonical name: what is known of it}`."""
 

@@ -31,6 +31,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,6 +171,10 @@ class EventFrames:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def checksum(self) -> int:
+        """CRC-32 of all that was binned."""
+        return zlib.crc32(self._cell.data, zlib.crc32(self._offsets.data))
 
     def __getitem__(self, indices: Any) -> np.ndarray:
         chosen = np.arange(len(self))[indices]

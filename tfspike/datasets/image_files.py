@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from tfspike.datasets.class_folders import files_below
 from tfspike.errors import UserError, first_line
 
 __all__ = ["Header", "find", "headers", "load_images"]
@@ -120,8 +121,7 @@ def _image_files(paths: Sequence[str | os.PathLike[str]], notes: dict[str, list[
 
 def _search(folder: pathlib.Path, notes: dict[str, list[str]]) -> list[str]:
     """Picture files at any depth, sorted, without hidden ones and those in hidden folders."""
-    inside = sorted(file for file in folder.rglob("*") if file.is_file()
-                    and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    inside = files_below(folder)
     found = [file for file in inside if file.suffix.lower() in _SUFFIXES]
     if len(found) < len(inside):
         notes.setdefault(_LEFT_OUT, []).extend(map(str, sorted(set(inside) - set(found))))

@@ -17,7 +17,8 @@ import numpy as np
 
 from tfspike.checks import check_count
 from tfspike.datasets.arrays import Arrays, check_labels
-from tfspike.datasets.events import EventFrames, Events, check_events, check_size
+from tfspike.datasets.events import check_size
+from tfspike.datasets.recording_source import binned
 from tfspike.errors import UserError
 
 _NO_SENSOR = ("give the sensor's height and width, e.g. sensor=(180, 240), as these recordings do not say it in an "
@@ -54,21 +55,14 @@ def from_recordings(recordings: Any, timesteps: int, window_ms: float, size: tup
     sensor = check_size(sensor if sensor is not None else _sensor_of(recordings, name))
     size = sensor if size is None else check_size(size)
     check_count("timesteps", timesteps)
-    parts: list[Events] = []
-    labels = []
-    for i, (events, label) in enumerate(_pairs(recordings, name)):
-        x, y, t, p = check_events(events, sensor, f"recording {i} of {name}")
-        start = t.min() if relative and len(t) else 0
-        parts.append(Events((x.astype(np.int64) * size[1] // sensor[1]).astype(np.uint16),
-                            (y.astype(np.int64) * size[0] // sensor[0]).astype(np.uint16),
-                            (t - start).astype(np.int64), p))
-        labels.append(label)
-    if not parts:
-        raise UserError(f"{name} has no recordings; give pairs of events and label.")
-    offsets = np.cumsum([0, *(len(part.t) for part in parts)], dtype=np.int64)
-    every = Events(*(np.concatenate(field) for field in zip(*parts)))
-    del parts  # as large as all of them together
-    frames = EventFrames(every, offsets, timesteps, size, window_ms, name=name)
+    labels: list[Any] = []
+
+    def events_of() -> Iterator[tuple[str, Any]]:
+        for i, (events, label) in enumerate(_pairs(recordings, name)):
+            labels.append(label)
+            yield f"recording {i} of {name}", events
+
+    frames = binned(events_of(), timesteps, window_ms, sensor, size, relative, name)
     numbers, names = _numbered(np.asarray(labels), class_names, getattr(recordings, "classes", None), name)
     counts = (len(numbers), 0) if split == "train" else (0, len(numbers))
     return Arrays(frames, check_labels(numbers, len(names), name, split), name, names, *counts, event_based=True)

@@ -14,9 +14,10 @@ MAX_BYTES = 4 * 2**30  # a decoded split beyond this does not belong in memory
 
 
 class Split(NamedTuple):
-    """One split as it was stored: images uint8 [N, H, W, C], labels [N]; counts are of the files, 0 without a split."""
+    """One split as it was stored: images uint8 [N, H, W, C] (or `EventFrames`), labels [N]; counts are of the files, 0
+    without a split."""
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     class_names: tuple[str, ...]
     num_train: int

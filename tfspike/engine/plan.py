@@ -275,14 +275,17 @@ class Plan:
                             "passes no gradient to it: freeze it (layer.trainable = False), or take encoder=\"direct\" "
                             "or PoissonEncoder(..., straight_through=True).")
 
+    @property
+    def own_neurons(self) -> list[Call]:
+        """Calls of an encoder, of neurons and of a readout that have code of their own and do not show their window."""
+        return [call for call in (self.encoder, *self.spiking, self.readout)
+                if own_code(call.layer) is not None and not isinstance(call.layer, OpenNeurons)]
+
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
-        for call in (self.encoder, *self.spiking, self.readout):
-            method = None if isinstance(call.layer, OpenNeurons) else own_code(call.layer)
-            if method is not None:
-                raise UserError(f"{what} cannot look into {_said(call)}, which has a `{method}` of its own. "
-                                "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its "
-                                "`neuron`.")
+        for call in self.own_neurons:
+            raise UserError(f"{what} cannot look into {_said(call)}, which has a `{own_code(call.layer)}` of its own. "
+                            "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its `neuron`.")
 
 
 class _Stand(keras.layers.Layer):

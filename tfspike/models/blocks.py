@@ -45,10 +45,11 @@ def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: in
 
 
 def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
-    """LIF neurons and, where the network has it, dropout on their spikes."""
+    """LIF neurons, or those in their place, and, where the network has it, dropout on their spikes."""
     s = b.settings
-    x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, dtype=s.dtype,
-            name=f"{name}_lif")(x)
+    kind = LIF if isinstance(s.neuron, str) else s.neuron
+    x = kind(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, dtype=s.dtype,
+             name=f"{name}_lif")(x)
     if s.dropout:
         x = WindowDropout(s.dropout, seed=b.next_seed(), dtype=s.dtype, name=f"{name}_dropout")(x)
     return x

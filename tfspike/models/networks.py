@@ -12,7 +12,7 @@ from tfspike.models.ann import ReluModel
 from tfspike.models.settings import NetworkSettings
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
-from tfspike.neurons.layers import OverTime, Readout
+from tfspike.neurons.layers import LIF, OverTime, Readout
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Block, Conv, Pool, Stage
 
@@ -28,7 +28,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            gradient: str = "event", encoder: str | None = "poisson", leak: float = 0.99, threshold: float = 1.0,
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
-           pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
+           pooling: str = "neuron", neuron: str | type[LIF] = "lif", shortcut: str = "spikes", reset: str = "zero",
            start: float = 0.0, credit: str = "mean", kernel: str = "auto",
            levels: int = 0) -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
@@ -58,7 +58,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, pooling) keep their
-        defaults.
+        defaults. Or a subclass of `LIF` that is constructed as `LIF` is: it takes the place of the LIF neurons.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, or "subtract", what is above
@@ -99,7 +99,7 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
     x = blocks.dense(x, builder, settings.num_classes, "output")
     model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
     model.configure_engine(kernel=settings.kernel)
-    return model if settings.neuron == "lif" else ann.twin(model, settings.levels)
+    return ann.twin(model, settings.levels) if settings.neuron == "relu" else model
 
 
 def _stack(x: Any, stages: tuple[Stage, ...], builder: blocks.Builder) -> Any:

@@ -22,6 +22,7 @@ from tfspike.errors import UserError
 from tfspike.neurons import encoders, slopes
 from tfspike.neurons.backend import check_image_data_format
 from tfspike.neurons.gradients import check_options
+from tfspike.neurons.layers import LIF
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import SHORTCUTS, VARIANTS, Variant
 
@@ -35,6 +36,7 @@ class LayerSettings:
 
     Attributes:
       gradient: "event" or "rate".
+      neuron: "lif", or a subclass of `LIF` that is constructed as `LIF` is; of a network also "relu".
       leak, threshold: of the LIF neurons.
       surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", or "subtract", u_t - threshold.
@@ -52,6 +54,7 @@ class LayerSettings:
       UserError: a value is out of range, or contradicts another one.
     """
 
+    neuron: str | type[LIF] = "lif"
     gradient: str = "event"
     leak: float = 0.99
     threshold: float = 1.0
@@ -70,6 +73,8 @@ class LayerSettings:
 
     def __post_init__(self) -> None:
         _check_dtype(self.dtype)
+        if not (isinstance(self.neuron, type) and issubclass(self.neuron, LIF)):
+            check_choice("neuron", self.neuron, NEURONS)
         check_options(self.gradient, self.surrogate, self.reset, self.credit)
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
@@ -99,7 +104,7 @@ class NetworkSettings(LayerSettings):
       timesteps: T, steps in the window.
       encoder: one of `encoders.NAMES`.
       hidden: neurons of the hidden dense layer, 0 for none.
-      neuron: "lif", or "relu" for the ANN twin, for which the settings of spiking neurons keep their defaults.
+      neuron: "relu" makes the ANN twin, for which the settings of spiking neurons keep their defaults.
       kernel: how its window is computed (`SpikingModel.configure_engine`).
       levels: steps of the ReLUs of an ANN twin (`tfspike.neurons.quantised`), 0 for plain ones.
 
@@ -113,7 +118,6 @@ class NetworkSettings(LayerSettings):
     timesteps: int
     encoder: str | None = "poisson"
     hidden: int = 0
-    neuron: str = "lif"
     kernel: str = "auto"
     levels: int = 0
 
@@ -145,7 +149,7 @@ class NetworkSettings(LayerSettings):
                             f"Received: shortcut={self.shortcut!r}.")
         check_choice("encoder", self.encoder, encoders.NAMES)
         check_choice("kernel", self.kernel, KERNELS)
-        if check_choice("neuron", self.neuron, NEURONS) == "relu":
+        if self.neuron == "relu":
             self._refuse_spiking()
         elif self.levels:
             raise UserError("`levels` is of ReLUs: leave it out, or take neuron='relu'. "

@@ -30,7 +30,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfspike.errors import UserError
+from tfspike.errors import UserError, first_line
 
 LEAK_AWARE = "leak_aware"
 
@@ -83,13 +83,29 @@ def register(name: str, function: Function) -> None:
         finite for any x. A peak of 1 and an area of 1, as those of the table have, keep gradients as long as they were.
 
     Raises:
-      UserError: the name is taken, or `function` is none.
+      UserError: the name is taken, or `function` is none, or not of such a kind.
     """
     if not isinstance(name, str) or not name or name in names():
         raise UserError(f"`name` must be a text other than {', '.join(names())}. Received: name={name!r}.")
     if not callable(function):
         raise UserError(f"`function` must be a function of a tensor. Received: function={function!r}.")
+    _try(name, function)
     DERIVATIVES[name] = function
+
+
+def _try(name: str, function: Function) -> None:
+    """Refuses what is not elementwise, finite and in the dtype of x, before a training meets it."""
+    with tf.init_scope():
+        x = tf.constant([[-3.0, -0.5, 0.0], [0.5, 3.0, 100.0]])
+        try:
+            h = tf.convert_to_tensor(tf.function(function, autograph=False)(x))
+        except Exception as error:  # whatever a function of the user's raises
+            raise UserError(f"the surrogate {name!r} must be made of TensorFlow operations on one tensor; it fails "
+                            f"({first_line(error)}).") from error
+        if h.dtype != x.dtype or h.shape != x.shape or not bool(tf.reduce_all(tf.math.is_finite(h))):
+            raise UserError(f"the surrogate {name!r} must give a finite number for every element, in the dtype of x; "
+                            f"of x={x.numpy().tolist()} ({x.dtype.name}) it makes {h.numpy().tolist()} "
+                            f"({h.dtype.name}).")
 
 
 def derivative(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:

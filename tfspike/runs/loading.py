@@ -25,7 +25,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
       info: a `datasets.DatasetInfo`.
       timesteps: another window than the configuration's.
     """
-    from tfspike.models import networks
+    from tfspike.models import networks, own
     from tfspike.models.settings import NetworkSettings
 
     shared = {field.name for field in dataclasses.fields(NetworkSettings)} & FIELDS.keys() - {"timesteps"}
@@ -36,6 +36,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
                             f"{to_copy('convert', run=str(config.workdir))}")
         shared -= set(SPIKING_ONLY)
     others = {name: None if value == "none" else value for name in shared for value in [getattr(config, name)]}
+    others["neuron"] = own.load(config.surrogate, config.neuron)
     return networks.build(NetworkSettings.of(config.model, tuple(info.image_shape), info.num_classes,
                                              timesteps or config.timesteps, dtype=config.precision, **others))
 
@@ -72,7 +73,18 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
         return converted, config, info, checkpoint
     model = build_model(config, info, timesteps)
     variables.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
+    for name in changed_code(config):
+        say(f"Warning: the module of {name} was changed since the run in {workdir} was begun with it.")
     return (fold(model) if model.is_spiking else model), config, info, checkpoint
+
+
+def changed_code(config: Config) -> list[str]:
+    """Names of the user's own (MODULE:NAME) whose modules are not as they were when the run of `config` was begun."""
+    from tfspike.models import own
+
+    before = run_metadata(str(config.workdir)).get("own_code", {})
+    now = own.checksums((config.surrogate, config.neuron))
+    return [name for name in now if before.get(name, now[name]) != now[name]]
 
 
 def data_info(workdir: str) -> Any:
@@ -98,7 +110,8 @@ def load_data(config: Config, info: Any, split: str, data_dir: str | None = None
     from tfspike import datasets
 
     return datasets.load(config.dataset, split, data_dir or config.data_dir, timesteps or config.timesteps,
-                         image_size=config.image_size, like=info)
+                         image_size=config.image_size, like=info, sensor_size=config.sensor_size,
+                         window_ms=config.window_ms)
 
 
 def _converted(workdir: str, timesteps: int | None) -> Any:

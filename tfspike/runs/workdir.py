@@ -99,19 +99,25 @@ def mark_finished(workdir: str, config: Config, step: int) -> None:
 
 
 def write_config(config: Config, data: dict[str, Any], init_from: str | None) -> None:
-    """Writes config.json; of an earlier part of the run it keeps commands, machines and the weights it began with.
+    """Writes config.json; of an earlier part of the run it keeps commands, machines and the weights it began with. Of
+    surrogates and neurons of the user's own it has checksums.
 
     Args:
       config: resolved settings.
       data: what the run must remember of its data; the same on every part of a run.
       init_from: weights that the run begins with.
     """
+    from tfspike.models import own
+
     workdir = str(config.workdir)
     before = run_metadata(workdir) if os.path.isfile(os.path.join(workdir, "config.json")) else {}
     commands = [*before.get("commands", []), command()]
     machines = list(dict.fromkeys([*before.get("machines", []), machine()]))
     record = {"versions": versions(), "commit": commit(), "machines": machines, "commands": commands, "data": data,
               "init_from": os.path.abspath(init_from) if init_from else before.get("init_from")}
+    code = own.checksums((config.surrogate, config.neuron))
+    if code:
+        record["own_code"] = code
     files.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
 
 

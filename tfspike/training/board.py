@@ -12,7 +12,7 @@ from tfspike import analysis
 from tfspike.analysis import simulation
 from tfspike.analysis.energy import EnergyModel
 from tfspike.config.config import Config
-from tfspike.models.network import Network
+from tfspike.models.network import Network, window_of
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.runs import provenance
 from tfspike.runs.run_log import RunLog
@@ -35,6 +35,8 @@ class Board:
         self._config, self._model, self._training = config, model, training
         # unseen images, as a report's are, where there are any
         self._metered, self._kind = (held_out, "held-out") if len(held_out) else (training, "training")
+        plan = window_of(model)
+        self._transparent = plan is None or not plan.own_neurons  # a simulation can look into the network
 
     def describe(self, log: RunLog) -> None:
         """Writes settings, command and graph."""
@@ -53,12 +55,13 @@ class Board:
             return
         from tfspike.evaluation import plots  # matplotlib: only where TensorBoard is written
 
-        log.histograms(step, simulation.distributions(self._model, self._training[:_LOGGED]))
+        if self._transparent:
+            log.histograms(step, simulation.distributions(self._model, self._training[:_LOGGED]))
         pictures = {}
         filters = simulation.first_filters(self._model)
         if filters is not None:
             pictures["first_layer_filters"] = plots.filter_sheet(filters)
-        if self._model.is_spiking:
+        if self._model.is_spiking and self._transparent:
             train = simulation.spike_trains(self._model, tf.convert_to_tensor(self._training[:1]))
             pictures["spike_raster"] = plots.raster_picture(train)
         log.images(step, pictures)
@@ -70,8 +73,9 @@ class Board:
                 "eval.py --report has that of the test set.")
 
     def energy(self) -> dict[str, float]:
-        """Energy of an image in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself."""
-        if not self._model.is_spiking:
+        """Energy of an image in the 45 nm model, and as a share of that of an ANN; {} of an ANN itself, and where
+        neurons have code of their own."""
+        if not (self._model.is_spiking and self._transparent):
             return {}
         snn, ann = (EnergyModel().picojoules(operations)
                     for operations in analysis.operations(cast(SpikingModel, self._model), self._metered))

@@ -15,6 +15,7 @@ from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.models import diagnosis, variables
 from tfspike.runs import checkpoints, provenance, standing, starting, workdir
+from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training import dry_run
 from tfspike.training.progress import Progress
@@ -113,6 +114,7 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
     if trainer.worker.is_chief:
         if start.checkpoint is not None:
             _refuse_other_data(trainer, str(config.workdir))
+            _refuse_other_code(config)
             progress.restore(start.checkpoint)
             checkpoints.set_aside_after(progress.folder, progress.step)
         else:
@@ -157,6 +159,14 @@ def _refuse_other_data(trainer: Trainer, folder: str) -> None:
         keys = ", ".join(key for key in now if before.get(key) != now[key])
         raise UserError(f"The data are not those that the run in {folder} began with ({keys} differ); restore them, or "
                         "give another --workdir.")
+
+
+def _refuse_other_code(config: Config) -> None:
+    """A surrogate or a neuron of the user's that was edited would make it another experiment, too."""
+    changed = run_loading.changed_code(config)
+    if changed:
+        raise UserError(f"The module of {changed[0]} is not as it was when the run in {config.workdir} began; restore "
+                        "it, or give another --workdir.")
 
 
 def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:

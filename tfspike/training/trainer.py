@@ -6,6 +6,7 @@ A run is a function of its configuration, and a run killed anywhere ends with th
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +17,14 @@ import tensorflow as tf
 
 from tfspike import datasets, distribution
 from tfspike.config.config import Config
+from tfspike.config.settings import plain
 from tfspike.datasets import streams
 from tfspike.distribution import Worker
+from tfspike.errors import UserError
 from tfspike.evaluation.evaluator import Evaluator
-from tfspike.models import diagnosis
+from tfspike.models import diagnosis, own
 from tfspike.models.initialisation import initialise_rates
+from tfspike.models.network import window_of
 from tfspike.runs import initial_weights, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
@@ -34,7 +38,21 @@ from tfspike.training.windows import Window, Windows
 
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _DESCRIBED = 32  # first images of training and validation that pictures and energy are made of
+_NAMELESS = re.compile(r"variable(_\d+)?")  # Keras' own name, with a number that counts what a process made
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
+
+
+def _check_own_neurons(config: Config, model: Any) -> None:
+    """Says before hours of training what would not be exported, or not be found in a checkpoint."""
+    plan = window_of(model)
+    calls = plan.own_neurons if plan is not None else []
+    if config.export and calls:
+        raise UserError(f"--export={plain(config.export)} runs a window step by step, and the neurons of "
+                        f"--neuron={config.neuron} have a `call` of their own, which runs whole windows; give "
+                        "--export=none.")
+    if any(_NAMELESS.fullmatch(variable.name) for call in calls for variable in call.layer.variables):
+        raise UserError(f"--neuron={config.neuron} has a weight without a name, which no checkpoint could give back; "
+                        "name it, as in add_weight(..., name=\"leak\").")
 
 
 class Trainer:
@@ -50,8 +68,9 @@ class Trainer:
     def __init__(self, config: Config, strategy: tf.distribute.Strategy, worker: Worker, say: workdir.Say):
         self.config, self.strategy, self.worker, self.say = config, strategy, worker, say
         distribution.check_batch(config.batch_size, strategy.num_replicas_in_sync)
+        own.load(config.surrogate, config.neuron)  # what is wrong with them is said before the data are read
         self.data = datasets.load(config.dataset, "train", config.data_dir, config.timesteps, config.extra,
-                                  config.image_size)
+                                  config.image_size, sensor_size=config.sensor_size, window_ms=config.window_ms)
         self.train_index, self.val_index = streams.split_indices(len(self.data), config.val_fraction, config.seed,
                                                                  self.data.name)
         self.info = datasets.describe(self.data, self.train_index, config.augment)
@@ -61,6 +80,7 @@ class Trainer:
         keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
         with strategy.scope():
             self.model = run_loading.build_model(config, self.info)
+            _check_own_neurons(config, self.model)
             self.optimizer = make_optimizer(config)
             self.optimizer.build(self.model.trainable_variables)
         self.windows = Windows(config, self.model, self.optimizer, strategy,
