@@ -86,6 +86,11 @@ class Road:
                 self._programs[training] = str(why)
         return self._programs[training]
 
+    def _runnable(self, training: bool) -> _Loaded:
+        loaded = self._loaded(training)
+        assert isinstance(loaded, _Loaded), loaded
+        return loaded
+
     def forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[plans.Call, tf.Tensor], training: bool,
                 traced: bool, recorded: bool) -> Passed:
         """The window, for weights as the layers' variables read now.
@@ -98,19 +103,25 @@ class Road:
           traced: keep the traces of surrogates.
           recorded: keep all spikes.
         """
-        loaded = self._loaded(training)
-        assert isinstance(loaded, _Loaded), loaded
-        program, batch = loaded.program, tf.shape(inputs)[0]
-        train, packed, input_rate = self._encoded(inputs, key, program.layout)
-        found = tf.numpy_function(
-            functools.partial(loaded.forward, traced, recorded),
-            [batch, train, packed, self._masks(program, masks, batch), self._weights(program)],
-            [tf.float32, tf.float32, tf.float32, tf.uint16])
-        membrane, count, trace, spikes = found
+        loaded = self._runnable(training)
+        given, input_rate = self._given(loaded.program, inputs, key, masks)
+        membrane, count, trace, spikes = tf.numpy_function(
+            functools.partial(loaded.forward, traced, recorded), given, [tf.float32, tf.float32, tf.float32, tf.uint16])
         *states, readout = [
             NeuronState(*(_of_neurons(x, op, call) for x in (membrane, count, trace)))
-            for op, call in zip(program.neurons, (*self.plan.spiking, self.plan.readout))]
+            for op, call in zip(loaded.program.neurons, (*self.plan.spiking, self.plan.readout))]
+        _, train, packed, *_ = given
         return Passed(readout.membrane / self.timesteps, states, input_rate, train, packed, spikes, count, trace)
+
+    def loops(self, inputs: tf.Tensor) -> Callable[[], list[np.ndarray]]:
+        """The compiled loops of a window in inference, and nothing around them: what `choice` takes the time of.
+
+        Returns:
+          A function that gives `(membranes, counts, traces [B, states], ...)`.
+        """
+        loaded = self._runnable(False)
+        given, _ = self._given(loaded.program, inputs, self.plan.encoder.layer.key(False, 0), {})
+        return functools.partial(loaded.forward, False, False, *(value.numpy() for value in given))
 
     def backward(self, passed: Passed, masks: dict[plans.Call, tf.Tensor], upstream: tf.Tensor,
                  of_count: dict[plans.Call, tf.Tensor], of_spikes: dict[plans.Call, tf.Tensor],
@@ -125,8 +136,7 @@ class Road:
           values: what the gradient is wanted of.
           substituted: a context in which layers read `values`.
         """
-        loaded = self._loaded(True)
-        assert isinstance(loaded, _Loaded), loaded
+        loaded = self._runnable(True)
         program, batch = loaded.program, tf.shape(upstream)[0]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
@@ -158,6 +168,13 @@ class Road:
         return tf.concat(parts, axis=1)
 
     # ---- what the kernels are given ----------------------------------------------------------------------------
+
+    def _given(self, program: Program, inputs: tf.Tensor, key: tf.Tensor,
+               masks: dict[plans.Call, tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """`(arguments of _Loaded.forward, mean of the encoded input over the window)`."""
+        batch = tf.shape(inputs)[0]
+        train, packed, input_rate = self._encoded(inputs, key, program.layout)
+        return [batch, train, packed, self._masks(program, masks, batch), self._weights(program)], input_rate
 
     def _encoded(self, inputs: tf.Tensor, key: tf.Tensor, layout: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """`(train, packed, mean over the window)`; one of the first two is empty."""
