@@ -113,6 +113,9 @@ def test_a_run_goes_on_as_it_began_on_any_machine(tmp_path: Path, monkeypatch: p
     assert resumed in lines_of(parts) and calls
     runs.assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert loading.load_run(str(tmp_path / "parts"))[0].engine.events is not None
+    lines: list[str] = []
+    command.evaluate_run(EvalOptions(workdir=str(tmp_path / "parts"), images=4, seeds=1, kernel="auto"), lines.append)
+    assert re.match(r"--kernel=auto is dense: 0\.\d+ spikes", lines[0])
 
 
 @pytest.mark.slow
@@ -138,12 +141,3 @@ def test_a_run_says_why_it_is_dense(settings: dict[str, Any], why: str, tmp_path
 
 def test_checkpoints_of_earlier_versions_are_dense() -> None:
     assert standing.kernel_of(checkpoints.Checkpoint("", 0, {"progress": {}})) == "dense"
-
-
-def test_eval_measures_where_it_is_asked_to(tmp_path: Path, measured: Any) -> None:
-    assert training.run(runs.tiny(tmp_path, epochs=1, lr_milestones=(), steps_per_epoch=1), say=lambda line: None) == 0
-    measured(1e9)
-    for flags, kernels in (({}, []), ({"kernel": "auto"}, ["events"])):
-        lines: list[str] = []
-        command.evaluate_run(EvalOptions(workdir=str(tmp_path), images=8, seeds=1, **flags), lines.append)
-        assert [line.split()[2][:-1] for line in lines if line.startswith("--kernel=auto")] == kernels
