@@ -58,6 +58,7 @@ def table(points: list[dict[str, Any]]) -> str:
 
 def draw(points: list[dict[str, Any]], title: str) -> Any:
     """The picture: what the machine does, beside what the model of 45 nm says."""
+    from matplotlib import ticker
     from matplotlib.figure import Figure
 
     from benchmarks.plot import STYLES
@@ -73,9 +74,13 @@ def draw(points: list[dict[str, Any]], title: str) -> Any:
     energy.plot(spikes, [one["microjoules"] for one in points], color=color, marker=marker, label="spiking network")
     energy.plot(spikes, [one["ann_microjoules"] for one in points], color="#555555", linestyle="--",
                 label="ANN of the same shape")
-    for axes, what in ((speed, "images per second"), (energy, "energy per image in the 45 nm model, uJ")):
+    for axes, what in ((speed, "images per second"), (energy, "uJ per image, 45 nm model")):
         axes.set(xscale="log", yscale="log", xlabel="spikes per image", ylabel=what)
-        axes.grid(True, which="both", alpha=0.3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+        axes.minorticks_off()
+        axes.grid(True, alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
