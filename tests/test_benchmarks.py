@@ -151,5 +151,5 @@ def test_the_table_and_the_picture_of_speed_against_spikes() -> None:
     assert first == "| 0.5 | 200,000 | 7.0 | 7.0 | 1.00 | 120.0 (900.0) |" and "| 28.0 | 4.00 |" in second
     speed, energy = sparsity.draw(points, "a network").axes
     events, dense = (line.get_xydata().tolist() for line in speed.lines)
-    assert events == [[2e5, 7.0], [5e4, 28.0]] and {y for _, y in dense} == {7.0}
+    assert events == [[200.0, 7.0], [50.0, 28.0]] and {y for _, y in dense} == {7.0}
     assert {y for line in energy.lines for y in line.get_ydata()} == {120.0, 30.0, 900.0}
