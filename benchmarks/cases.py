@@ -6,7 +6,8 @@ import dataclasses
 
 PEERS = ("authors", "snntorch", "snntorch-compiled", "spikingjelly", "norse", "norse-compiled")
 TFSPIKE = ("tfspike-rate", "tfspike-event")
-LIBRARIES = TFSPIKE + PEERS
+EVENT_DRIVEN = ("tfspike-rate-events", "tfspike-event-events")  # the same with kernel="events"
+LIBRARIES = TFSPIKE + EVENT_DRIVEN + PEERS
 PRECISIONS = ("float32", "bfloat16")
 
 CLASSES = 10

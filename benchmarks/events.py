@@ -1,10 +1,10 @@
-"""The event-driven road against the dense one: steps of both, alternating in one process.
+"""Event-driven against dense: steps of both, and of what kernel="auto" chooses, alternating in one process.
 
     python -m benchmarks.events                              # VGG9, LeNet at first and at trained weights
     python -m benchmarks.events --work vgg9 --modes inference rate --steps 5 --precision bfloat16
 
-Wall-clock seconds, and CPU seconds of all threads, which say more where other work runs beside it. `--precision` is
-that of the dense road; events always add in float32. Memory: `--kernels events` alone, as one process has one peak.
+Wall-clock seconds, and CPU seconds of all threads, which say more where other work runs beside it. Memory: `--kernels
+events` alone, as one process has one peak.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.cases import CLASSES, LEAK, THRESHOLD
+from benchmarks.cases import CLASSES, INPUT_SHAPES, LEAK, THRESHOLD
 
 WORK = {"vgg9": ("vgg9", 100, 16), "lenet": ("lenet", 50, 64), "lenet-trained": ("lenet", 50, 64)}
 MODES = ("inference", "rate", "event")
-KERNELS = ("dense", "events")
+KERNELS = ("dense", "events", "auto")
 
 
-def _network(work: str, mode: str, kernel: str, precision: str) -> Any:
+def network(work: str, mode: str, kernel: str, precision: str, threshold: float = THRESHOLD) -> Any:
+    """The network of a piece of work, at weights that depend on neither kernel nor threshold."""
     from tfspike import models, pretrained
 
     net, timesteps, _ = WORK[work]
-    gradient = "rate" if mode == "inference" else mode
-    dtype = "mixed_bfloat16" if precision == "bfloat16" and kernel == "dense" else "float32"
-    shape = (28, 28, 1) if net == "lenet" else (32, 32, 3)
-    model = models.create(net, shape, CLASSES, timesteps, gradient=gradient, leak=LEAK, threshold=THRESHOLD,
-                          dropout=0.0, seed=0, dtype=dtype, kernel=kernel)
+    model = models.create(net, INPUT_SHAPES.get(net, (32, 32, 3)), CLASSES, timesteps,
+                          gradient="rate" if mode == "inference" else mode, leak=LEAK, threshold=threshold, dropout=0.0,
+                          seed=0, dtype="mixed_bfloat16" if precision == "bfloat16" else "float32", kernel=kernel)
     if work.endswith("-trained"):
         trained = pretrained.load("lenet_mnist")[0]
         for to, value in zip(model.trainable_variables, trained.trainable_variables):
@@ -40,8 +39,8 @@ def _network(work: str, mode: str, kernel: str, precision: str) -> Any:
     return model
 
 
-def _images(work: str) -> Any:
-    """Digits where the weights know them; else the noise of `benchmarks.run`."""
+def images(work: str) -> Any:
+    """Digits where the weights know them; else the noise of `benchmarks.run`. And labels for a loss."""
     net, _, batch = WORK[work]
     x, labels = measure.images(net, batch)
     if work.endswith("-trained"):
@@ -52,7 +51,8 @@ def _images(work: str) -> Any:
     return x, labels
 
 
-def _step(model: Any, mode: str, x: Any, labels: Any) -> Callable[[], Any]:
+def step_of(model: Any, mode: str, x: Any, labels: Any) -> Callable[[], Any]:
+    """What is timed: the outputs, or the gradient of a training step."""
     import tensorflow as tf
 
     x, labels = tf.constant(x), tf.constant(labels)
@@ -70,28 +70,46 @@ def _step(model: Any, mode: str, x: Any, labels: Any) -> Callable[[], Any]:
     return lambda: [part.numpy() for part in [infer()]] if mode == "inference" else [g.numpy() for g in train()]
 
 
+def timed(steps_of: dict[str, Callable[[], Any]], steps: int) -> dict[str, dict[str, Any]]:
+    """Wall-clock and CPU seconds of every step of each, in turns, after a first one."""
+    found: dict[str, dict[str, Any]] = {name: {"wall": [], "cpu": []} for name in steps_of}
+    for name, step in steps_of.items():
+        begin = time.perf_counter()
+        step()
+        found[name]["first"] = time.perf_counter() - begin
+    for _ in range(steps):
+        for name, step in steps_of.items():
+            begin, cpu = time.perf_counter(), time.process_time()
+            step()
+            found[name]["wall"].append(time.perf_counter() - begin)
+            found[name]["cpu"].append(time.process_time() - cpu)
+    return found
+
+
+def use_threads(count: int) -> None:
+    """Before TensorFlow computes anything."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(count)
+
+
 def cell(work: str, mode: str, kernels: list[str], precision: str, steps: int) -> dict[str, Any]:
     """Seconds of every step of every kernel, the firing rates, and the peak memory of the process, MB."""
     import tensorflow as tf
 
-    x, labels = _images(work)
-    models = {kernel: _network(work, mode, kernel, precision) for kernel in kernels}
-    taken = {kernel: _step(model, mode, x, labels) for kernel, model in models.items()}
-    found: dict[str, Any] = {kernel: {"wall": [], "cpu": []} for kernel in kernels}
-    for kernel, step in taken.items():
+    x, labels = images(work)
+    models = {kernel: network(work, mode, kernel, precision) for kernel in kernels}
+    chosen = {}
+    if "auto" in models:
         begin = time.perf_counter()
-        step()
-        found[kernel]["first"] = time.perf_counter() - begin
-    for _ in range(steps):
-        for kernel, step in taken.items():
-            begin, cpu = time.perf_counter(), time.process_time()
-            step()
-            found[kernel]["wall"].append(time.perf_counter() - begin)
-            found[kernel]["cpu"].append(time.process_time() - cpu)
+        kernel, reason = models["auto"].choose_kernel(x, training=mode != "inference")
+        chosen = {"chosen": kernel, "reason": reason, "choosing": time.perf_counter() - begin}
+    found: dict[str, Any] = timed({kernel: step_of(model, mode, x, labels) for kernel, model in models.items()}, steps)
     found["peak_mb"] = measure.memory_mb("VmHWM")
     counts = models[kernels[0]].observe(x)[1]
     found["rates"] = {name: round(float(tf.reduce_mean(n)) / WORK[work][1], 4) for name, n in counts.items()}
-    return {"work": work, "mode": mode, "precision": precision, "load": round(os.getloadavg()[0], 1), **found}
+    return {"work": work, "mode": mode, "precision": precision, "load": round(os.getloadavg()[0], 1), **chosen, **found}
 
 
 def main() -> None:
@@ -105,10 +123,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
 
-    import tensorflow as tf
+    import tensorflow as tf  # noqa: F401 (what is bare)
 
-    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    use_threads(args.threads)
     bare = measure.memory_mb("VmRSS")
     for work in args.work:
         for mode in args.modes:

@@ -13,11 +13,13 @@ from benchmarks.cases import LIBRARIES, PRECISIONS, Case, Cell
 from benchmarks.results import Results
 
 NAMES = {"tfspike-rate": "tfspike rate (a different gradient)", "tfspike-event": "tfspike event",
+         "tfspike-rate-events": "tfspike rate, event-driven", "tfspike-event-events": "tfspike event, event-driven",
          "authors": "authors' algorithm, PyTorch", "snntorch": "snnTorch", "spikingjelly": "SpikingJelly",
          "norse": "Norse", "snntorch-compiled": "snnTorch, compiled", "norse-compiled": "Norse, compiled"}
-STYLES = {"tfspike-rate": ("#0072B2", "o"), "tfspike-event": ("#009E73", "s"), "authors": ("#D55E00", "^"),
-          "snntorch": ("#E69F00", "D"), "spikingjelly": ("#CC79A7", "v"), "norse": ("#555555", "P"),
-          "snntorch-compiled": ("#F0E442", "X"), "norse-compiled": ("#56B4E9", "*")}
+STYLES = {"tfspike-rate": ("#0072B2", "o"), "tfspike-event": ("#009E73", "s"),
+          "tfspike-rate-events": ("#0072B2", "*"), "tfspike-event-events": ("#009E73", "h"),
+          "authors": ("#D55E00", "^"), "snntorch": ("#E69F00", "D"), "spikingjelly": ("#CC79A7", "v"),
+          "norse": ("#555555", "P"), "snntorch-compiled": ("#F0E442", "X"), "norse-compiled": ("#56B4E9", "*")}
 """Okabe and Ito's colours, told apart by all; markers differ too, for print."""
 DASHES = {"float32": "-", "bfloat16": "--"}
 

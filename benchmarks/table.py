@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.cases import LIBRARIES, PEERS, PRECISIONS, TFSPIKE, Case, Cell
+from benchmarks.cases import EVENT_DRIVEN, LIBRARIES, PEERS, PRECISIONS, TFSPIKE, Case, Cell
 from benchmarks.results import Results
 
 LABELS = {"tfspike-rate": "tfspike \"rate\" *", "tfspike-event": "tfspike \"event\"",
+          "tfspike-rate-events": "tfspike \"rate\" *, event-driven",
+          "tfspike-event-events": "tfspike \"event\", event-driven",
           "authors": "authors' algorithm, PyTorch", "snntorch": "snnTorch", "snntorch-compiled": "snnTorch, compiled",
           "spikingjelly": "SpikingJelly", "norse": "Norse", "norse-compiled": "Norse, compiled"}
 NOTE = ("\\* \"rate\" is a different gradient: one backward pass through mean rates. \"event\" is the authors'. "
@@ -62,7 +64,7 @@ def _ratios(results: Results, found: list[Case]) -> list[str]:
             "memory, best / best"]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for case in found:
-        for library in TFSPIKE:
+        for library in TFSPIKE + EVENT_DRIVEN:
             values = [_ratio(results, case, library, precisions, field)
                       for field in ("seconds", "peak_above_bare_mb")
                       for precisions in (("float32",), ("bfloat16",), PRECISIONS)]

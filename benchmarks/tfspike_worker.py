@@ -50,8 +50,9 @@ def _network(given: dict[str, Any]) -> None:
     begin = time.perf_counter()
     if given["precision"] == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
+    _, gradient, *by_events = given["library"].split("-")
     model = models.create(given["net"], images.shape[1:], CLASSES, given["timesteps"],
-                          gradient=given["library"].removeprefix("tfspike-"), encoder="poisson", leak=LEAK,
+                          gradient=gradient, kernel="events" if by_events else "dense", encoder="poisson", leak=LEAK,
                           threshold=THRESHOLD, dropout=0.0, seed=0)
     x, target = tf.constant(images), tf.constant(labels)
     if given["mode"] == "train":

@@ -22,6 +22,10 @@ def _defaults_of_tests() -> Iterator[None]:
         from tfspike.engine import kernels
 
         kernels.ON_CPU = "plain"
+        # nor does it depend on what --kernel=auto measures here; tests/test_choice.py sets what is to be found
+        from tfspike.engine.events import choice
+
+        choice.SMALLEST_BATCH = float("inf")
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")

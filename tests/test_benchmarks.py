@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import accuracy, graphs, launches, learning
+from benchmarks import accuracy, graphs, launches, learning, sparsity
 from benchmarks.last_spike import with_last_spike
 from tfspike import models
 
@@ -142,3 +142,14 @@ def test_the_module_of_a_compiled_function_has_kernels() -> None:
     function = tf.function(lambda x: tf.cos(tf.sin(x) @ x), jit_compile=True)
     module = function.experimental_get_compiler_ir(tf.ones((8, 8)))(stage="optimized_hlo")
     assert 2 <= launches.fused(module, 1) <= 4
+
+
+def test_the_table_and_the_picture_of_speed_against_spikes() -> None:
+    points = [{"threshold": factor, "spikes": 1e5 / factor, "microjoules": 60 / factor, "ann_microjoules": 900.0,
+               "dense": {"images_per_second": 7.0}, "events": {"images_per_second": 14.0 * factor}} for factor in (0.5, 2.0)]
+    first, second = sparsity.table(points).splitlines()[2:]
+    assert first == "| 0.5 | 200,000 | 7.0 | 7.0 | 1.00 | 120.0 (900.0) |" and "| 28.0 | 4.00 |" in second
+    speed, energy = sparsity.draw(points, "a network").axes
+    events, dense = (line.get_xydata().tolist() for line in speed.lines)
+    assert events == [[200.0, 7.0], [50.0, 28.0]] and {y for _, y in dense} == {7.0}
+    assert {y for line in energy.lines for y in line.get_ydata()} == {120.0, 30.0, 900.0}

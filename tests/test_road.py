@@ -291,9 +291,10 @@ def test_networks_of_the_library_answer_as_on_the_dense_road(name: str, image: A
 
 
 def test_mixed_bfloat16_rounds_weights_and_nothing_else() -> None:
-    model, _, inputs, dL_do = scene("residual", "event", dtype="mixed_bfloat16")
+    model, _, inputs, dL_do = scene("residual", "event", dropout=0.5, dtype="mixed_bfloat16")
     nets.set_grid_weights(model, SPECS["residual"].kappa, grid=128)
-    twin, _, _, _ = scene("residual", "event")
+    assert model.engine.events._weights(model.engine.events._runnable(True).program).dtype == tf.bfloat16
+    twin, _, _, _ = scene("residual", "event", dropout=0.5)
     twin.set_weights(model.get_weights())
     output, got = gradients_of(model, model, inputs, dL_do)
     wanted_output, wanted = gradients_of(twin, twin, inputs, dL_do)

@@ -11,6 +11,7 @@ import pytest
 
 from tfspike import models
 from tfspike.analysis import summary
+from tfspike.engine import convolution
 from tfspike.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -79,7 +80,7 @@ def _counters(model):
 def test_macs_of_a_layer_are_counted_by_hand(layer, output, macs):
     layer.build((None, 8, 8, 4))
     assert layer.compute_output_shape((None, 8, 8, 4))[1:] == output
-    assert summary._macs(layer, output) == macs
+    assert convolution.macs_of(layer, output) == macs
 
 
 def test_every_layer_of_the_window_has_a_row_in_order():

@@ -23,7 +23,7 @@ RUNS = {
     "resnet20": ["--model=resnet20", "--shortcut=spikes"],
 }
 COMMON = ["--dataset=mnist_subset", "--epochs=2", "--steps_per_epoch=20", "--seed=0", "--strategy=one",
-          "--notensorboard", "--export="]
+          "--notensorboard", "--export=", "--kernel=dense"]
 
 
 def fingerprint(flags: list[str]) -> str:

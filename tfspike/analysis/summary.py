@@ -16,6 +16,7 @@ import keras
 
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
+from tfspike.engine.convolution import macs_of
 from tfspike.models.ann import ReluModel
 from tfspike.models.network import Network
 from tfspike.models.spiking_model import SpikingModel
@@ -168,7 +169,7 @@ def _ann_table(model: ReluModel) -> str:
     rows = []
     for layer in model.layers:
         shape, parameters = tuple(layer.output.shape[1:]), sum(math.prod(v.shape) for v in layer.trainable_variables)
-        rows.append((layer.name, type(layer).__name__, shape, parameters, _macs(layer, shape)))
+        rows.append((layer.name, type(layer).__name__, shape, parameters, macs_of(layer, shape)))
     cells = [[name, kind, "x".join(map(str, shape)), _whole(parameters), _short(macs)]
              for name, kind, shape, parameters, macs in rows]
     macs = sum(row[-1] for row in rows)
@@ -260,7 +261,7 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
         if context.by_layers and isinstance(layer, SpikingLayer):
             kept = LAYERED_BYTES[context.rule] + LAYERED_SURROGATE_BYTES[context.rule] * _rule(layer).needs_potential
         sizes["chunk"] = context.kept_steps() * neurons * (_width(layer) + kept)
-    return LayerRow(layer.name, type(inner).__name__, shape, parameters, _macs(inner, shape), sizes)
+    return LayerRow(layer.name, type(inner).__name__, shape, parameters, macs_of(inner, shape), sizes)
 
 
 def _weight_bytes(parameters: int, layer: keras.layers.Layer, context: _Context) -> int:
@@ -271,15 +272,6 @@ def _weight_bytes(parameters: int, layer: keras.layers.Layer, context: _Context)
     if layer.compute_dtype != "float32":
         values += 8 if context.training else 2  # weights and gradients in 16 bits, and their way back to 32
     return parameters * values
-
-
-def _macs(layer: keras.layers.Layer, output_shape: tuple[int, ...]) -> int:
-    """A kernel of n numbers is used once per output position (convolutions, depthwise and grouped ones, dense)."""
-    kernel = getattr(layer, "kernel", None)
-    if kernel is None:
-        return 0
-    channels = getattr(layer, "filters", None) or getattr(layer, "units", None) or output_shape[-1]
-    return math.prod(kernel.shape) * math.prod(output_shape) // channels
 
 
 def _sample(call: plans.Call) -> tuple[int, ...]:

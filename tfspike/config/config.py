@@ -171,7 +171,8 @@ class Config:
     precision: str = setting("float32", "Arithmetic of the synapses; membrane potentials are always float32.",
                              group="Machine", choices=("float32", "mixed_bfloat16"))
     kernel: str = setting("auto", "How synapses are computed: dense convolutions, or on CPUs weights added where "
-                          "spikes are (events), in a time that follows the spikes; auto is dense.", group="Machine",
+                          "spikes are (events), in a time that follows the spikes; auto measures both when a run "
+                          "begins.", group="Machine",
                           choices=("auto", "dense", "events"))
     strategy: str = setting("auto", "Devices: all of this host (auto), one, mirrored or multi_worker.", group="Machine",
                             choices=("auto", "one", "mirrored", "multi_worker"))

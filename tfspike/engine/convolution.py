@@ -8,6 +8,7 @@ cost more than they save, and in float32 there is nothing to save.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -36,6 +37,16 @@ def is_faster(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: A
         return False
     _, height, width, filters = layer.compute_output_shape((None, *shape[-3:]))
     return height * width <= _LARGEST_MAP and min(shape[-1], filters) >= _FEWEST_CHANNELS
+
+
+def macs_of(layer: keras.layers.Layer, output_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a sample: a kernel of n numbers is used once per output position (convolutions,
+    depthwise and grouped ones, dense). Layers without a kernel have none."""
+    kernel = getattr(layer, "kernel", None)
+    if kernel is None:
+        return 0
+    channels = getattr(layer, "filters", None) or getattr(layer, "units", None) or output_shape[-1]
+    return math.prod(kernel.shape) * math.prod(output_shape) // channels
 
 
 def convolve(x: tf.Tensor, kernel: tf.Tensor, stride: int = 1, padding: str = "valid") -> tf.Tensor:

@@ -11,8 +11,8 @@ float32, 8 steps, 2 cores: 1.6 ns per neuron and step in one piece, .9 in three;
 but for inference at sizes that are seldom seen (`BatchSizes`), and "plain" where there is a GPU: there the whole step
 is compiled (`--jit`), or runs operation by operation, each of which has a GPU kernel (`tests/test_gpu.py`). "events"
 leaves out convolutions, too, and adds rows of weights where spikes are (`tfspike.engine.events`); where that cannot be,
-it is "dense". "auto" is "dense": which of the two is faster depends on how much a network fires, and a choice by
-measurement, that a continued run repeats, is still to be made.
+it is "dense". Which of the two is faster depends on how much a network fires: `tfspike.engine.events.choice` measures
+it where it is asked to (train.py, `SpikingModel.choose_kernel`), and until then "auto" is "dense".
 """
 
 from __future__ import annotations

@@ -82,6 +82,10 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     model, config, info, checkpoint = _with_kernel(options, loaded or _load(options, say))
     every = loading.load_data(config, info, "test", options.data_dir, model.timesteps)
     test = every.first(options.images)
+    if options.kernel == "auto":
+        batch = test.images[:options.batch_size or config.batch_size]
+        kernel, reason = model.choose_kernel(info.normalise(batch), training=False)
+        say(f"--kernel=auto is {kernel}: {reason}")
     if len(test) < len(every):
         say(f"the first {len(test):,} of {len(every):,} test records")
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,

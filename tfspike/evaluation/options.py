@@ -57,7 +57,8 @@ class EvalOptions:
                                  legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
     verbose: bool = verbose_setting("Output")
     kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
-                                 "spikes are (events); none means the run's.", group="How",
+                                 "spikes are (events); auto measures both, for accuracy; none means the run's.",
+                                 group="How",
                                  choices=("auto", "dense", "events"))
 
     def __post_init__(self) -> None:

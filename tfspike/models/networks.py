@@ -67,7 +67,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
-        spikes. "auto" is "dense" (`SpikingModel.configure_engine`).
+        spikes. "auto" is "dense" until `SpikingModel.choose_kernel` measures both.
       levels: of neuron="relu": L steps of its ReLUs up to a learnt ceiling, which spiking neurons compute in L time
         steps (`tfspike.neurons.quantised`); 0 for plain ReLUs.
 

@@ -12,6 +12,7 @@ from tfspike.checks import check_choice, check_count
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.engine import Engine
+from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
 from tfspike.models import callbacks, diagnosis
 from tfspike.neurons.encoders import Encoder, SpikeInput, refuse_gradient, warn_of_values
@@ -60,12 +61,32 @@ class SpikingModel(keras.Model):
         Args:
           chunk: steps per chunk; None chooses by size.
           kernel: "dense" convolutions, for which "plain" and "xla" name the kernel of the neurons; "events" adds rows
-            of weights where spikes are, on CPUs, and takes numba (`pip install "tfspike[numba]"`); "auto" is "dense".
+            of weights where spikes are, on CPUs, and takes numba (`pip install "tfspike[numba]"`); "auto" is "dense",
+            until `choose_kernel` is asked.
         """
         if chunk is not None:
             check_count("chunk", chunk)
         self._chunk, self._kernel = chunk, check_choice("kernel", kernel, kernels.KERNELS)
         self._lazy().pop("engine", None)
+
+    def choose_kernel(self, inputs: Any, training: bool = True) -> Choice:
+        """Takes `kernel="events"` or "dense" from here on: the faster one, for such inputs and these weights, on this
+        machine. What it takes to measure them is about a second; where it cannot be "events", nothing is measured.
+
+        Args:
+          inputs: a batch of what the model takes; its size counts, and its first images are computed.
+          training: whether the model will be trained.
+
+        Returns:
+          The kernel and the reason, in words.
+        """
+        engine = self.engine
+        if engine is None:
+            return Choice("dense", "computed layer by layer")
+        into = engine.plan.into_encoder(self._one_input(inputs), plans.in_phase(False))
+        found = choose(engine.plan, engine.gradient, into, training)
+        self.configure_engine(self._chunk, found.kernel)
+        return found
 
     @property
     def is_spiking(self) -> bool:

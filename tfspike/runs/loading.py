@@ -12,7 +12,7 @@ from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs.checkpoints import Checkpoint
 from tfspike.runs.provenance import continuing_command, to_copy
-from tfspike.runs.standing import open_checkpoint, standing
+from tfspike.runs.standing import kernel_of, open_checkpoint, standing
 from tfspike.runs.starting import check_unedited
 from tfspike.runs.workdir import CONVERTED, Say, run_metadata
 
@@ -75,6 +75,8 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
     variables.restore(model.variables, checkpoint.arrays("model"), f"The checkpoint {checkpoint.path}")
     for name in changed_code(config):
         say(f"Warning: the module of {name} was changed since the run in {workdir} was begun with it.")
+    if config.is_spiking and config.kernel == "auto":
+        model.configure_engine(kernel=kernel_of(checkpoint))
     return (fold(model) if model.is_spiking else model), config, info, checkpoint
 
 

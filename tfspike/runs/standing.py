@@ -42,6 +42,11 @@ def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint
     return checkpoint
 
 
+def kernel_of(checkpoint: Checkpoint) -> str:
+    """What --kernel=auto is in the run that wrote a checkpoint, "dense" or "events"; in earlier versions, the first."""
+    return "events" if checkpoint.meta.get("kernel") == "events" else "dense"
+
+
 def _best_step(checkpoint: Checkpoint | None) -> int | None:
     """The step of the best weights when this checkpoint was written; None where validation had chosen none."""
     try:

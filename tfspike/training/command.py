@@ -119,6 +119,7 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
             checkpoints.set_aside_after(progress.folder, progress.step)
         else:
             trainer.initialise(options.init_from)
+        trainer.choose_kernel(restored=start.checkpoint is not None)
         workdir.write_config(config, trainer.data_record(), options.init_from)
         source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
         if source != os.path.realpath(progress.folder):
@@ -135,6 +136,7 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
             if wanted in checkpoints.steps(progress.folder):
                 checkpoints.point(progress.folder, "best", int(wanted))
     progress.share(trainer.strategy, trainer.worker)
+    trainer.use_kernel()
 
 
 def _best_of(progress: Progress, source: str, say: workdir.Say) -> checkpoints.Checkpoint | None:

@@ -20,7 +20,7 @@ from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.models import diagnosis, variables
 from tfspike.models.network import Network
-from tfspike.runs import checkpoints, workdir
+from tfspike.runs import checkpoints, standing, workdir
 
 
 @dataclasses.dataclass
@@ -51,6 +51,7 @@ class Progress:
     Attributes:
       step: training steps done.
       epoch_sums, interval: of the numbers of every step since the epoch, and the line of progress before, began.
+      kernel: what --kernel=auto was found to be when the run began, "dense" or "events".
       best: step, epoch and accuracy of the best validation so far; None before the first.
       last_saved: path of the newest checkpoint; None without one.
     """
@@ -59,6 +60,7 @@ class Progress:
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self._model, self._optimizer, self._validated = model, optimizer, validated
         self.step = 0
+        self.kernel = "dense"
         self.epoch_sums, self.interval = Sums(), Sums()
         self.best: dict[str, float] | None = None
         self.last_saved: str | None = None
@@ -111,7 +113,8 @@ class Progress:
         parts = {"model": variables.collect(self._model.variables),
                  "optimizer": variables.collect(self._optimizer.variables)}
         self.last_saved = checkpoints.save(self.folder, self.step, parts,
-                                           {"config": dataclasses.asdict(self.config), "progress": progress},
+                                           {"config": dataclasses.asdict(self.config), "progress": progress,
+                                            "kernel": self.kernel},
                                            self.config.keep_checkpoints, best or not self._validated, spare)
         return self.last_saved
 
@@ -134,14 +137,16 @@ class Progress:
         variables.restore(self._model.variables, checkpoint.arrays("model"), source)
         variables.restore(self._optimizer.variables, checkpoint.arrays("optimizer"), source)
         self.step, self.last_saved = checkpoint.step, checkpoint.path
+        self.kernel = standing.kernel_of(checkpoint)
 
     def share(self, strategy: tf.distribute.Strategy, worker: Worker) -> None:
-        """Gives every worker the first one's weights and step."""
+        """Gives every worker the first one's weights, step and kernel."""
         if worker.count == 1:
             return
         shared = [*self._model.variables, *self._optimizer.variables]
-        mine = [*(variable.value.numpy() for variable in shared), np.asarray(self.step, np.int32)]
-        *values, step = distribution.from_chief(strategy, worker, mine)
+        mine = [*(variable.value.numpy() for variable in shared), np.asarray(self.step, np.int32),
+                np.asarray(self.kernel == "events", np.int32)]
+        *values, step, events = distribution.from_chief(strategy, worker, mine)
         for variable, value in zip(shared, values):
             variable.assign(value)
-        self.step = int(step)
+        self.step, self.kernel = int(step), "events" if events else "dense"

@@ -39,6 +39,7 @@ from tfspike.training.windows import Window, Windows
 _LAG = 8  # steps whose numbers may wait on the device before they are looked at
 _DESCRIBED = 32  # first images of training and validation that pictures and energy are made of
 _NAMELESS = re.compile(r"variable(_\d+)?")  # Keras' own name, with a number that counts what a process made
+_KERNELS = {"dense": "dense convolutions", "events": "event-driven"}
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 
 
@@ -127,6 +128,29 @@ class Trainer:
                                         self.config.seed, self.info).batch(0)[0]
             rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
             self.say(f"First weights scaled to {self.config.target_rate:g} spikes per step in {len(rates)} layers.")
+
+    def choose_kernel(self, restored: bool) -> None:
+        """What --kernel=auto is: in a new run measured, on its first batch with its first weights, and then the same in
+        all parts of the run, wherever they run. Follows `initialise` or `Progress.restore`."""
+        config, at = self.config, self.progress
+        if config.kernel != "auto" or not config.is_spiking:
+            return
+        if restored:
+            reason = "as this run began"
+        elif self.strategy.num_replicas_in_sync > 1:
+            reason = "several devices train together"
+        elif self.train_step.compiled:
+            reason = "steps are compiled as a whole"
+        elif config.deterministic:
+            reason = "a measurement would not be --deterministic"
+        else:
+            at.kernel, reason = self.model.choose_kernel(self.stream.batch(0)[0])
+        self.say(f"Synapses: {_KERNELS[at.kernel]} (--kernel=auto: {reason}).")
+
+    def use_kernel(self) -> None:
+        """Has every window computed as `choose_kernel` found on the first worker."""
+        if self.progress.kernel == "events":
+            self.windows.use_kernel("events")
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 

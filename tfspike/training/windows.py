@@ -51,6 +51,11 @@ class Windows:
             self._made[timesteps] = self._make(timesteps)
         return self._made[timesteps]
 
+    def use_kernel(self, kernel: str) -> None:
+        """Sets how synapses are computed, in every window. To be called before the first step, which makes graphs."""
+        for model in (self._model, *(window.train_step.model for window in self._made.values())):
+            model.configure_engine(kernel=kernel)
+
     def said(self) -> str | None:
         """The schedule in a sentence; None where every epoch has the same window."""
         config, parts, first = self._config, [], 0

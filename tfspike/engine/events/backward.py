@@ -142,6 +142,15 @@ def meet(row: Any, listed: Any, step: int, sign: Any, reads: bool, starts: Any, 
                     values[k] += given[n]
 
 
+@kernels.inlined
+def add_scaled(to: Any, at: int, these: Any, begin: int, n: int, factor: Any) -> None:
+    """to[at + i] += factor these[begin + i] for i < n."""
+    whole = n // col.LANES * col.LANES
+    vectors.add_scaled(to, at, these, begin, whole, factor)
+    for i in range(whole, n):
+        to[at + i] += factor * these[begin + i]
+
+
 @compiled
 def through(row: Any, scale: Any, jumps: Any, listed: Any, first: int, steps: int, starts: Any, entries: Any,
             values: Any, transposed: Any, given: Any, seen: Any, of_weights: Any) -> None:
@@ -183,16 +192,10 @@ def through(row: Any, scale: Any, jumps: Any, listed: Any, first: int, steps: in
                     tap = weights + (ky * row[col.KW] + begin) * channels
                     pixel = row[col.GRADIENT] + (top + ky) * line + (left + begin) * channels
                     if inner:
-                        add_scaled(given[pixel:pixel + n], transposed[tap:tap + n], jump)
-                    add_scaled(of_weights[tap:tap + n], seen[pixel:pixel + n], by)
+                        add_scaled(given, pixel, transposed, tap, n, jump)
+                    add_scaled(of_weights, tap, seen, pixel, n, by)
         if not listed[col.CONSTANT_LIST] and (inner or row[col.WEIGHTED]):
             meet(row, listed, s, -_ONE, inner, starts, entries, values, given, seen)
-
-
-@compiled
-def add_scaled(to: Any, these: Any, factor: Any) -> None:
-    for i in range(len(to)):
-        to[i] += factor * these[i]
 
 
 @compiled

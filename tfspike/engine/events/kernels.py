@@ -143,6 +143,31 @@ def add_rows(floats: Any, at: int, columns: int, weights: Any, place: int, rows:
 
 
 @inlined
+def scatter(row: Any, listed: Any, step: int, starts: Any, entries: Any, values: Any, weights: Any,
+            floats: Any) -> None:
+    """Adds the spikes of one step to the membranes of all neurons in whose windows they are.
+
+    One spike meets neighbouring pixels of a line with neighbouring taps, the last one first, and its weights lie in
+    this order: `[window height, channels, window width, padded channels]`.
+    """
+    columns, channels, wide = row[col.PADDED], row[col.CHANNELS], row[col.KW]
+    for y in range(row[col.HEIGHT]):
+        line = listed[col.STARTS] + (step * row[col.HEIGHT] + y) * row[col.WIDTH]
+        top = y + row[col.PY]
+        for k in range(starts[line], starts[line + row[col.WIDTH]]):
+            x, value = entries[k] // channels, values[k]
+            left = x + row[col.PX] - wide + 1
+            begin = max(0, -left)
+            n = (min(wide, row[col.OW] - left) - begin) * columns
+            if n <= 0:
+                continue
+            for ky in range(max(0, top - row[col.OH] + 1), min(row[col.KH], top + 1)):
+                at = row[col.PLACE] + ((top - ky) * row[col.OW] + left + begin) * columns
+                tap = (ky * channels + entries[k] - x * channels) * wide + begin
+                vectors.add_scaled(floats, at, weights, row[col.WEIGHTS] + tap * columns, n, value)
+
+
+@inlined
 def add_spikes(row: Any, scale: Any, listed: Any, step: int, y: int, x: int, starts: Any, entries: Any, values: Any,
                floats: Any, at: int) -> None:
     """Adds the spikes of output pixel (y, x), every channel by itself, without weights."""
@@ -180,13 +205,15 @@ def synapse(row: Any, constants: Any, lists: Any, decay: Any, first: int, steps:
     columns, pixels, target = row[col.PADDED], row[col.OH] * row[col.OW], row[col.TARGET]
     listed = lists[max(row[col.SOURCE], 0)]
     valued, scale = listed[col.VALUED] == 1, constants[col.SCALE]
-    words = columns // col.LANES
+    words, bias = columns // col.LANES, row[col.KH] * row[col.KW] * row[col.CHANNELS] * columns
     at_start, end = 0, 0
     if target == col.FIRE:
         out = lists[row[col.OUT]]
         at_start, end = out[col.STARTS], out[col.ENTRIES]
         starts[at_start] = end
     for s in range(steps):
+        if row[col.SCATTERED] == 1:
+            scatter(row, listed, s, starts, entries, values, weights, floats)
         for y in range(row[col.OH]):
             for x in range(row[col.OW]):
                 p = y * row[col.OW] + x
@@ -199,7 +226,9 @@ def synapse(row: Any, constants: Any, lists: Any, decay: Any, first: int, steps:
                     kept += (y * row[col.BASE_WIDTH] + x) * row[col.BASE_PICK]
                     rows[0] = row[col.BASE] + kept * columns
                     add_rows(floats, at, columns, floats, 0, rows, 1, False, factors)
-                if row[col.SOURCE] >= 0:
+                if row[col.SCATTERED] == 1:
+                    vectors.add_scaled(floats, at, weights, row[col.WEIGHTS] + bias, columns, _ONE)
+                elif row[col.SOURCE] >= 0:
                     if row[col.WEIGHTED]:
                         n = rows_under(row, listed, s, y, x, starts, entries, values, rows, factors)
                         add_rows(floats, at, columns, weights, row[col.WEIGHTS], rows, n, valued, factors)
@@ -240,7 +269,8 @@ def forward(ops: Any, numbers: Any, lists: Any, decays: Any, layout: int, image:
         uint8 bits of 8 steps, `[ceil(T / 8), 2, B, features]`, those of 1 and those of -1.
       image, batch, timesteps: which one, of how many; T.
       masks: of dropout, of this image.
-      weights: of all synapses, `[rows + 1, padded channels]` each; the last row is the bias.
+      weights: of all synapses, `[rows + 1, padded channels]` each, float32, or uint16 which holds bfloat16; the last
+        row is the bias. Of one that is scattered, in another order (`scatter`).
       floats: membranes, and room for kept currents; all 0.
       starts, entries, values: room for spike lists.
       rows, factors: room for the rows of one pixel.

@@ -97,7 +97,8 @@ class Current:
 
 @dataclasses.dataclass
 class Operation:
-    """One operation; `layout` gives the numbers that say where its data lie."""
+    """One operation; `layout` gives the numbers that say where its data lie. `encoded`: it reads what the encoder gives
+    anew at every step."""
 
     kind: int
     once: bool = False
@@ -108,6 +109,7 @@ class Operation:
     target: int = -1
     shape: tuple[int, int, int] = (1, 1, 1)
     call: plans.Call | None = None
+    encoded: bool = False
     place: int = -1
     words: int = -1
     jumps: int = -1
@@ -122,6 +124,14 @@ class Operation:
     @property
     def padded(self) -> int:
         return padded(self.shape[2])
+
+    @property
+    def scattered(self) -> bool:
+        """Whether each spike of the encoder is added to all neurons in whose windows it is, in place of collecting the
+        spikes in each window: of few channels these are few, and collecting them costs more than adding them."""
+        return (self.synapse is not None and self.synapse.layer is not None and self.target == col.FIRE
+                and self.encoded and self.pixels > 1 and self.synapse.stride == (1, 1)
+                and self.synapse.spikes.pool == self.synapse.spikes.pick == 1)
 
     @property
     def neurons(self) -> int:

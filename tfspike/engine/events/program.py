@@ -230,6 +230,7 @@ class Program:
         operation = Operation(col.SYNAPSE, base=base, target=target, shape=current.shape, call=call)
         if synapses:
             operation.synapse, operation.source = synapses[0], synapses[0].spikes.source
+            operation.encoded = self.lists[operation.source].valued
         self.operations.append(operation)
         if target == col.READ:
             return None
@@ -311,7 +312,7 @@ class Program:
                             col.PX: spikes.left, col.HEIGHT: spikes.shape[0], col.WIDTH: spikes.shape[1],
                             col.CHANNELS: spikes.shape[2], col.POOL: spikes.pool, col.PICK: spikes.pick,
                             col.WEIGHTED: op.synapse.layer is not None, col.WEIGHTS: op.weights,
-                            col.TRANSPOSED: op.transposed, col.GRADIENT: op.gradient})
+                            col.TRANSPOSED: op.transposed, col.GRADIENT: op.gradient, col.SCATTERED: op.scattered})
                 constants[col.SCALE] = spikes.scale
             if op.base is not None:
                 writer = self.operations[op.base.writer]

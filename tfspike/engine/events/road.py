@@ -1,10 +1,10 @@
 """The event-driven road through a window: from a graph of TensorFlow into the compiled loops, and back.
 
 Only rows of weights are added where spikes are, so that the time follows the spikes: the values are those of the dense
-road, float32 sums in another order. Under 16 bits the weights are rounded, and currents are not. One image after the
-other goes through the whole window; images are shared among as many threads as TensorFlow would take for one of its
-operations, which waits meanwhile. What is kept of a window does not grow with T, but for two bits per step and pixel
-of the encoded input, and with `spikes` one bit per step and neuron.
+road, float32 sums in another order. Under 16 bits the weights are rounded, with the factors that lie in front and
+behind, and currents are not. One image after the other goes through the whole window; images are shared among as many
+threads as TensorFlow would take for one of its operations, which waits meanwhile. What is kept of a window does not
+grow with T, but for two bits per step and pixel of the encoded input, and with `spikes` one bit per step and neuron.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Passed(NamedTuple):
 
     Attributes:
       output: V_T / T, `[B, classes]` float32.
-      states: final state of every spiking layer, in the order of `Plan.spiking`.
+      states: count and trace of every spiking layer, in the order of `Plan.spiking`; membranes are left out.
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       train, packed: the encoded input, see `kernels.forward`.
       spikes: recorded spikes, `[B, T, words]` uint16, 16 neurons to a word; nothing unless asked for.
@@ -86,6 +86,11 @@ class Road:
                 self._programs[training] = str(why)
         return self._programs[training]
 
+    def _runnable(self, training: bool) -> _Loaded:
+        loaded = self._loaded(training)
+        assert isinstance(loaded, _Loaded), loaded
+        return loaded
+
     def forward(self, inputs: tf.Tensor, key: tf.Tensor, masks: dict[plans.Call, tf.Tensor], training: bool,
                 traced: bool, recorded: bool) -> Passed:
         """The window, for weights as the layers' variables read now.
@@ -98,19 +103,26 @@ class Road:
           traced: keep the traces of surrogates.
           recorded: keep all spikes.
         """
-        loaded = self._loaded(training)
-        assert isinstance(loaded, _Loaded), loaded
-        program, batch = loaded.program, tf.shape(inputs)[0]
-        train, packed, input_rate = self._encoded(inputs, key, program.layout)
-        found = tf.numpy_function(
-            functools.partial(loaded.forward, traced, recorded),
-            [batch, train, packed, self._masks(program, masks, batch), self._weights(program)],
-            [tf.float32, tf.float32, tf.float32, tf.uint16])
-        membrane, count, trace, spikes = found
-        *states, readout = [
-            NeuronState(*(_of_neurons(x, op, call) for x in (membrane, count, trace)))
-            for op, call in zip(program.neurons, (*self.plan.spiking, self.plan.readout))]
-        return Passed(readout.membrane / self.timesteps, states, input_rate, train, packed, spikes, count, trace)
+        loaded = self._runnable(training)
+        given, input_rate = self._given(loaded.program, inputs, key, masks)
+        membrane, count, trace, spikes = tf.numpy_function(
+            functools.partial(loaded.forward, traced, recorded), given, [tf.float32, tf.float32, tf.float32, tf.uint16])
+        nothing = tf.zeros([0], tf.float32)
+        states = [NeuronState(nothing, *(_of_neurons(x, op, call) for x in (count, trace)))
+                  for op, call in zip(loaded.program.neurons, self.plan.spiking)]
+        _, train, packed, *_ = given
+        output = tf.reshape(membrane, [-1, *self.plan.readout.source.shape[2:]]) / self.timesteps
+        return Passed(output, states, input_rate, train, packed, spikes, count, trace)
+
+    def loops(self, inputs: tf.Tensor) -> Callable[[], list[np.ndarray]]:
+        """The compiled loops of a window in inference, and nothing around them: what `choice` takes the time of.
+
+        Returns:
+          A function that gives what `_Loaded.forward` does.
+        """
+        loaded = self._runnable(False)
+        given, _ = self._given(loaded.program, inputs, self.plan.encoder.layer.key(False, 0), {})
+        return functools.partial(loaded.forward, False, False, *(value.numpy() for value in given))
 
     def backward(self, passed: Passed, masks: dict[plans.Call, tf.Tensor], upstream: tf.Tensor,
                  of_count: dict[plans.Call, tf.Tensor], of_spikes: dict[plans.Call, tf.Tensor],
@@ -125,8 +137,7 @@ class Road:
           values: what the gradient is wanted of.
           substituted: a context in which layers read `values`.
         """
-        loaded = self._loaded(True)
-        assert isinstance(loaded, _Loaded), loaded
+        loaded = self._runnable(True)
         program, batch = loaded.program, tf.shape(upstream)[0]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
@@ -158,6 +169,13 @@ class Road:
         return tf.concat(parts, axis=1)
 
     # ---- what the kernels are given ----------------------------------------------------------------------------
+
+    def _given(self, program: Program, inputs: tf.Tensor, key: tf.Tensor,
+               masks: dict[plans.Call, tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """`(arguments of _Loaded.forward, mean of the encoded input over the window)`."""
+        batch = tf.shape(inputs)[0]
+        train, packed, input_rate = self._encoded(inputs, key, program.layout)
+        return [batch, train, packed, self._masks(program, masks, batch), self._weights(program)], input_rate
 
     def _encoded(self, inputs: tf.Tensor, key: tf.Tensor, layout: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """`(train, packed, mean over the window)`; one of the first two is empty."""
@@ -202,30 +220,35 @@ class Road:
 
     @staticmethod
     def _weights(program: Program) -> tf.Tensor:
-        """All synapses, channels padded, one after the other."""
-        parts = []
+        """All synapses, channels padded, one after the other; in bfloat16 where all layers compute in it, for half the
+        memory traffic."""
+        parts = [tf.zeros([0], tf.float32)]
         for op, synapse in program.of_layers():
-            rows = _matrix(synapse)
-            parts.append(tf.reshape(tf.pad(rows, [[0, 0], [0, op.padded - op.shape[2]]]), [-1]))
-        return tf.concat(parts, axis=0) if parts else tf.zeros([0], tf.float32)
+            rows = tf.pad(_matrix(synapse), [[0, 0], [0, op.padded - op.shape[2]]])
+            if op.scattered:
+                taps = tf.reshape(rows[:-1], [*synapse.window, synapse.spikes.shape[2], op.padded])
+                parts.append(tf.reshape(tf.transpose(tf.reverse(taps, [1]), [0, 2, 1, 3]), [-1]))
+                rows = rows[-1]
+            parts.append(tf.reshape(rows, [-1]))
+        narrow = {synapse.layer.compute_dtype for _, synapse in program.of_layers() if synapse.layer} == {"bfloat16"}
+        return tf.cast(tf.concat(parts, axis=0), tf.bfloat16 if narrow else tf.float32)
 
 
 def _matrix(synapse: Synapse) -> tf.Tensor:
     """Weight rows of a synapse and its bias, `[rows + 1, channels]` float32: its layer, the normalisation behind it,
-    and the factor of the spikes in front of it."""
+    and the factor of the spikes in front of it, rounded together to the type that the layer computes in."""
     over, norm = synapse.layer, synapse.norm
     assert over is not None
-    kernel = tf.cast(tf.cast(over.layer.kernel.value, over.compute_dtype), tf.float32)
-    rows = tf.reshape(kernel, [synapse.rows, synapse.shape[2]])
+    rows = tf.reshape(tf.cast(over.layer.kernel.value, tf.float32), [synapse.rows, synapse.shape[2]])
     bias = tf.zeros([synapse.shape[2]], tf.float32)
     if over.layer.use_bias:
-        bias = tf.cast(tf.cast(over.layer.bias.value, over.compute_dtype), tf.float32)
+        bias = tf.cast(over.layer.bias.value, tf.float32)
     if norm is not None:
         factor, offset = norm.folded()
         rows, bias = rows * factor, bias * factor + offset
     if synapse.spikes.scale != 1.0:
         rows = rows * synapse.spikes.scale
-    return tf.concat([rows, bias[tf.newaxis]], axis=0)
+    return tf.cast(tf.cast(tf.concat([rows, bias[tf.newaxis]], axis=0), over.compute_dtype), tf.float32)
 
 
 def _of_neurons(values: tf.Tensor, op: Operation, call: plans.Call) -> tf.Tensor:
@@ -270,12 +293,15 @@ class _Loaded:
 
     def forward(self, traced: bool, recorded: bool, batch: Any, train: np.ndarray, packed: np.ndarray,
                 masks: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
-        """`(membranes, counts, traces [B, states], spikes [B, T, words])`."""
+        """`(membranes of the readout [B, classes], counts, traces [B, states], spikes [B, T, words])`."""
         from tfspike.engine.events.kernels import forward
 
         batch, program = int(batch), self.program
-        membrane = np.empty((batch, program.states), np.float32)
-        count, trace = np.zeros_like(membrane), np.zeros_like(membrane)
+        count, trace = np.zeros((2, batch, program.states), np.float32)
+        readout = program.neurons[-1]
+        membrane = np.empty((batch, readout.pixels, readout.shape[2]), np.float32)
+        if weights.dtype != np.float32:
+            weights = weights.view(np.uint16)
         spikes = np.empty((batch, self.timesteps, program.words) if recorded else (batch, 0, 0), np.uint16)
 
         def run(image: int) -> None:
@@ -284,7 +310,8 @@ class _Loaded:
             forward(self.ops, self.numbers, self.lists, self.decays, program.layout, image, batch, self.timesteps,
                     train, packed, masks[image], weights, room.floats, room.starts, room.entries, room.values,
                     room.rows, room.factors, count[image], trace[image], traced, spikes[image], recorded)
-            membrane[image] = room.floats[:program.states]
+            last = room.floats[readout.place:readout.place + readout.neurons]
+            membrane[image] = last.reshape(readout.pixels, readout.padded)[:, :readout.shape[2]]
             self._rooms.append(room)
 
         for_each(run, batch)

@@ -26,6 +26,7 @@ class _Rows:
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any):
         self.builder = builder
+        self._types = [getattr(of, "dtype", of) for of in signature.args]
         self._data = [context.make_array(of)(context, builder, arg).data if isinstance(of, types.Array) else None
                       for of, arg in zip(signature.args, args)]
 
@@ -34,9 +35,19 @@ class _Rows:
         return self.builder.bitcast(pointer, _VECTOR.as_pointer()) if vector else pointer
 
     def load(self, array: int, index: Any) -> Any:
+        if self._types[array] == types.uint16:
+            return self._widened(array, index)
         found = self.builder.load(self.at(array, index))
         found.align = 4
         return found
+
+    def _widened(self, array: int, index: Any) -> Any:
+        """Values of bfloat16, the upper halves of floats."""
+        halves, whole = (ir.VectorType(ir.IntType(bits), LANES) for bits in (16, 32))
+        found = self.builder.load(self.builder.bitcast(self.at(array, index, vector=False), halves.as_pointer()))
+        found.align = 2
+        upper = self.builder.shl(self.builder.zext(found, whole), ir.Constant(whole, [16] * LANES))
+        return self.builder.bitcast(upper, _VECTOR)
 
     def store(self, value: Any, array: int, index: Any) -> None:
         self.builder.store(value, self.at(array, index)).align = 4
@@ -82,6 +93,22 @@ def _adder(vectors: int, weighted: bool) -> Any:
 # source[row[k] + column:][:16 V]; and times factor[k], where there is a factor.
 add_1, add_2, add_4, add_8 = (_adder(vectors, False) for vectors in (1, 2, 4, 8))
 add_weighted_1, add_weighted_2, add_weighted_4 = (_adder(vectors, True) for vectors in (1, 2, 4))
+
+
+@intrinsic
+def add_scaled(typingctx: Any, target: Any, at: Any, source: Any, begin: Any, n: Any, factor: Any) -> Any:
+    """target[at + i] += factor source[begin + i] for i < n, a multiple of 16; the two are different arrays."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, word = _Rows(context, builder, signature, args), args[1].type
+        factor = rows.spread(args[5])
+        with cgutils.for_range_slice(builder, ir.Constant(word, 0), args[4], ir.Constant(word, LANES), word) as (i, _):
+            to = builder.add(args[1], i)
+            value = builder.fmul(rows.load(2, builder.add(args[3], i)), factor)
+            rows.store(builder.fadd(rows.load(0, to), value), 0, to)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp, types.intp, types.float32), generate
 
 
 @intrinsic

@@ -1,0 +1,113 @@
+"""Images per second against spikes per image: one network, its thresholds scaled, dense and event-driven.
+
+    python -m benchmarks.sparsity --out sparsity.json        # VGG9, T = 100, batch 16, at its first weights
+    python -m benchmarks.sparsity --work lenet-trained --out lenet.json
+    python -m benchmarks.sparsity --draw sparsity.json --picture docs/images/sparsity.png
+
+Higher thresholds leave fewer spikes, and in a trained network other answers: this is about time and energy alone.
+Inference; the least of some steps of each, by the clock, in turns. Energy is that of the 45 nm model
+(`tfspike.analysis.energy`), of some of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks import events
+from benchmarks.cases import THRESHOLD
+
+THRESHOLDS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+COUNTED = 4  # images whose operations are counted
+KERNELS = ("dense", "events")
+
+
+def point(work: str, factor: float, precision: str, steps: int) -> dict[str, Any]:
+    """Spikes per image, images per second and energy of a network whose thresholds are `factor` times as high."""
+    import tensorflow as tf
+
+    from tfspike.analysis import measure
+    from tfspike.analysis.energy import EnergyModel
+
+    x, labels = events.images(work)
+    models = {kernel: events.network(work, "inference", kernel, precision, factor * THRESHOLD) for kernel in KERNELS}
+    taken = events.timed({kernel: events.step_of(model, "inference", x, labels) for kernel, model in models.items()},
+                         steps)
+    counts = models["dense"].observe(x)[1].values()
+    energy = [EnergyModel().picojoules(found) / 1e6 for found in measure.operations(models["dense"], x[:COUNTED])]
+    return {"threshold": factor, "spikes": float(sum(tf.reduce_sum(count) for count in counts)) / len(x),
+            "microjoules": energy[0], "ann_microjoules": energy[1],
+            "load": round(os.getloadavg()[0], 1),
+            **{kernel: {"images_per_second": len(x) / min(found["wall"]),
+                        "images_per_cpu_second": len(x) / min(found["cpu"])} for kernel, found in taken.items()}}
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    """The points as Markdown."""
+    rows = ["| thresholds x | spikes per image | dense, images/s | event-driven, images/s | ratio | 45 nm, uJ (ANN) |",
+            "|---|---|---|---|---|---|"]
+    for one in points:
+        dense, by_events = (one[kernel]["images_per_second"] for kernel in KERNELS)
+        rows.append(f"| {one['threshold']:g} | {one['spikes']:,.0f} | {dense:.1f} | {by_events:.1f} | "
+                    f"{by_events / dense:.2f} | {one['microjoules']:.1f} ({one['ann_microjoules']:.1f}) |")
+    return "\n".join(rows)
+
+
+def draw(points: list[dict[str, Any]], title: str) -> Any:
+    """The picture: what the machine does, beside what the model of 45 nm says."""
+    from matplotlib.figure import Figure
+
+    from benchmarks.plot import STYLES
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    speed, energy = figure.subplots(1, 2)
+    spikes = [one["spikes"] / 1000 for one in points]
+    for kernel, style, label in (("events", "tfspike-event", "event-driven"), ("dense", "tfspike-rate", "dense")):
+        color, marker = STYLES[style]
+        rates = [one[kernel]["images_per_second"] for one in points]
+        speed.plot(spikes, rates, color=color, marker=marker, label=label)
+    color, marker = STYLES["authors"]
+    energy.plot(spikes, [one["microjoules"] for one in points], color=color, marker=marker, label="spiking network")
+    energy.plot(spikes, [one["ann_microjoules"] for one in points], color="#555555", linestyle="--",
+                label="ANN of the same shape")
+    for axes, what in ((speed, "images per second"), (energy, "uJ per image, 45 nm model")):
+        axes.set(xlim=(0, None), ylim=(0, None), xlabel="thousand spikes per image", ylabel=what)
+        axes.grid(True, alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def main() -> None:
+    """Measures and prints the table; or draws what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=events.WORK, default="vgg9")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--thresholds", nargs="+", type=float, default=list(THRESHOLDS))
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", default="sparsity.json")
+    parser.add_argument("--draw", metavar="FILE", help="measure nothing; draw what --out kept")
+    parser.add_argument("--picture", default="sparsity.png")
+    args = parser.parse_args()
+    if args.draw:
+        kept = json.loads(Path(args.draw).read_text())
+        draw(kept["points"], kept["title"]).savefig(args.picture, dpi=150)
+        return
+    events.use_threads(args.threads)
+    net, timesteps, batch = events.WORK[args.work]
+    title = f"{net.upper()}, T = {timesteps}, batch {batch}, {args.precision}, {args.threads} threads"
+    points = []
+    for factor in args.thresholds:
+        points.append(point(args.work, factor, args.precision, args.steps))
+        Path(args.out).write_text(json.dumps({"title": title, "points": points}, indent=1))
+        print(f"{factor:g}: {json.dumps(points[-1])}", flush=True)
+    print(table(points))
+
+
+if __name__ == "__main__":
+    main()
