@@ -148,7 +148,7 @@ def record(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, 
     layers = tuple(
         LayerRecording(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
                    np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
-                   call.layer.neuron.threshold if i else None) for i, call in enumerate(calls))
+                   float(call.layer.neuron.threshold) if i else None) for i, call in enumerate(calls))
     return Recording(layers, np.concatenate(readout))
 
 

@@ -24,11 +24,12 @@ DATASETS, DATASET_ALIASES = catalogue.KNOWN, catalogue.ALIASES
 EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.WITH_EXTRA, catalogue.OWN
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
 WITHOUT_WIDTH = ("leak_aware", "tandem", "tandem_clipped")
+LEARNABLE = ("leak", "threshold")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty",
+                "surrogate", "surrogate_width", "credit", "reset", "start", "learn", "pooling", "spike_penalty",
                 "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
@@ -108,6 +109,9 @@ class Config:
     reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, or what is above the threshold "
                          "(subtract).", group="Network", choices=("zero", "subtract"))
     start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
+    learn: tuple[str, ...] = setting(
+        (), "What every layer of LIF neurons learns besides its weights, from --leak and --threshold on.",
+        group="Network", choices=LEARNABLE)
     hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
                                  "network's own.", group="Network", **_at_least(0))
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
@@ -212,6 +216,7 @@ class Config:
             raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
                             f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
                             "--surrogate=arctan.")
+        self._validate_learn()
         if self.jit == "on" and self.kernel == "events":
             raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
                             "only one of them.")
@@ -240,6 +245,15 @@ class Config:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
         self._validate_size()
+
+    def _validate_learn(self) -> None:
+        """Brings what is learnt into its one form, each once and in one order."""
+        object.__setattr__(self, "learn", tuple(name for name in LEARNABLE if name in self.learn))
+        if self.learn and (self.surrogate in WITHOUT_WIDTH or self.start != 0.0
+                           or (self.gradient, self.credit) == ("rate", "mean")):
+            raise UserError(f"--learn={plain(self.learn)} needs what passes gradient to constants: a surrogate such as "
+                            "--surrogate=triangular, --start=0, and --gradient=event or --credit=time; or give "
+                            "--method=diet.")
 
     def _validate_size(self) -> None:
         """Brings the size of pictures into its one form, height and width."""

@@ -46,6 +46,10 @@ METHODS: dict[str, Method] = {
     "tandem": Method("Wu et al. 2021: tandem learning, the gradient of a ReLU network on the rates of a spiking one",
                      {**_DIRECT, "gradient": "rate", "credit": "mean", "surrogate": "tandem", "surrogate_width": 1.0,
                       "norm": "tdbn", "reset": "subtract", "leak": 1.0}),
+    "diet": Method("Rathi and Roy 2021: DIET-SNN, every layer learns its leak and its threshold; --init_from takes a "
+                   "converted network",
+                   {**_DIRECT, "gradient": "event", "credit": "mean", "surrogate": "triangular", "surrogate_width": 1.0,
+                    "norm": "none", "reset": "subtract", "leak": 1.0, "learn": ("leak", "threshold")}),
     "deep": Method("this library: \"rate\" with the mean of a wide surrogate, normalised currents",
                    {**_DIRECT, "gradient": "rate", "credit": "mean", "surrogate": "arctan", "surrogate_width": 2.0,
                     "norm": "tdbn", "reset": "zero"}),

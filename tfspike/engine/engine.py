@@ -46,8 +46,8 @@ class Record(NamedTuple):
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       bits: recorded spikes of every spiking layer, `[chunks, ...]`, as `kernels.stored` keeps them; empty unless asked
         for.
-      derivatives: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
-        last step; empty unless asked for.
+      derivatives: recorded h(x_t) of every spiking layer with a surrogate (`SlopeRule.recorded`), `[chunks, steps, B,
+        ...]`, 0 behind the last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
       penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
       passed: what the event-driven road left behind, where it was taken.
@@ -289,7 +289,8 @@ class Engine:
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
             [tf.TensorArray(kernels.STORED[kernel], size=chunks) for _ in spiking if keep_steps],
-            [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in with_surrogate if keep_steps]))
+            [tf.TensorArray("float32" if call.layer.learnt else call.layer.compute_dtype, size=chunks)
+             for call in with_surrogate if keep_steps]))
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
             loop = body(loop[0], chunk, loop[1])
         else:
@@ -306,13 +307,12 @@ class Engine:
     def _backward_rate(self, record: Record, given: _Given, upstream: tf.Tensor,
                        demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
-        rates = {call: state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
+        states = dict(zip(self.plan.spiking, record.states))
         variances = {call: variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
-        slopes = self._slopes(record)
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            rate = tf.cast(rates[call][tf.newaxis], currents.dtype)
-            return kernels.replay_rate(currents, rate, slopes[call])
+            rate = tf.cast(states[call].count[tf.newaxis] / self.timesteps, currents.dtype)
+            return kernels.replay_rate(currents, rate, states[call], call.layer.neuron, self.timesteps)
 
         def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             return call.layer.normalise_rate(currents, variances[call])
@@ -325,9 +325,10 @@ class Engine:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
         chunk, rest = self.chunks(given.inputs.shape[0], given.training)
         count = self.timesteps // chunk
-        slopes = self._slopes(record)
         given = given._replace(values=self._cast(given.weights, given.values))
         spiking = self.plan.spiking
+        with given.substituted():
+            with_surrogate, slopes = self._with_surrogate, self._slopes(record)
 
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor],
                  sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
@@ -335,7 +336,7 @@ class Engine:
             bits = {call: kernels.restored(bits[i], state.membrane, self.kernel)
                     for call, bits, state in zip(spiking, record.bits, record.states)}
             known = {**slopes, **{call: derivatives[i][:steps] for call, derivatives
-                                  in zip(self._with_surrogate, record.derivatives)}}
+                                  in zip(with_surrogate, record.derivatives)}}
             behind = dict(zip(spiking, carries))
             first: dict[plans.Call, tf.Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""Normalisation folded into weights: the same network for inference, with a bias in place of statistics."""
+"""The same network for inference: normalisations become biases, learnt leaks and thresholds become constants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tfspike.neurons.normalisation import ThresholdNorm
 
 
 def fold(model: Any) -> Any:
-    """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it.
+    """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it, and learnt
+    leaks and thresholds are constants.
 
     In inference a normalisation is one factor and one offset per channel: the factor scales the weights, the offset
     becomes a bias, a constant current. What remains is driven by spikes alone. Outputs agree to rounding. The copy
@@ -24,7 +25,7 @@ def fold(model: Any) -> Any:
       model: a `tfspike.models.SpikingModel`.
 
     Returns:
-      A `SpikingModel` with the same layer names but those of the normalisations; `model` itself where it has none.
+      A `SpikingModel` with the same layer names but those of the normalisations; `model` itself where it has neither.
 
     Raises:
       UserError: the model has no single window of time, or a normalisation does not follow a convolution or a dense
@@ -32,7 +33,7 @@ def fold(model: Any) -> Any:
     """
     plan = model._required_plan()
     norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
-    if not norms:
+    if not norms and not any(call.layer.learnt for call in plan.spiking):
         return model
     copies: dict[Any, keras.layers.Layer] = {}
 
@@ -43,7 +44,8 @@ def fold(model: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)  # an operation
         if layer not in copies:
-            copies[layer] = plans.copy_of(layer) if norm is None else _with_bias(layer)
+            copies[layer] = (_with_bias(layer) if norm is not None else
+                             _constant(layer) if getattr(layer, "learnt", {}) else plans.copy_of(layer))
         return copies[layer](*args, **kwargs)
 
     calls = plan.calls
@@ -53,7 +55,7 @@ def fold(model: Any) -> Any:
     outputs = keras.tree.pack_sequence_as(model.output, [values[output] for output in plan.outputs])
     folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
     for call in calls:
-        if call.layer in copies:
+        if call.layer in copies and copies[call.layer].weights:
             norm = norms.get(call.output)
             copies[call.layer].set_weights(call.layer.get_weights() if norm is None else _merged(call.layer, norm))
     folded = in_float32(folded)
@@ -64,6 +66,11 @@ def fold(model: Any) -> Any:
 def _with_bias(layer: OverTime) -> OverTime:
     inner = plans.copy_of(layer.layer, use_bias=True)
     return OverTime(inner, name=layer.name, dtype=layer.dtype_policy)
+
+
+def _constant(layer: Any) -> Any:
+    """A layer of neurons with the values that its constants have now."""
+    return plans.copy_of(layer, learn=(), **{name: float(variable.value) for name, variable in layer.learnt.items()})
 
 
 def _merged(layer: OverTime, norm: ThresholdNorm) -> list[Any]:

@@ -161,7 +161,8 @@ class _Writer:
             if neuron.reset != "zero" or neuron.start != 0.0:
                 raise UserError(f"The neurons of NIR begin at 0 and reset to 0, and {call.name!r} has "
                                 f"reset={neuron.reset!r} and start={neuron.start:g}: export another format.")
-            return self._add(call.name, self._neuron(_first(source.shape), neuron.leak, neuron.threshold), source)
+            node = self._neuron(_first(source.shape), float(neuron.leak), float(neuron.threshold))
+            return self._add(call.name, node, source)
         if isinstance(layer, Readout):
             return self._readout(layer, source)
         if isinstance(layer, OverTime):

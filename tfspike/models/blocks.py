@@ -47,8 +47,8 @@ def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: in
 def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons and, where the network has it, dropout on their spikes."""
     s = b.settings
-    x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, dtype=s.dtype,
-            name=f"{name}_lif")(x)
+    x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
+            dtype=s.dtype, name=f"{name}_lif")(x)
     if s.dropout:
         x = WindowDropout(s.dropout, seed=b.next_seed(), dtype=s.dtype, name=f"{name}_dropout")(x)
     return x

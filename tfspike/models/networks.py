@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,7 +30,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
-           start: float = 0.0, credit: str = "mean", kernel: str = "auto") -> SpikingModel | ReluModel:
+           start: float = 0.0, credit: str = "mean", learn: Sequence[str] = (),
+           kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -56,8 +58,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, pooling) keep their
-        defaults.
+        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, learn, pooling) keep
+        their defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, or "subtract", what is above
@@ -65,6 +67,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
+      learn: which of "leak" and "threshold" each layer of LIF neurons learns as a weight, from the values given here on
+        (`tfspike.neurons.learnt`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
         spikes. "auto" is "dense" (`SpikingModel.configure_engine`).
 
@@ -79,7 +83,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        start=start, credit=credit, kernel=kernel))
+        start=start, credit=credit, learn=learn, kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:

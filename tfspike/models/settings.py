@@ -19,7 +19,7 @@ from tfspike.checks import (
 from tfspike.config.config import NEURONS
 from tfspike.engine.kernels import KERNELS
 from tfspike.errors import UserError
-from tfspike.neurons import encoders, slopes
+from tfspike.neurons import encoders, learnt, slopes
 from tfspike.neurons.backend import check_image_data_format
 from tfspike.neurons.gradients import check_options
 from tfspike.neurons.surrogates import LEAK_AWARE
@@ -40,6 +40,7 @@ class LayerSettings:
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", or "subtract", u_t - threshold.
       start: share of the threshold that the membrane of a LIF neuron begins a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
+      learn: which of "leak" and "threshold" each layer of LIF neurons learns, from these values on.
       dropout: share of neurons silenced per window.
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
@@ -60,6 +61,7 @@ class LayerSettings:
     reset: str = "zero"
     start: float = 0.0
     credit: str = "mean"
+    learn: tuple[str, ...] = ()
     dropout: float = 0.0
     kappa: float = 2.0
     norm: str | None = None
@@ -71,6 +73,8 @@ class LayerSettings:
     def __post_init__(self) -> None:
         _check_dtype(self.dtype)
         check_options(self.gradient, self.surrogate, self.reset, self.credit)
+        learn = learnt.check_learn(self.learn)
+        learnt.check_options(learn, self.gradient, self.surrogate, self.credit, self.start)
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("shortcut", self.shortcut, SHORTCUTS)
@@ -81,7 +85,7 @@ class LayerSettings:
         if kind is slopes.Tandem and self.pooling != "average":
             raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing, and pooling neurons reset "
                             f"to 0: take pooling='average'. Received: pooling={self.pooling!r}.")
-        _settle(self, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
+        _settle(self, learn=learn, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
                 surrogate_width=check_positive("surrogate_width", self.surrogate_width),
                 start=check_fraction("start", self.start),
                 dropout=check_fraction("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),
@@ -159,7 +163,7 @@ class NetworkSettings(LayerSettings):
 
 
 _SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
-                 "pooling", "kernel")
+                 "learn", "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

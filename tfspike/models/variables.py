@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import keras
 
 
+CONSTANTS = ("leak", "threshold")
+"""Names of the weights that are constants of neurons (`tfspike.neurons.learnt`)."""
+
+
 def collect(variables: Iterable[keras.Variable]) -> Arrays:
     """Values of Keras variables by their name."""
     return {name: np.array(variable.value.numpy()) for name, variable in named(variables)}

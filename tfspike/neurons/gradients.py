@@ -63,7 +63,7 @@ import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
 from tfspike.errors import UserError
-from tfspike.neurons import slopes, surrogates
+from tfspike.neurons import learnt, slopes, surrogates
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -100,7 +100,8 @@ class Neuron(NamedTuple):
     without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
     spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`. `reset` is what a spike does to the
     membrane, "zero" or "subtract"; `start` is the share of the threshold that the membrane begins a window with, in
-    [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time".
+    [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time". `learn` names which of leak and threshold are
+    tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one.
     """
 
     leak: float
@@ -111,11 +112,12 @@ class Neuron(NamedTuple):
     reset: str = "zero"
     start: float = 0.0
     credit: str = "mean"
+    learn: tuple[str, ...] = ()
 
     @classmethod
     def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0, reset: str = "zero",
-            start: float = 0.0, credit: str = "mean") -> Neuron:
-        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit)
+            start: float = 0.0, credit: str = "mean", learn: tuple[str, ...] = ()) -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit, learn)
 
     @classmethod
     def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0,
@@ -125,22 +127,34 @@ class Neuron(NamedTuple):
     @property
     def slope_rule(self) -> slopes.SlopeRule:
         """What stands for the derivative of its spikes: a `slopes.LeakAware` or a `slopes.Surrogate`."""
+        if self.learn:
+            kind = learnt.LearntInTime if self.credit == "time" else learnt.LearntConstants
+            return kind(self.leak, self.threshold, self.gain, self.surrogate, self.width, self.reset, self.learn)
         return slopes.rule(self)
+
+    @property
+    def learnt(self) -> list[tf.Tensor]:
+        """The constants that pass gradient, in the order of `learn`."""
+        return [tf.convert_to_tensor(getattr(self, name)) for name in self.learn]
 
     def checked(self, gradient: str) -> Neuron:
         """This neuron; raises UserError where a constant is out of range, or is none (a tensor, a variable, an array),
         and where `gradient` is not defined for it.
 
-        No gradient reaches a constant, so that a variable in its place would look learnable and stay as it is.
+        No gradient reaches a constant that `learn` does not name, so that a variable in its place would look learnable
+        and stay as it is.
         """
-        check_leak(self.leak)
-        check_threshold(self.threshold)
-        check_positive("gain", self.gain)
+        learnt.check_options(self.learn, gradient, self.surrogate, self.credit, self.start)
+        if "leak" not in self.learn:
+            check_leak(self.leak)
+        if "threshold" not in self.learn:
+            check_threshold(self.threshold)
+            check_positive("gain", self.gain)
         check_positive("width", self.width)
         check_fraction("start", self.start)
         check_options(gradient, self.surrogate, self.reset, self.credit)
-        loses = (self.leak, self.reset, self.start) != (1, "subtract", 0)
-        if loses and slopes.kind_of(self.surrogate) is slopes.Tandem:
+        is_tandem = slopes.kind_of(self.surrogate) is slopes.Tandem  # whose constants are numbers
+        if is_tandem and (self.leak, self.reset, self.start) != (1, "subtract", 0):
             raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing: leak=1, reset='subtract', "
                             "start=0, and pooling='average' in place of pooling neurons. Received: "
                             f"leak={self.leak:g}, reset={self.reset!r}, start={self.start:g}.")
@@ -150,8 +164,8 @@ class Neuron(NamedTuple):
 class NeuronState(NamedTuple):
     """What a neuron carries from one step to the next, each `[B, ...]`, float32.
 
-    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t); with
-    `credit="time"` `[2, B, ...]` (`slopes.SurrogateInTime`).
+    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t); where the rule
+    has several `parts`, `[parts, B, ...]`.
     """
 
     membrane: tf.Tensor
@@ -173,7 +187,7 @@ def initial_state(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> NeuronS
 
 def initial_membrane(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> tf.Tensor:
     """v_0, `[B, ...]` float32."""
-    return tf.fill(shape, tf.constant(neuron.start * neuron.threshold, tf.float32))
+    return tf.fill(shape, tf.cast(neuron.start * neuron.threshold, tf.float32))
 
 
 def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor | int = 1) -> tf.Tensor:
@@ -290,7 +304,7 @@ def event_credit(spikes: tf.Tensor, known: tf.Tensor, upstream: tf.Tensor, carry
 
     Args:
       spikes: s, `[T, B, ...]`, 0 or 1.
-      known: the leak-aware slope `[B, ...]`, or the surrogate derivatives h(x_t), `[T, B, ...]`, float32.
+      known: the leak-aware slope `[B, ...]`, or what was `recorded` of every step, `[T, B, ...]`, float32.
       upstream: g, `[T, B, ...]`.
       carry: delta_(T+1), `[B, ...]` float32; 0 at the end of a window.
       neuron: the neuron's constants.
@@ -335,24 +349,28 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
     rule = neuron.checked(gradient).slope_rule
 
     @custom_gradient
-    def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
+    def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, *_learnt: tf.Tensor):
         spikes, final = simulate(currents, NeuronState(membrane, count, rule.opened(trace)), neuron)
 
         def grad(upstream, carry, _count, _trace):
             known = rule.slope(final.count, final.trace, tf.shape(currents)[0])
             if gradient == "event":
                 if rule.needs_potential:
-                    known = rule.derivative(potentials(currents, membrane, neuron))
+                    known = rule.recorded(potentials(currents, membrane, neuron), tf.float32)
                 delta, first = event_credit(spikes, known, upstream, carry, neuron)
+                of_constants = rule.credit_constants(known, spikes, upstream, delta, carry)
             else:
                 mean = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)
                 delta = tf.broadcast_to(tf.cast(known * mean, upstream.dtype), tf.shape(upstream))
                 first = tf.zeros_like(membrane)
-            return delta, first, None, None
+                steps = tf.cast(tf.shape(currents)[0], tf.float32)
+                of_constants = [tf.reduce_sum(of_rate * steps * mean)
+                                for of_rate in rule.sensitivities(final.trace, steps)]
+            return (delta, first, None, None, *of_constants)
 
         return (spikes, *final), grad
 
-    spikes, *final = window(currents, *state)
+    spikes, *final = window(currents, *state, *neuron.learnt)
     return spikes, NeuronState(*final)
 
 

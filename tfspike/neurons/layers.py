@@ -8,14 +8,14 @@ over time. State is an explicit value (`initial_state`, `return_state`): there i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
-from tfspike.neurons import gradients, noise
+from tfspike.neurons import gradients, learnt, noise
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -52,10 +52,10 @@ class SpikingLayer(TimeMajor):
             def neuron(self):
                 return gradients.Neuron.lif(leak=0.5, threshold=2.0)
 
-    What cannot be said in constants, such as a leak that is learnt, is a subclass with a `call` of its own. A
+    What cannot be said in constants, such as a leak of each channel's own, is a subclass with a `call` of its own. A
     `SpikingModel` that holds one is computed layer by layer:
 
-        class LearntLeak(SpikingLayer):
+        class LeakByChannel(SpikingLayer):
             def build(self, shape):
                 self.logit = self.add_weight(shape=(shape[-1],), initializer=keras.initializers.Constant(2.0))
 
@@ -86,6 +86,7 @@ class SpikingLayer(TimeMajor):
         gradients.check_options(gradient, surrogate, "zero", credit)
         self.gradient, self.surrogate, self.credit = gradient, surrogate, credit
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
+        self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -118,8 +119,8 @@ class SpikingLayer(TimeMajor):
 
     def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False) -> Any:
         spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
-        one = currents.shape[1:]
-        shapes = one, one, (2, *one) if self.credit == "time" else one  # of membrane, count and trace
+        one, parts = currents.shape[1:], self.neuron.slope_rule.parts
+        shapes = one, one, (parts, *one) if parts > 1 else one  # of membrane, count and trace
         state = NeuronState(*(keras.KerasTensor(shape, dtype="float32") for shape in shapes))
         return (spikes, state) if return_state else spikes
 
@@ -136,13 +137,14 @@ class LIF(SpikingLayer):
 
     Args:
       leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak,
-        and exp(-1/tau) for a time constant of tau steps. A constant, as the threshold is; `SpikingLayer` shows what to
-        do for one that is learnt.
+        and exp(-1/tau) for a time constant of tau steps.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
       surrogate, surrogate_width, credit: see `SpikingLayer`.
       reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak.
       start: share of the threshold that the membrane begins a window with, in [0, 1).
+      learn: which of "leak" and "threshold" are weights, one for the layer, that begin with the value given here and
+        are trained with the others (`tfspike.neurons.learnt`). They take a surrogate, and under "rate" credit="time".
 
     Raises:
       UserError: a constant out of range, or options that say nothing together.
@@ -156,24 +158,32 @@ class LIF(SpikingLayer):
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
-                 start: float = 0.0, **kwargs: Any):
+                 start: float = 0.0, learn: Sequence[str] = (), **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
         self.reset, self.start = reset, check_fraction("start", start)
+        self.learn = learnt.check_learn(learn)
         self._constants().checked(gradient)
+
+    def build(self, input_shape: Any) -> None:
+        self.learnt = {name: self.add_weight((), keras.initializers.Constant(getattr(self, name)), "float32",
+                                             autocast=False, constraint=learnt.Bounded(name), name=name)
+                       for name in self.learn}
 
     @property
     def neuron(self) -> gradients.Neuron:
         return self._constants()
 
     def _constants(self) -> gradients.Neuron:
-        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width, self.reset,
-                                    self.start, self.credit)
+        found = {"leak": self.leak, "threshold": self.threshold,
+                 **{name: tf.convert_to_tensor(variable.value) for name, variable in self.learnt.items()}}
+        return gradients.Neuron.lif(found["leak"], found["threshold"], self.surrogate, self.surrogate_width, self.reset,
+                                    self.start, self.credit, self.learn)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
-                "start": self.start}
+                "start": self.start, "learn": self.learn}
 
 
 @keras.saving.register_keras_serializable("tfspike")

@@ -17,12 +17,13 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     if config.optimizer == "adam":
         return keras.optimizers.Adam(rate, name="adam")
     optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, name="adamw")
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "leak", "threshold"])
     return optimizer
 
 
 def decays(variable: keras.Variable) -> bool:
-    """Whether weight decay applies: to weights, not to the factors and offsets of a normalisation."""
+    """Whether weight decay applies: to weights, not to the factors and offsets of a normalisation, nor to learnt
+    constants of neurons."""
     return len(variable.shape) > 1
 
 

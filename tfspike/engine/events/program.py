@@ -110,6 +110,8 @@ class Program:
                               f"{', '.join(RULES)}")
         if self.gradient == "event" and neuron.slope_rule.needs_potential and self.training:
             raise Unsupported("has a surrogate, for which gradient='event' needs every membrane potential")
+        if neuron.learn:
+            raise Unsupported(f"learns its {' and its '.join(neuron.learn)}")
         if (neuron.reset, neuron.start, neuron.credit) != ("zero", 0.0, "mean"):
             raise Unsupported("has neurons of another reset than 'zero', another start than 0 or credit='time'")
 
