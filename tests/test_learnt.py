@@ -284,7 +284,7 @@ def test_a_run_learns_them_and_resumes_with_the_same_bits(tmp_path: Path, monkey
 @pytest.mark.parametrize("options, part", [
     ({"learn": ("leak",)}, "takes a surrogate"), ({"learn": "leak"}, "must be a tuple"),
     ({"learn": ("width",), "surrogate": "arctan"}, "'leak', 'threshold'"),
-    ({"learn": ("leak",), "surrogate": "arctan", "gradient": "rate"}, "takes credit='time'"),
+    ({"learn": ("leak",), "surrogate": "arctan", "gradient": "rate"}, "with credit='time'"),
     ({"learn": ("leak",), "surrogate": "arctan", "start": 0.5}, "begin at 0")])
 def test_layers_and_networks_refuse(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):

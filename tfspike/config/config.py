@@ -29,8 +29,8 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "learn", "pooling", "spike_penalty",
-                "kernel")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "feedback", "learn", "pooling",
+                "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -84,8 +84,11 @@ class Config:
         (), "Windows of the epochs in order, T:epochs, e.g. 1:16,4:4, as updates over a short window cost less; epochs "
         "that it leaves have --timesteps.", group="Network", legal="pairs T:epochs of whole numbers from 1 to 99999",
         check=lambda v: re.fullmatch("[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", v) is not None)
-    gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
-                            group="Network", choices=("event", "rate"))
+    gradient: str = setting("rate", "The gradient: resolved in time (event), over the window's rates (rate), or "
+                            "forward in time (eprop).", group="Network", choices=("event", "rate", "eprop"))
+    feedback: str = setting("symmetric", "How the gradient eprop tells a layer of the error: through the weights "
+                            "behind it (symmetric), or fixed random ones.", group="Network",
+                            choices=("symmetric", "random"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
                              "a function of the membrane potential, or a ReLU's (tandem).", group="Network",
                              choices=SURROGATES)
@@ -212,10 +215,17 @@ class Config:
             raise UserError("--gradient=event with the leak-aware slope credits an input to the next spike, and the "
                             "reset to 0 ends its credit; with --reset=subtract give --gradient=rate or e.g. "
                             "--surrogate=arctan.")
-        if self.credit == "time" and (self.gradient == "event" or self.surrogate in WITHOUT_WIDTH):
+        if self.credit == "time" and (self.gradient != "rate" or self.surrogate in WITHOUT_WIDTH):
             raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
                             f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
                             "--surrogate=arctan.")
+        if self.gradient == "eprop" and (self.surrogate in WITHOUT_WIDTH or (self.reset, self.norm) != (
+                "subtract", "none")):
+            raise UserError("--gradient=eprop takes a surrogate such as --surrogate=triangular, --reset=subtract and "
+                            "--norm=none; or give --method=eprop.")
+        if self.feedback != "symmetric" and self.gradient != "eprop":
+            raise UserError(f"--feedback={self.feedback} is of --gradient=eprop; received --gradient={self.gradient}. "
+                            "Leave it out, or give --method=eprop.")
         self._validate_learn()
         if self.jit == "on" and self.kernel == "events":
             raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
@@ -250,7 +260,7 @@ class Config:
         """Brings what is learnt into its one form, each once and in one order."""
         object.__setattr__(self, "learn", tuple(name for name in LEARNABLE if name in self.learn))
         if self.learn and (self.surrogate in WITHOUT_WIDTH or self.start != 0.0
-                           or (self.gradient, self.credit) == ("rate", "mean")):
+                           or (self.gradient, self.credit) not in (("event", "mean"), ("rate", "time"))):
             raise UserError(f"--learn={plain(self.learn)} needs what passes gradient to constants: a surrogate such as "
                             "--surrogate=triangular, --start=0, and --gradient=event or --credit=time; or give "
                             "--method=diet.")

@@ -27,6 +27,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "credit": Added("mean"),
     "reset": Added("zero"),
     "start": Added(0.0),
+    "feedback": Added("symmetric"),
     "learn": Added(()),
     "norm": Added("none"),
     "pooling": Added("neuron"),

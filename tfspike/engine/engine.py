@@ -6,6 +6,7 @@ chunk is forgotten but for what the backward pass needs:
 
 * "rate" needs the counts and traces of the final state alone. It backpropagates once, through mean rates, as in an
   ordinary net of the same shape: memory and time of the backward pass do not grow with T.
+* "eprop" keeps nothing: a second pass from the first step to the last adds it up (`tfspike.engine.eprop`).
 * "event" needs the spikes, kept as one bit per neuron and step, and of a neuron with a surrogate h(x_t) at every step.
   A second loop goes over the chunks from the last to the first, gives each layer its recorded spikes, and carries delta
   to the chunk before. The forward convolutions of this pass are never used and never computed.
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfspike.engine import convolution, kernels
+from tfspike.engine import convolution, eprop, kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.events.road import Passed, Road
 from tfspike.errors import UserError
@@ -125,7 +126,7 @@ class Engine:
 
     Args:
       plan: what to run.
-      gradient: "event" or "rate".
+      gradient: "event", "rate" or "eprop".
       chunk: steps per chunk; None chooses by the size of the largest layer.
       kernel: how a chunk of neurons is computed, see `tfspike.kernels`.
     """
@@ -138,6 +139,8 @@ class Engine:
         self.kernel = kernels.choose(kernel)
         self._sizes = kernels.BatchSizes() if kernel in kernels.CHOSEN_BY_DEVICE else None
         self.events = Road(plan, gradient) if kernel == "events" else None
+        if gradient == "eprop":
+            eprop.leak_of(plan)
 
     def refusal_of_events(self, training: bool) -> str | None:
         """Why kernel="events", which was asked for, is not what runs, in a sentence; None where it is, or was not."""
@@ -198,7 +201,8 @@ class Engine:
             def grad(*upstream: tf.Tensor) -> list[tf.Tensor]:
                 asked = tf.nest.pack_sequence_as(like, upstream)
                 kept = record if training else self._forward(given, keep=True)
-                backward = self._backward_event if self.gradient == "event" else self._backward_rate
+                backward = {"event": self._backward_event, "rate": self._backward_rate,
+                            "eprop": self._backward_eprop}[self.gradient]
                 if self.gradient == "event" and kept.passed is not None:
                     backward = self._backward_by_events
                 return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
@@ -370,6 +374,21 @@ class Engine:
         of_spikes = {call: asked.of_spikes for call, asked in demands.items() if asked.of_spikes is not None}
         return self.events.backward(record.passed, given.masks, upstream, of_count, of_spikes, given.values,
                                     given.substituted())
+
+    def _backward_eprop(self, record: Record, given: _Given, upstream: tf.Tensor,
+                        demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
+        """Chunk by chunk from the first to the last, with traces that run along."""
+        given = given._replace(values=self._cast(given.weights, given.values))
+
+        def encode(start: tf.Tensor, steps: int) -> tf.Tensor:
+            return self.plan.encoder.layer.encode(given.inputs, given.key, start, steps)
+
+        def walk(train: tf.Tensor, neurons: Any) -> tf.Tensor:
+            with given.substituted():
+                return self._walk(train, given.masks, neurons, synapses=self._synapse)
+
+        return eprop.backward(self.plan, self.chunks(given.inputs.shape[0], given.training), encode, walk, given.values,
+                              upstream / self.timesteps, demands)
 
     def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
                   demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:

@@ -359,10 +359,14 @@ def hindrance(plan: Plan) -> str | None:
     rules = {call.layer.gradient: call.name for call in (*plan.spiking, *plan.norms)}
     if len(rules) > 1:
         return " and ".join(f"{name} has gradient={rule!r}" for rule, name in rules.items())
+    rule, = rules
     bent = next((call.name for call in plan.window if not is_linear(call.layer)), None)
-    if rules.keys() == {"rate"} and bent is not None:
-        return (f"{bent} is not linear, and gradient='rate', one pass through means, is exact for linear layers alone: "
-                "take gradient='event'")
+    if rule != "event" and bent is not None:
+        return (f"{bent} is not linear, and gradient={rule!r}, which passes means or traces through synapses, is exact "
+                "for linear layers alone: take gradient='event'")
+    ways = {call.layer.feedback: call.name for call in plan.spiking}
+    if len(ways) > 1:
+        return " and ".join(f"{name} has feedback={way!r}" for way, name in ways.items())
     return None
 
 

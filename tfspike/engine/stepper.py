@@ -76,7 +76,7 @@ def advance(plan: plans.Plan, train: tf.Tensor, state: State) -> Stretch:
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(call.layer, SpikingLayer):
             return plans.plain(call, args, kwargs)
-        layers[call.name] = _fire(tf.cast(args[0], call.layer.compute_dtype), state[call.name], call.layer.neuron)
+        layers[call.name] = fire(tf.cast(args[0], call.layer.compute_dtype), state[call.name], call.layer.neuron)
         after[call.name] = layers[call.name].membranes[-1]
         return layers[call.name].spikes
 
@@ -98,7 +98,8 @@ def through(plan: plans.Plan, trains: Iterable[tf.Tensor], batch: int | tf.Tenso
         yield stretch
 
 
-def _fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> Activity:
+def fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> Activity:
+    """Some steps of a layer's neurons, from currents `[steps, B, ...]` and the membrane before, `[B, ...]` float32."""
     spikes, potentials, membranes = [], [], []
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)

@@ -48,7 +48,7 @@ def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons and, where the network has it, dropout on their spikes."""
     s = b.settings
     x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
-            dtype=s.dtype, name=f"{name}_lif")(x)
+            feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
     if s.dropout:
         x = WindowDropout(s.dropout, seed=b.next_seed(), dtype=s.dtype, name=f"{name}_dropout")(x)
     return x
@@ -81,7 +81,7 @@ def pool(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
         return OverTime(average, name=name)(x)
     x = OverTime(average, name=f"{name}_average")(x)
     return PoolingIF(gradient=s.gradient, surrogate=s.surrogate, surrogate_width=s.surrogate_width, credit=s.credit,
-                     dtype=s.dtype, name=name)(x)
+                     feedback=s.feedback, dtype=s.dtype, name=name)(x)
 
 
 def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int],

@@ -30,7 +30,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
-           start: float = 0.0, credit: str = "mean", learn: Sequence[str] = (),
+           start: float = 0.0, credit: str = "mean", feedback: str = "symmetric", learn: Sequence[str] = (),
            kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
@@ -39,7 +39,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       input_shape: `(H, W, C)`, also for event data.
       num_classes: output neurons.
       timesteps: T, steps in the window.
-      gradient: "event" (resolved in time, the authors' code) or "rate" (accumulated, the paper's equations; faster).
+      gradient: "event" (resolved in time, the authors' code), "rate" (accumulated, the paper's equations; faster) or
+        "eprop" (forward in time, `tfspike.engine.eprop`).
       encoder: "poisson", "direct", "latency", or None where the input is a spike train `[B, T, H, W, C]`.
       leak: leak factor (membrane decay per step) of LIF neurons and readout, in (0, 1]; 1.0 = no leak, which pooling
         neurons have.
@@ -58,8 +59,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, learn, pooling) keep
-        their defaults.
+        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, feedback, learn,
+        pooling) keep their defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, or "subtract", what is above
@@ -67,6 +68,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
+      feedback: how "eprop" tells a layer of the error: "symmetric", through the weights behind it, or "random".
       learn: which of "leak" and "threshold" each layer of LIF neurons learns as a weight, from the values given here on
         (`tfspike.neurons.learnt`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
@@ -83,7 +85,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        start=start, credit=credit, learn=learn, kernel=kernel))
+        start=start, credit=credit, feedback=feedback, learn=learn, kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:

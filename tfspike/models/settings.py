@@ -34,12 +34,13 @@ class LayerSettings:
     """What all layers of one network share.
 
     Attributes:
-      gradient: "event" or "rate".
+      gradient: "event", "rate" or "eprop".
       leak, threshold: of the LIF neurons.
       surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", or "subtract", u_t - threshold.
       start: share of the threshold that the membrane of a LIF neuron begins a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
+      feedback: how "eprop" tells a layer of the error, "symmetric" or "random".
       learn: which of "leak" and "threshold" each layer of LIF neurons learns, from these values on.
       dropout: share of neurons silenced per window.
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
@@ -61,6 +62,7 @@ class LayerSettings:
     reset: str = "zero"
     start: float = 0.0
     credit: str = "mean"
+    feedback: str = "symmetric"
     learn: tuple[str, ...] = ()
     dropout: float = 0.0
     kappa: float = 2.0
@@ -72,7 +74,10 @@ class LayerSettings:
 
     def __post_init__(self) -> None:
         _check_dtype(self.dtype)
-        check_options(self.gradient, self.surrogate, self.reset, self.credit)
+        check_options(self.gradient, self.surrogate, self.reset, self.credit, self.feedback)
+        if self.gradient == "eprop" and (self.reset, self.norm) != ("subtract", None):
+            raise UserError("gradient='eprop' takes reset='subtract' and norm=None. "
+                            f"Received: reset={self.reset!r}, norm={self.norm!r}.")
         learn = learnt.check_learn(self.learn)
         learnt.check_options(learn, self.gradient, self.surrogate, self.credit, self.start)
         check_choice("norm", self.norm, NORMS)
@@ -163,7 +168,7 @@ class NetworkSettings(LayerSettings):
 
 
 _SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
-                 "learn", "pooling", "kernel")
+                 "feedback", "learn", "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

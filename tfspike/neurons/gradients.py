@@ -68,27 +68,35 @@ from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.surrogates import LEAK_AWARE
 
 GRADIENTS = ("event", "rate")
+OF_NETWORKS = ("eprop",)  # gradients that no layer has by itself
+FEEDBACKS = ("symmetric", "random")
 RESETS = ("zero", "subtract")
 CREDITS = ("mean", "time")
 
 
-def check_options(gradient: str, surrogate: str, reset: str, credit: str) -> None:
+def check_options(gradient: str, surrogate: str, reset: str, credit: str, feedback: str = "symmetric") -> None:
     """Refuses words that are none, and those that say nothing together.
 
     Raises:
       UserError: naming what is legal, and what was received.
     """
-    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("gradient", gradient, (*GRADIENTS, *OF_NETWORKS))
     check_choice("surrogate", surrogate, surrogates.names())
     check_choice("reset", reset, RESETS)
     check_choice("credit", credit, CREDITS)
+    check_choice("feedback", feedback, FEEDBACKS)
     kind = slopes.kind_of(surrogate)
     if reset == "subtract" and gradient == "event" and kind.needs_spikes:
         raise UserError("The leak-aware gradient 'event' credits an input to the next spike, and the reset to 0 ends "
                         "its credit: with reset='subtract' take gradient='rate' or a surrogate.")
+    if gradient == "eprop" and kind is not slopes.Surrogate:
+        raise UserError("gradient='eprop' takes a surrogate of the membrane potential, such as 'triangular'. "
+                        f"Received: surrogate={surrogate!r}.")
+    if feedback != "symmetric" and gradient != "eprop":
+        raise UserError(f"feedback={feedback!r} is of gradient='eprop'. Received: gradient={gradient!r}.")
     if gradient == "event" and kind is slopes.Tandem:
         raise UserError(f"surrogate={surrogate!r} is the slope of a whole window: take gradient='rate'.")
-    if credit == "time" and (gradient == "event" or not kind.has_width):
+    if credit == "time" and (gradient != "rate" or not kind.has_width):
         raise UserError("credit='time' is of gradient='rate' with a surrogate. "
                         f"Received: gradient={gradient!r}, surrogate={surrogate!r}.")
 
@@ -344,7 +352,8 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
       the sum of the spikes over time instead.
 
     Raises:
-      UserError: a constant of the neuron is out of range, or none.
+      UserError: a constant of the neuron is out of range, or none; or, for its gradient, if that is one of whole
+        networks.
     """
     rule = neuron.checked(gradient).slope_rule
 
@@ -353,6 +362,9 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
         spikes, final = simulate(currents, NeuronState(membrane, count, rule.opened(trace)), neuron)
 
         def grad(upstream, carry, _count, _trace):
+            if gradient in OF_NETWORKS:
+                raise UserError(f"gradient={gradient!r} is of a whole SpikingModel: call the model, not its layers one "
+                                "by one.")
             known = rule.slope(final.count, final.trace, tf.shape(currents)[0])
             if gradient == "event":
                 if rule.needs_potential:

@@ -68,23 +68,25 @@ class SpikingLayer(TimeMajor):
                 return tf.stack(train)
 
     Args:
-      gradient: "event" or "rate" (`tfspike.gradients`).
+      gradient: "event" or "rate" (`tfspike.gradients`), or "eprop", which a `SpikingModel` alone has
+        (`tfspike.engine.eprop`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
         "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped", or one of your own
         (`tfspike.surrogates.register`).
       surrogate_width: stretches the surrogate; above 0.
       credit: how "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does in "time".
+      feedback: how "eprop" tells a layer of the error: "symmetric", through the weights behind it, or "random".
       activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
         `keras.regularizers.L1(c)` is c times the spikes that a record makes the layer fire. L1, L2 and L1L2 keep the
         fast path.
     """
 
     def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
-                 credit: str = "mean", **kwargs: Any):
+                 credit: str = "mean", feedback: str = "symmetric", **kwargs: Any):
         # autocast would round a float32 state to bfloat16 on the way in
         super().__init__(autocast=False, **kwargs)
-        gradients.check_options(gradient, surrogate, "zero", credit)
-        self.gradient, self.surrogate, self.credit = gradient, surrogate, credit
+        gradients.check_options(gradient, surrogate, "zero", credit, feedback)
+        self.gradient, self.surrogate, self.credit, self.feedback = gradient, surrogate, credit, feedback
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
         self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
 
@@ -126,7 +128,7 @@ class SpikingLayer(TimeMajor):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate,
-                "surrogate_width": self.surrogate_width, "credit": self.credit}
+                "surrogate_width": self.surrogate_width, "credit": self.credit, "feedback": self.feedback}
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -140,7 +142,7 @@ class LIF(SpikingLayer):
         and exp(-1/tau) for a time constant of tau steps.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate, surrogate_width, credit: see `SpikingLayer`.
+      surrogate, surrogate_width, credit, feedback: see `SpikingLayer`.
       reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak.
       start: share of the threshold that the membrane begins a window with, in [0, 1).
       learn: which of "leak" and "threshold" are weights, one for the layer, that begin with the value given here and
@@ -193,7 +195,7 @@ class PoolingIF(SpikingLayer):
     Args:
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate, surrogate_width, credit: see `SpikingLayer`.
+      surrogate, surrogate_width, credit, feedback: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.

@@ -75,9 +75,9 @@ def check_options(learn: tuple[str, ...], gradient: str, surrogate: str, credit:
     if slopes.kind_of(surrogate) is not slopes.Surrogate:
         raise UserError("A learnt leak or threshold takes a surrogate of the membrane potential, such as 'triangular'. "
                         f"Received: learn={learn!r}, surrogate={surrogate!r}.")
-    if gradient == "rate" and credit != "time":
-        raise UserError("A learnt leak or threshold under gradient='rate' takes credit='time'. "
-                        f"Received: learn={learn!r}, credit={credit!r}.")
+    if (gradient, credit) not in (("event", "mean"), ("rate", "time")):
+        raise UserError("A learnt leak or threshold takes gradient='event', or gradient='rate' with credit='time'. "
+                        f"Received: learn={learn!r}, gradient={gradient!r}, credit={credit!r}.")
     if start != 0.0:
         raise UserError("A learnt leak or threshold takes membranes that begin at 0. "
                         f"Received: learn={learn!r}, start={start:g}.")

@@ -110,6 +110,8 @@ class Program:
                               f"{', '.join(RULES)}")
         if self.gradient == "event" and neuron.slope_rule.needs_potential and self.training:
             raise Unsupported("has a surrogate, for which gradient='event' needs every membrane potential")
+        if self.gradient == "eprop" and self.training:
+            raise Unsupported("has gradient='eprop', whose traces the event-driven road does not follow")
         if neuron.learn:
             raise Unsupported(f"learns its {' and its '.join(neuron.learn)}")
         if (neuron.reset, neuron.start, neuron.credit) != ("zero", 0.0, "mean"):
