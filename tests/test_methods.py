@@ -22,7 +22,8 @@ def test_a_run_has_what_its_method_is_made_of(name: str, dataset: str) -> None:
         made = resolve({"model": model, "dataset": dataset}, method=name)
         of_method = fixed(name, dataset)
         assert {key: getattr(made, key) for key in of_method} == of_method
-        assert made.encoder == ("none" if dataset == "nmnist" else "poisson" if name in OF_THE_PAPER else "direct")
+        own = {"once": "latency", **dict.fromkeys(OF_THE_PAPER, "poisson")}.get(name, "direct")
+        assert made.encoder == ("none" if dataset == "nmnist" else own)
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])

@@ -216,7 +216,8 @@ def distributions(model: keras.Model, example: Any) -> dict[str, Any]:
     found = {f"weights/{variable.path}": variable.value for variable in model.trainable_variables}
     for layer, final in final_states(model, example).items():
         found[f"spikes_per_window/{layer}"] = final.count
-        found[f"membrane/{layer}"] = final.membrane
+        lasting = tf.math.is_finite(final.membrane)  # not where a neuron fired that fires once
+        found[f"membrane/{layer}"] = tf.boolean_mask(final.membrane, lasting)
     return found
 
 

@@ -29,7 +29,7 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "feedback", "learn", "pooling",
+                "surrogate", "surrogate_width", "credit", "reset", "start", "feedback", "learn", "readout", "pooling",
                 "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
@@ -109,8 +109,11 @@ class Config:
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
     threshold: float = setting(1.0, "Threshold of the LIF neurons; pooling neurons keep 0.75.", group="Network",
                                **_POSITIVE)
-    reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, or what is above the threshold "
-                         "(subtract).", group="Network", choices=("zero", "subtract"))
+    reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, what is above the threshold "
+                         "(subtract), or a neuron that fires no more in this window (silent).", group="Network",
+                         choices=("zero", "subtract", "silent"))
+    readout: str = setting("membrane", "What the answer is: the output neurons' membrane potentials, or which of them "
+                           "fires first.", group="Network", choices=("membrane", "first"))
     start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
     learn: tuple[str, ...] = setting(
         (), "What every layer of LIF neurons learns besides its weights, from --leak and --threshold on.",
@@ -226,6 +229,9 @@ class Config:
         if self.feedback != "symmetric" and self.gradient != "eprop":
             raise UserError(f"--feedback={self.feedback} is of --gradient=eprop; received --gradient={self.gradient}. "
                             "Leave it out, or give --method=eprop.")
+        if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
+            raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
+                            "it, or --method=once.")
         self._validate_learn()
         if self.jit == "on" and self.kernel == "events":
             raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
@@ -259,11 +265,11 @@ class Config:
     def _validate_learn(self) -> None:
         """Brings what is learnt into its one form, each once and in one order."""
         object.__setattr__(self, "learn", tuple(name for name in LEARNABLE if name in self.learn))
-        if self.learn and (self.surrogate in WITHOUT_WIDTH or self.start != 0.0
+        if self.learn and (self.surrogate in WITHOUT_WIDTH or self.start != 0.0 or self.reset == "silent"
                            or (self.gradient, self.credit) not in (("event", "mean"), ("rate", "time"))):
             raise UserError(f"--learn={plain(self.learn)} needs what passes gradient to constants: a surrogate such as "
-                            "--surrogate=triangular, --start=0, and --gradient=event or --credit=time; or give "
-                            "--method=diet.")
+                            "--surrogate=triangular, --start=0, a --reset that is not silent, and --gradient=event or "
+                            "--credit=time; or give --method=diet.")
 
     def _validate_size(self) -> None:
         """Brings the size of pictures into its one form, height and width."""

@@ -28,6 +28,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "reset": Added("zero"),
     "start": Added(0.0),
     "feedback": Added("symmetric"),
+    "readout": Added("membrane"),
     "learn": Added(()),
     "norm": Added("none"),
     "pooling": Added("neuron"),

@@ -31,7 +31,7 @@ from tfspike.engine import convolution, eprop, kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.events.road import Passed, Road
 from tfspike.errors import UserError
-from tfspike.neurons import gradients
+from tfspike.neurons import gradients, once
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
@@ -162,6 +162,11 @@ class Engine:
         return [call for call in self.plan.spiking if call.layer.neuron.slope_rule.needs_potential]
 
     @property
+    def _of_readout(self) -> tf.Tensor:
+        """dV_T/dI_t of the readout at every step, `[T]` float32; its leak is ignored (`gradients.readout_window`)."""
+        return tf.constant(once.weights(self.timesteps, self.plan.readout.layer.growth))
+
+    @property
     def _held(self) -> list[Any]:
         """Variables of the window's layers, each once."""
         return list({id(variable): variable for call in self.plan.window for variable in call.layer.variables}.values())
@@ -279,7 +284,7 @@ class Engine:
             current = self._walk(train, given.masks, neurons, measure if given.training else None)
             membrane = before.membrane
             for t in range(steps):
-                membrane = gradients.integrate(membrane, current[t], self.plan.readout.layer.leak)
+                membrane = gradients.integrate(membrane, current[t], self.plan.readout.layer.factor)
             return i + 1, _Carried(
                 [fired[call].state for call in spiking], membrane,
                 before.total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0),
@@ -321,8 +326,8 @@ class Engine:
         def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             return call.layer.normalise_rate(currents, variances[call])
 
-        return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, upstream[tf.newaxis], demands,
-                              self.timesteps)
+        delta = upstream[tf.newaxis] * tf.reduce_mean(self._of_readout)
+        return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, delta, demands, self.timesteps)
 
     def _backward_event(self, record: Record, given: _Given, upstream: tf.Tensor,
                         demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
@@ -351,7 +356,8 @@ class Engine:
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
                 return call.layer.standardise(currents)[0]
 
-            delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
+            weights = tf.slice(self._of_readout, [i * chunk], [steps])[:, tf.newaxis, tf.newaxis]
+            delta = weights * upstream[tf.newaxis] / self.timesteps
             grads = self._gradient(train, given, neurons, norms, delta, demands)
             # None of a neuron that no trained weight lies in front of: nobody asks for its delta
             carries = [first.get(call, carry) for call, carry in behind.items()]

@@ -61,6 +61,8 @@ def leak_of(plan: plans.Plan) -> float:
                             f"{call.name} is or has one.")
         if weighted & set(call.sources) or isinstance(call.layer, OverTime) and call.layer.weights:
             weighted.update(call.outputs)
+    if plan.readout.layer.growth != 1.0:
+        raise UserError(f"gradient='eprop' takes a readout that does not grow: {plan.readout.name} does.")
     if len(leaks) > 1:
         said = " and ".join(f"{name} has leak={leak:g}" for leak, name in leaks.items())
         raise UserError(f"gradient='eprop' takes one leak for all layers: {said}.")

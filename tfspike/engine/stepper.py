@@ -83,7 +83,7 @@ def advance(plan: plans.Plan, train: tf.Tensor, state: State) -> Stretch:
     values = plan.run_window(tf.cast(train, plan.encoder.layer.compute_dtype), handler)
     current, membrane, readout = values[plan.readout.source], state[plan.readout.name], []
     for t in range(train.shape[0]):
-        membrane = gradients.integrate(membrane, current[t], plan.readout.layer.leak)
+        membrane = gradients.integrate(membrane, current[t], plan.readout.layer.factor)
         readout.append(membrane)
     after[plan.readout.name] = membrane
     return Stretch(tf.stack(readout), after, layers, values)

@@ -164,6 +164,9 @@ class _Writer:
             node = self._neuron(_first(source.shape), float(neuron.leak), float(neuron.threshold))
             return self._add(call.name, node, source)
         if isinstance(layer, Readout):
+            if layer.growth != 1.0:
+                raise UserError(f"NIR has no counterpart of {layer.name!r}, whose membrane grows: export another "
+                                "format.")
             return self._readout(layer, source)
         if isinstance(layer, OverTime):
             return self._synapse(call.name, layer.layer, source, tuple(call.output.shape[2:]))

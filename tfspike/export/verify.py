@@ -191,7 +191,8 @@ def check(form: str, path: str, sample: Sample | AnnSample, weights: str = "floa
 def _integrated(currents: np.ndarray, window: Window) -> dict[str, np.ndarray]:
     """Scores from the readout's currents `[B, T, classes]` of a graph that ends there."""
     train = tf.constant(np.moveaxis(currents, 1, 0))
-    membranes = gradients.readout_window(train, tf.zeros_like(train[0]), window.plan.readout.layer.leak)
+    readout = window.plan.readout.layer
+    membranes = gradients.readout_window(train, tf.zeros_like(train[0]), readout.leak, readout.growth)
     return {"from_spikes/scores": (membranes[-1] / len(train)).numpy()}
 
 

@@ -44,11 +44,16 @@ def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: in
     return OverTime(layer, name=name)(x)
 
 
+def neurons(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
+    """LIF neurons."""
+    s = b.settings
+    return LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
+               feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
+
+
 def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons and, where the network has it, dropout on their spikes."""
-    s = b.settings
-    x = LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
-            feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
+    s, x = b.settings, neurons(x, b, name)
     if s.dropout:
         x = WindowDropout(s.dropout, seed=b.next_seed(), dtype=s.dtype, name=f"{name}_dropout")(x)
     return x

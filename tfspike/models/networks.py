@@ -12,7 +12,7 @@ from tfspike.models import ann, blocks
 from tfspike.models.ann import ReluModel
 from tfspike.models.settings import NetworkSettings
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.neurons import encoders
+from tfspike.neurons import encoders, once
 from tfspike.neurons.layers import OverTime, Readout
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Block, Conv, Pool, Stage
@@ -30,6 +30,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
+           readout: str = "membrane",
            start: float = 0.0, credit: str = "mean", feedback: str = "symmetric", learn: Sequence[str] = (),
            kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
@@ -60,11 +61,13 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking
         neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, feedback, learn,
-        pooling) keep their defaults.
+        readout, pooling) keep their defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
-      reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, or "subtract", what is above
-        the threshold. A network trained with one is not to be run with the other.
+      reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, "subtract", what is above the
+        threshold, or "silent", a neuron that fires once (`tfspike.neurons.once`). A network trained with one is not to
+        be run with another.
+      readout: what an answer is: the "membrane" of output neurons that never fire, or which of them fires "first".
       start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
@@ -85,7 +88,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        start=start, credit=credit, feedback=feedback, learn=learn, kernel=kernel))
+        readout=readout, start=start, credit=credit, feedback=feedback, learn=learn, kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -100,7 +103,11 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
         x = blocks.norm(blocks.dense(x, builder, settings.hidden, "hidden"), builder, "hidden")
         x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, settings.num_classes, "output")
-    model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
+    readout = Readout(settings.leak, dtype=dtype, name="readout")
+    if settings.readout == "first":
+        x = blocks.neurons(blocks.norm(x, builder, "output"), builder, "output")
+        readout = Readout(1.0, once.growth(settings.timesteps), dtype=dtype, name="readout")
+    model = SpikingModel(inputs, readout(x), name=settings.name)
     model.configure_engine(kernel=settings.kernel)
     return model if settings.neuron == "lif" else ann.twin(model)
 

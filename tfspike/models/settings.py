@@ -27,6 +27,7 @@ from tfspike.variants import SHORTCUTS, VARIANTS, Variant
 
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
+READOUTS = ("membrane", "first")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class LayerSettings:
       gradient: "event", "rate" or "eprop".
       leak, threshold: of the LIF neurons.
       surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
-      reset: what a spike leaves of the membrane of a LIF neuron: "zero", or "subtract", u_t - threshold.
+      reset: what a spike leaves of the membrane of a LIF neuron: "zero", "subtract", u_t - threshold, or "silent".
       start: share of the threshold that the membrane of a LIF neuron begins a window with, in [0, 1).
       credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
       feedback: how "eprop" tells a layer of the error, "symmetric" or "random".
@@ -46,6 +47,7 @@ class LayerSettings:
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
       pooling: "neuron" puts pooling neurons behind every average pooling; "average" leaves them out.
+      readout: what an answer is: the "membrane" of output neurons that never fire, or which of them fires "first".
       shortcut: what the shortcut of a residual block carries: the "spikes" in front of it, or "currents" past neurons.
       seed: of weights, input noise and dropout.
       dtype: dtype policy; None for the global one.
@@ -68,6 +70,7 @@ class LayerSettings:
     kappa: float = 2.0
     norm: str | None = None
     pooling: str = "neuron"
+    readout: str = "membrane"
     shortcut: str = "spikes"
     seed: int = 0
     dtype: Any = None
@@ -79,7 +82,11 @@ class LayerSettings:
             raise UserError("gradient='eprop' takes reset='subtract' and norm=None. "
                             f"Received: reset={self.reset!r}, norm={self.norm!r}.")
         learn = learnt.check_learn(self.learn)
-        learnt.check_options(learn, self.gradient, self.surrogate, self.credit, self.start)
+        learnt.check_options(learn, self.gradient, self.surrogate, self.credit, self.start, self.reset)
+        check_choice("readout", self.readout, READOUTS)
+        if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
+            raise UserError("readout='first' is of neurons that fire once: take gradient='event' and reset='silent'. "
+                            f"Received: gradient={self.gradient!r}, reset={self.reset!r}.")
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("shortcut", self.shortcut, SHORTCUTS)
@@ -168,7 +175,7 @@ class NetworkSettings(LayerSettings):
 
 
 _SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
-                 "feedback", "learn", "pooling", "kernel")
+                 "feedback", "learn", "readout", "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

@@ -22,7 +22,8 @@ One step, in the order integrate, fire, reset, leak:
     u_t = v_(t-1) + I_t        s_t = 1[u_t > theta]        v_t = 0 if s_t else lambda u_t
 
 With `reset="subtract"` a spike takes the threshold away and leaves the rest, v_t = lambda (u_t - theta s_t), and with
-`start` the membrane begins at v_0 = start theta instead of 0 (neither is the paper's).
+`start` the membrane begins at v_0 = start theta instead of 0 (neither is the paper's). With `reset="silent"` a neuron
+fires once in a window: v_t is minus infinity behind a spike (`tfspike.neurons.once`).
 
 Leak-aware slope, one number per neuron and sample, constant over the window (0 where N = 0):
 
@@ -56,6 +57,7 @@ currents. Spike trains are time-major, `[T, B, ...]`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,7 +72,7 @@ from tfspike.neurons.surrogates import LEAK_AWARE
 GRADIENTS = ("event", "rate")
 OF_NETWORKS = ("eprop",)  # gradients that no layer has by itself
 FEEDBACKS = ("symmetric", "random")
-RESETS = ("zero", "subtract")
+RESETS = ("zero", "subtract", "silent")
 CREDITS = ("mean", "time")
 
 
@@ -107,9 +109,9 @@ class Neuron(NamedTuple):
     `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
     without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
     spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`. `reset` is what a spike does to the
-    membrane, "zero" or "subtract"; `start` is the share of the threshold that the membrane begins a window with, in
-    [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time". `learn` names which of leak and threshold are
-    tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one.
+    membrane, "zero", "subtract" or "silent"; `start` is the share of the threshold that the membrane begins a window
+    with, in [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time". `learn` names which of leak and
+    threshold are tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one.
     """
 
     leak: float
@@ -152,7 +154,7 @@ class Neuron(NamedTuple):
         No gradient reaches a constant that `learn` does not name, so that a variable in its place would look learnable
         and stay as it is.
         """
-        learnt.check_options(self.learn, gradient, self.surrogate, self.credit, self.start)
+        learnt.check_options(self.learn, gradient, self.surrogate, self.credit, self.start, self.reset)
         if "leak" not in self.learn:
             check_leak(self.leak)
         if "threshold" not in self.learn:
@@ -233,12 +235,12 @@ def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Te
     fired = u > neuron.threshold
     if neuron.reset == "subtract":
         return u, fired, neuron.leak * tf.where(fired, u - neuron.threshold, u)
-    return u, fired, tf.where(fired, 0.0, neuron.leak * u)
+    return u, fired, tf.where(fired, -math.inf if neuron.reset == "silent" else 0.0, neuron.leak * u)
 
 
-def integrate(membrane: tf.Tensor, current: tf.Tensor, leak: float) -> tf.Tensor:
-    """One step of the readout, which never fires: V_t = leak (V_(t-1) + I_t), `[B, classes]` float32."""
-    return leak * (membrane + tf.cast(current, tf.float32))
+def integrate(membrane: tf.Tensor, current: tf.Tensor, factor: float) -> tf.Tensor:
+    """One step of the readout, which never fires: V_t = factor (V_(t-1) + I_t), `[B, classes]` float32."""
+    return factor * (membrane + tf.cast(current, tf.float32))
 
 
 def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
@@ -415,16 +417,17 @@ def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
     return identity(spikes)
 
 
-def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.Tensor:
+def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float, growth: float = 1.0) -> tf.Tensor:
     """Leaky integrator that never fires: `integrate`, at every step.
 
     Forward: all membranes. Backward: dL/dI_t = dL/dV_T for every t, the leak ignored (Lee et al. 2020, output layer);
-    the gradient of an earlier V_t reaches the inputs up to t in the same way.
+    the gradient of an earlier V_t reaches the inputs up to t in the same way. A growth is not ignored.
 
     Args:
       currents: `[T, B, classes]`.
       membrane: V_0, `[B, classes]` float32.
       leak: share of the membrane kept per step.
+      growth: what every step multiplies it with besides.
 
     Returns:
       V_1..V_T, `[T, B, classes]` float32.
@@ -432,10 +435,13 @@ def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.
 
     @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor):
-        membranes = tf.scan(lambda v, current: integrate(v, current, leak), currents, initializer=membrane)
+        membranes = tf.scan(lambda v, current: integrate(v, current, leak * growth), currents, initializer=membrane)
 
         def grad(upstream):
-            delta = tf.cumsum(upstream, axis=0, reverse=True)
+            if growth == 1.0:
+                delta = tf.cumsum(upstream, axis=0, reverse=True)
+            else:
+                delta = tf.scan(lambda later, g: growth * (later + g), upstream, tf.zeros_like(membrane), reverse=True)
             return tf.cast(delta, currents.dtype), delta[0]
 
         return membranes, grad

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
+from tfspike.errors import UserError
 from tfspike.neurons import gradients, learnt, noise
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.surrogates import LEAK_AWARE
@@ -143,7 +144,8 @@ class LIF(SpikingLayer):
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
       surrogate, surrogate_width, credit, feedback: see `SpikingLayer`.
-      reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak.
+      reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak; "silent": the
+        neuron fires no more in this window (`tfspike.neurons.once`).
       start: share of the threshold that the membrane begins a window with, in [0, 1).
       learn: which of "leak" and "threshold" are weights, one for the layer, that begin with the value given here and
         are trained with the others (`tfspike.neurons.learnt`). They take a surrogate, and under "rate" credit="time".
@@ -224,14 +226,24 @@ class Readout(keras.layers.Layer):
 
     Args:
       leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak.
+      growth: at least 1: what every step multiplies the membrane with in place of a leak, so that early input counts
+        more; for output neurons that fire once (`tfspike.neurons.once`).
 
     Raises:
-      UserError: a constant out of range.
+      UserError: a constant out of range, or a leak and a growth together.
     """
 
-    def __init__(self, leak: float = 0.99, **kwargs: Any):
+    def __init__(self, leak: float = 0.99, growth: float = 1.0, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
-        self.leak = check_leak(leak)
+        self.leak, self.growth = check_leak(leak), check_positive("growth", growth)
+        if self.growth < 1.0 or self.growth > 1.0 and self.leak < 1.0:
+            raise UserError("`growth` must be at least 1, and leak=1 where it is more. "
+                            f"Received: growth={growth:g}, leak={leak:g}.")
+
+    @property
+    def factor(self) -> float:
+        """What a step multiplies the membrane with."""
+        return self.leak * self.growth
 
     def call(self, currents: tf.Tensor, initial_state: tuple[tf.Tensor, tf.Tensor] | None = None,
              return_state: bool = False, every_step: bool = False) -> Any:
@@ -249,7 +261,7 @@ class Readout(keras.layers.Layer):
         if initial_state is None:
             initial_state = (tf.zeros(tf.shape(currents)[1:], tf.float32), tf.zeros((), tf.float32))
         membrane, before = initial_state
-        membranes = gradients.readout_window(currents, membrane, self.leak)
+        membranes = gradients.readout_window(currents, membrane, self.leak, self.growth)
         steps = before + tf.cast(tf.range(1, tf.shape(currents)[0] + 1), tf.float32)
         if every_step:
             output = membranes / tf.reshape(steps, [-1] + [1] * (len(currents.shape) - 1))
@@ -267,7 +279,7 @@ class Readout(keras.layers.Layer):
         return (output, state) if return_state else output
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "leak": self.leak}
+        return {**super().get_config(), "leak": self.leak, "growth": self.growth}
 
 
 @keras.saving.register_keras_serializable("tfspike")

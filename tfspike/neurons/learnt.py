@@ -64,7 +64,7 @@ def check_learn(learn: Any) -> tuple[str, ...]:
     return tuple(name for name in LEARNABLE if name in learn)
 
 
-def check_options(learn: tuple[str, ...], gradient: str, surrogate: str, credit: str, start: float) -> None:
+def check_options(learn: tuple[str, ...], gradient: str, surrogate: str, credit: str, start: float, reset: str) -> None:
     """Refuses neurons whose constants have no gradient.
 
     Raises:
@@ -78,9 +78,9 @@ def check_options(learn: tuple[str, ...], gradient: str, surrogate: str, credit:
     if (gradient, credit) not in (("event", "mean"), ("rate", "time")):
         raise UserError("A learnt leak or threshold takes gradient='event', or gradient='rate' with credit='time'. "
                         f"Received: learn={learn!r}, gradient={gradient!r}, credit={credit!r}.")
-    if start != 0.0:
-        raise UserError("A learnt leak or threshold takes membranes that begin at 0. "
-                        f"Received: learn={learn!r}, start={start:g}.")
+    if start != 0.0 or reset == "silent":
+        raise UserError("A learnt leak or threshold takes membranes that begin at 0 and go on after a spike. "
+                        f"Received: learn={learn!r}, start={start:g}, reset={reset!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

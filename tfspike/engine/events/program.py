@@ -85,6 +85,8 @@ class Program:
             except Unsupported as why:
                 raise Unsupported(f"{call.name} ({type(call.layer).__name__}) {why}") from None
             values[call.output] = found
+        if self.plan.readout.layer.growth != 1.0:
+            raise Unsupported(f"{self.plan.readout.name} (Readout) grows")
         self._emit(self._as_current(values[self.plan.readout.source]), col.READ, self.plan.readout)
 
     def _handle(self, call: plans.Call, given: list[Any]) -> Any:
