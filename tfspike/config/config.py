@@ -29,8 +29,8 @@ RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "feedback", "learn", "readout", "pooling",
-                "spike_penalty", "kernel")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "running_start", "feedback", "learn",
+                "readout", "pooling", "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -115,6 +115,8 @@ class Config:
     readout: str = setting("membrane", "What the answer is: the output neurons' membrane potentials, or which of them "
                            "fires first.", group="Network", choices=("membrane", "first"))
     start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
+    running_start: bool = setting(False, "Let membranes begin where those that fired in earlier windows ended, on "
+                                  "average.", group="Network")
     learn: tuple[str, ...] = setting(
         (), "What every layer of LIF neurons learns besides its weights, from --leak and --threshold on.",
         group="Network", choices=LEARNABLE)
@@ -232,6 +234,9 @@ class Config:
         if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
             raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
                             "it, or --method=once.")
+        if self.running_start and (self.reset == "silent" or self.surrogate.startswith("tandem")):
+            raise UserError("--running_start is of membranes that go on after a spike and may begin anywhere; received "
+                            f"--reset={self.reset} and --surrogate={self.surrogate}. Leave it out.")
         self._validate_learn()
         if self.jit == "on" and self.kernel == "events":
             raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "

@@ -27,6 +27,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "credit": Added("mean"),
     "reset": Added("zero"),
     "start": Added(0.0),
+    "running_start": Added(False),
     "feedback": Added("symmetric"),
     "readout": Added("membrane"),
     "learn": Added(()),

@@ -223,6 +223,8 @@ class Engine:
         states = [state._replace(count=of.count) if counted else state
                   for state, of in zip(fixed_states, found.states)]
         if training:
+            for call, state in zip(self.plan.spiking, fixed_states):
+                call.layer.follow(state)
             for call, (mean, variance) in zip(self.plan.norms, moments):
                 call.layer.update_moving_statistics(mean, variance)
         return Record(found.output, states, tf.stop_gradient(found.input_rate), [], [], moments, penalties)
@@ -294,7 +296,7 @@ class Engine:
 
         keep_steps = keep == "event"
         loop = (tf.constant(0), _Carried(
-            [gradients.initial_state((batch, *_feature_shape(call)), call.layer.neuron) for call in spiking],
+            [call.layer.get_initial_state((batch, *_feature_shape(call))) for call in spiking],
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
             [tf.TensorArray(kernels.STORED[kernel], size=chunks) for _ in spiking if keep_steps],
@@ -393,8 +395,11 @@ class Engine:
             with given.substituted():
                 return self._walk(train, given.masks, neurons, synapses=self._synapse)
 
+        with given.substituted():  # starts that moved since are read as they were
+            membranes = [call.layer.get_initial_state((tf.shape(given.inputs)[0], *_feature_shape(call))).membrane
+                         for call in self.plan.spiking]
         return eprop.backward(self.plan, self.chunks(given.inputs.shape[0], given.training), encode, walk, given.values,
-                              upstream / self.timesteps, demands)
+                              membranes, upstream / self.timesteps, demands)
 
     def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
                   demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:

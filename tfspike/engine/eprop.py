@@ -31,7 +31,7 @@ import tensorflow as tf
 from tfspike.engine import plan as plans
 from tfspike.engine import stepper
 from tfspike.errors import UserError
-from tfspike.neurons import gradients, noise
+from tfspike.neurons import noise
 from tfspike.neurons.layers import OverTime, SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
 
@@ -97,7 +97,8 @@ def _random(call: plans.Call, delta: tf.Tensor, seed: int) -> tf.Tensor:
 
 
 def backward(plan: plans.Plan, steps: tuple[int, int], encode: Callable[[tf.Tensor, int], tf.Tensor], walk: Walk,
-             values: Sequence[tf.Tensor], delta: tf.Tensor, demands: dict[plans.Call, Any]) -> list[tf.Tensor]:
+             values: Sequence[tf.Tensor], membranes: list[tf.Tensor], delta: tf.Tensor,
+             demands: dict[plans.Call, Any]) -> list[tf.Tensor]:
     """The gradient of the weights.
 
     Args:
@@ -106,6 +107,7 @@ def backward(plan: plans.Plan, steps: tuple[int, int], encode: Callable[[tf.Tens
       encode: gives steps of the window from the first one and their number on, `[steps, B, ...]`.
       walk: a train through all layers to the readout's current, given what neurons do; reads `values`.
       values: what the gradient is wanted of.
+      membranes: before the first step, of every spiking layer, `[B, ...]` float32.
       delta: dL/dI of the output neurons at every step, `[B, classes]` float32.
       demands: what the loss asks of spikes directly (`engine.Demand`), of the layers it asks anything of.
     """
@@ -149,9 +151,8 @@ def backward(plan: plans.Plan, steps: tuple[int, int], encode: Callable[[tf.Tens
     def zeros(call: plans.Call) -> tf.Tensor:
         return tf.zeros((batch, *call.output.shape[2:]), tf.float32)
 
-    loop = (tf.constant(0), [gradients.initial_membrane((batch, *call.output.shape[2:]), call.layer.neuron)
-                             for call in spiking],
-            [zeros(call) for call in (plan.encoder, *spiking)], [tf.zeros(value.shape, tf.float32) for value in values])
+    loop = (tf.constant(0), membranes, [zeros(call) for call in (plan.encoder, *spiking)],
+            [tf.zeros(value.shape, tf.float32) for value in values])
     loop = tf.while_loop(lambda i, *_: i < count, lambda i, *carried: body(i, chunk, *carried), loop,
                          maximum_iterations=count, parallel_iterations=1)
     return (body(loop[0], rest, *loop[1:]) if rest else loop)[3]

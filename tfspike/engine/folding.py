@@ -9,13 +9,13 @@ import keras
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
-from tfspike.neurons.layers import OverTime
+from tfspike.neurons.layers import LIF, OverTime
 from tfspike.neurons.normalisation import ThresholdNorm
 
 
 def fold(model: Any) -> Any:
     """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it, and learnt
-    leaks and thresholds are constants.
+    leaks and thresholds, and starts that move, are constants.
 
     In inference a normalisation is one factor and one offset per channel: the factor scales the weights, the offset
     becomes a bias, a constant current. What remains is driven by spikes alone. Outputs agree to rounding. The copy
@@ -33,7 +33,7 @@ def fold(model: Any) -> Any:
     """
     plan = model._required_plan()
     norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
-    if not norms and not any(call.layer.learnt for call in plan.spiking):
+    if not norms and not any(call.layer.learnt or call.layer.moving_start is not None for call in plan.spiking):
         return model
     copies: dict[Any, keras.layers.Layer] = {}
 
@@ -45,7 +45,7 @@ def fold(model: Any) -> Any:
             return layer(*args, **kwargs)  # an operation
         if layer not in copies:
             copies[layer] = (_with_bias(layer) if norm is not None else
-                             _constant(layer) if getattr(layer, "learnt", {}) else plans.copy_of(layer))
+                             plans.copy_of(layer, **(layer.constants() if isinstance(layer, LIF) else {})))
         return copies[layer](*args, **kwargs)
 
     calls = plan.calls
@@ -66,11 +66,6 @@ def fold(model: Any) -> Any:
 def _with_bias(layer: OverTime) -> OverTime:
     inner = plans.copy_of(layer.layer, use_bias=True)
     return OverTime(inner, name=layer.name, dtype=layer.dtype_policy)
-
-
-def _constant(layer: Any) -> Any:
-    """A layer of neurons with the values that its constants have now."""
-    return plans.copy_of(layer, learn=(), **{name: float(variable.value) for name, variable in layer.learnt.items()})
 
 
 def _merged(layer: OverTime, norm: ThresholdNorm) -> list[Any]:

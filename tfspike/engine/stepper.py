@@ -56,8 +56,8 @@ def shapes(plan: plans.Plan) -> dict[str, tuple[int, ...]]:
 
 def initial_state(plan: plans.Plan, batch: int | tf.Tensor) -> State:
     """The state before the first step: 0, but for neurons that start elsewhere."""
-    starts = {call.name: call.layer.neuron for call in plan.spiking}
-    return {name: gradients.initial_membrane((batch, *shape), starts[name]) if name in starts
+    layers = {call.name: call.layer for call in plan.spiking}
+    return {name: layers[name].get_initial_state((batch, *shape)).membrane if name in layers
             else tf.zeros((batch, *shape), tf.float32) for name, shape in shapes(plan).items()}
 
 

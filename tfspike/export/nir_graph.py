@@ -158,6 +158,9 @@ class _Writer:
             return source
         if isinstance(layer, SpikingLayer):
             neuron = layer.neuron
+            if layer.moving_start is not None:
+                raise UserError(f"The neurons of NIR begin at 0, and the start of {call.name!r} moves: export another "
+                                "format.")
             if neuron.reset != "zero" or neuron.start != 0.0:
                 raise UserError(f"The neurons of NIR begin at 0 and reset to 0, and {call.name!r} has "
                                 f"reset={neuron.reset!r} and start={neuron.start:g}: export another format.")

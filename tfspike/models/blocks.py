@@ -48,7 +48,7 @@ def neurons(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     """LIF neurons."""
     s = b.settings
     return LIF(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
-               feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
+               s.running_start, feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
 
 
 def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:

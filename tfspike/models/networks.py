@@ -30,8 +30,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str = "lif", shortcut: str = "spikes", reset: str = "zero",
-           readout: str = "membrane",
-           start: float = 0.0, credit: str = "mean", feedback: str = "symmetric", learn: Sequence[str] = (),
+           readout: str = "membrane", start: float = 0.0, running_start: bool = False, credit: str = "mean",
+           feedback: str = "symmetric", learn: Sequence[str] = (),
            kernel: str = "auto") -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
@@ -59,9 +59,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       pooling: "neuron" puts neurons of threshold .75 behind every average pooling, as in the paper; "average" passes
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
-        order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, feedback, learn,
-        readout, pooling) keep their defaults.
+        order, no time. `timesteps` is not used then, and the other settings of spiking neurons (gradient, encoder,
+        leak, threshold, surrogate and its width, reset, start, running_start, credit, feedback, learn, readout,
+        pooling) keep their defaults.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, "subtract", what is above the
@@ -69,6 +69,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         be run with another.
       readout: what an answer is: the "membrane" of output neurons that never fire, or which of them fires "first".
       start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
+      running_start: let that share follow where membranes that fired end (`tfspike.neurons.moving_start`).
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
       feedback: how "eprop" tells a layer of the error: "symmetric", through the weights behind it, or "random".
@@ -88,7 +89,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        readout=readout, start=start, credit=credit, feedback=feedback, learn=learn, kernel=kernel))
+        readout=readout, start=start, running_start=running_start, credit=credit, feedback=feedback, learn=learn,
+        kernel=kernel))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:

@@ -40,6 +40,7 @@ class LayerSettings:
       surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", "subtract", u_t - threshold, or "silent".
       start: share of the threshold that the membrane of a LIF neuron begins a window with, in [0, 1).
+      running_start: let that share follow what is left of membranes that fired (`tfspike.neurons.moving_start`).
       credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
       feedback: how "eprop" tells a layer of the error, "symmetric" or "random".
       learn: which of "leak" and "threshold" each layer of LIF neurons learns, from these values on.
@@ -63,6 +64,7 @@ class LayerSettings:
     surrogate_width: float = 1.0
     reset: str = "zero"
     start: float = 0.0
+    running_start: bool = False
     credit: str = "mean"
     feedback: str = "symmetric"
     learn: tuple[str, ...] = ()
@@ -174,8 +176,8 @@ class NetworkSettings(LayerSettings):
                                 f"Received: {field.name}={value!r}.")
 
 
-_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
-                 "feedback", "learn", "readout", "pooling", "kernel")
+_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start",
+                 "running_start", "credit", "feedback", "learn", "readout", "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

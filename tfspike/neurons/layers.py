@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
 from tfspike.errors import UserError
-from tfspike.neurons import gradients, learnt, noise
+from tfspike.neurons import gradients, learnt, moving_start, noise, slopes
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -90,6 +90,7 @@ class SpikingLayer(TimeMajor):
         self.gradient, self.surrogate, self.credit, self.feedback = gradient, surrogate, credit, feedback
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
         self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
+        self.moving_start: keras.Variable | None = None  # share of the threshold that takes the place of its start
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -98,29 +99,45 @@ class SpikingLayer(TimeMajor):
 
     def get_initial_state(self, shape: tuple[int, ...] | tf.Tensor) -> NeuronState:
         """The state before the first step for currents of shape `[B, ...]` at each step."""
-        return gradients.initial_state(shape, self.neuron)
+        neuron = self.neuron
+        state = gradients.initial_state(shape, neuron)
+        if self.moving_start is None:
+            return state
+        begin = tf.stop_gradient(tf.convert_to_tensor(self.moving_start.value) * neuron.threshold)
+        return state._replace(membrane=tf.fill(shape, begin))
 
-    def call(self, currents: tf.Tensor, initial_state: NeuronState | None = None, return_state: bool = False) -> Any:
+    def follow(self, state: NeuronState) -> None:
+        """Moves the start of later windows after a training window that ended in this state, where it moves."""
+        if self.moving_start is not None:
+            start = tf.convert_to_tensor(self.moving_start.value)
+            self.moving_start.assign(moving_start.after(start, state, self.neuron.threshold))
+
+    def call(self, currents: tf.Tensor, initial_state: NeuronState | None = None, return_state: bool = False,
+             training: bool | None = None) -> Any:
         """Currents to spikes.
 
         Args:
           currents: `[T, B, ...]`.
           initial_state: state after an earlier window; that before the first step unless given.
           return_state: also return the state after the last step.
+          training: let the start of later windows follow this one, where it moves.
 
         Returns:
           spikes `[T, B, ...]` in the layer's compute dtype, or `(spikes, NeuronState)`.
         """
-        if initial_state is None:
-            initial_state = self.get_initial_state(tf.shape(currents)[1:])
+        whole = initial_state is None
+        begin = self.get_initial_state(tf.shape(currents)[1:]) if initial_state is None else NeuronState(*initial_state)
         currents = tf.cast(currents, self.compute_dtype)
-        spikes, state = gradients.spike_window(currents, NeuronState(*initial_state), self.neuron, self.gradient)
+        spikes, state = gradients.spike_window(currents, begin, self.neuron, self.gradient)
+        if training and whole:
+            self.follow(state)
         return (spikes, state) if return_state else spikes
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
-    def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False) -> Any:
+    def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False,
+                            training: Any = None) -> Any:
         spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
         one, parts = currents.shape[1:], self.neuron.slope_rule.parts
         shapes = one, one, (parts, *one) if parts > 1 else one  # of membrane, count and trace
@@ -149,6 +166,8 @@ class LIF(SpikingLayer):
       start: share of the threshold that the membrane begins a window with, in [0, 1).
       learn: which of "leak" and "threshold" are weights, one for the layer, that begin with the value given here and
         are trained with the others (`tfspike.neurons.learnt`). They take a surrogate, and under "rate" credit="time".
+      running_start: begin where membranes that fired in earlier windows ended, on average, and with `start` before the
+        first (`tfspike.neurons.moving_start`).
 
     Raises:
       UserError: a constant out of range, or options that say nothing together.
@@ -162,15 +181,22 @@ class LIF(SpikingLayer):
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
-                 start: float = 0.0, learn: Sequence[str] = (), **kwargs: Any):
+                 start: float = 0.0, learn: Sequence[str] = (), running_start: bool = False, **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
         self.reset, self.start = reset, check_fraction("start", start)
         self.learn = learnt.check_learn(learn)
+        self.running_start = bool(running_start)
+        if self.running_start and (reset == "silent" or slopes.kind_of(surrogate) is slopes.Tandem):
+            raise UserError("running_start=True is of membranes that go on after a spike and may begin anywhere. "
+                            f"Received: reset={reset!r}, surrogate={surrogate!r}.")
         self._constants().checked(gradient)
 
     def build(self, input_shape: Any) -> None:
+        if self.running_start:
+            self.moving_start = self.add_weight((), keras.initializers.Constant(self.start), "float32", trainable=False,
+                                                autocast=False, aggregation="mean", name="moving_start")
         self.learnt = {name: self.add_weight((), keras.initializers.Constant(getattr(self, name)), "float32",
                                              autocast=False, constraint=learnt.Bounded(name), name=name)
                        for name in self.learn}
@@ -187,7 +213,14 @@ class LIF(SpikingLayer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
-                "start": self.start, "learn": self.learn}
+                "start": self.start, "learn": self.learn, "running_start": self.running_start}
+
+    def constants(self) -> dict[str, Any]:
+        """The configuration of a layer that has as constants what is learnt or moves here, as it is now."""
+        found = {name: float(variable.value) for name, variable in self.learnt.items()}
+        if self.moving_start is not None:
+            found["start"] = float(self.moving_start.value)
+        return {**found, "learn": (), "running_start": False}
 
 
 @keras.saving.register_keras_serializable("tfspike")

@@ -93,6 +93,8 @@ class Program:
         layer, x = call.layer, given[0]
         if isinstance(layer, SpikingLayer):
             self._check(layer.neuron)
+            if layer.moving_start is not None:
+                raise Unsupported("begins where earlier windows ended")
             return self._emit(self._as_current(x), col.FIRE, call)
         if isinstance(layer, WindowDropout):
             return self._dropout(call, x)
