@@ -33,7 +33,7 @@ def fold(model: Any) -> Any:
     """
     plan = model._required_plan()
     norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
-    if not norms and not any(call.layer.learnt or call.layer.moving_start is not None for call in plan.spiking):
+    if not norms and not any(_varies(call.layer) for call in plan.spiking):
         return model
     copies: dict[Any, keras.layers.Layer] = {}
 
@@ -45,7 +45,7 @@ def fold(model: Any) -> Any:
             return layer(*args, **kwargs)  # an operation
         if layer not in copies:
             copies[layer] = (_with_bias(layer) if norm is not None else
-                             plans.copy_of(layer, **(layer.constants() if isinstance(layer, LIF) else {})))
+                             plans.copy_of(layer, **(layer.constants() if _varies(layer) else {})))
         return copies[layer](*args, **kwargs)
 
     calls = plan.calls
@@ -61,6 +61,11 @@ def fold(model: Any) -> Any:
     folded = in_float32(folded)
     folded.configure_engine(model._chunk, model._kernel)
     return folded
+
+
+def _varies(layer: Any) -> bool:
+    """Whether these are neurons whose constants are learnt or move."""
+    return isinstance(layer, LIF) and bool(layer.learn or layer.running_start)
 
 
 def _with_bias(layer: OverTime) -> OverTime:

@@ -139,7 +139,8 @@ class SpikingLayer(TimeMajor):
     def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False,
                             training: Any = None) -> Any:
         spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
-        one, parts = currents.shape[1:], self.neuron.slope_rule.parts
+        one = currents.shape[1:]
+        parts = self.neuron.slope_rule.parts if return_state else 1  # a layer with a `call` of its own may have none
         shapes = one, one, (parts, *one) if parts > 1 else one  # of membrane, count and trace
         state = NeuronState(*(keras.KerasTensor(shape, dtype="float32") for shape in shapes))
         return (spikes, state) if return_state else spikes
