@@ -161,10 +161,14 @@ class Engine:
         """Spiking layers with a surrogate."""
         return [call for call in self.plan.spiking if call.layer.neuron.slope_rule.needs_potential]
 
-    @property
-    def _of_readout(self) -> tf.Tensor:
-        """dV_T/dI_t of the readout at every step, `[T]` float32; its leak is ignored (`gradients.readout_window`)."""
-        return tf.constant(once.weights(self.timesteps, self.plan.readout.layer.growth))
+    def _to_readout(self, upstream: tf.Tensor, first: tf.Tensor, steps: int) -> tf.Tensor:
+        """dL/dI_t of the readout, `[steps, B, classes]` from step `first` on, for dL/do `[B, classes]`; its leak is
+        ignored, its growth is not (`gradients.readout_window`)."""
+        delta, growth = upstream[tf.newaxis] / self.timesteps, self.plan.readout.layer.growth
+        if growth == 1.0:
+            return tf.repeat(delta, steps, axis=0)
+        weights = tf.slice(tf.constant(once.weights(self.timesteps, growth)), [first], [steps])
+        return weights[:, tf.newaxis, tf.newaxis] * delta
 
     @property
     def _held(self) -> list[Any]:
@@ -328,7 +332,9 @@ class Engine:
         def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             return call.layer.normalise_rate(currents, variances[call])
 
-        delta = upstream[tf.newaxis] * tf.reduce_mean(self._of_readout)
+        delta, growth = upstream[tf.newaxis], self.plan.readout.layer.growth
+        if growth != 1.0:
+            delta *= float(once.weights(self.timesteps, growth).mean())
         return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, delta, demands, self.timesteps)
 
     def _backward_event(self, record: Record, given: _Given, upstream: tf.Tensor,
@@ -358,8 +364,7 @@ class Engine:
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
                 return call.layer.standardise(currents)[0]
 
-            weights = tf.slice(self._of_readout, [i * chunk], [steps])[:, tf.newaxis, tf.newaxis]
-            delta = weights * upstream[tf.newaxis] / self.timesteps
+            delta = self._to_readout(upstream, i * chunk, steps)
             grads = self._gradient(train, given, neurons, norms, delta, demands)
             # None of a neuron that no trained weight lies in front of: nobody asks for its delta
             carries = [first.get(call, carry) for call, carry in behind.items()]
