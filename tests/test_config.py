@@ -356,7 +356,8 @@ CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "short
            "steps_per_epoch": 3, "min_steps_per_epoch": 3, "batch_size": 3, "learning_rate": 3.0, "lr_milestones": (1,), "lr_factor": 0.3,
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
            "precision": "mixed_bfloat16", "strategy": "mirrored", "jit": "on", "deterministic": True, "neuron": "relu",
-           "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events", "levels": 4}
+           "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events", "levels": 4,
+           "learn": ("leak",), "feedback": "random", "readout": "first", "running_start": True}
 
 
 def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():
@@ -378,7 +379,9 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
     which = {"extra": {"dataset": "svhn"}, "image_size": {"dataset": "folder"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"},
              "credit": {"surrogate": "arctan"}, "levels": {"neuron": "relu"},
-             "sensor_size": RECORDINGS, "window_ms": RECORDINGS}.get(name, {})
+             "sensor_size": RECORDINGS, "window_ms": RECORDINGS,
+             "learn": {"surrogate": "arctan", "credit": "time"}, "readout": {"reset": "silent", "gradient": "event"},
+             "feedback": {"surrogate": "arctan", "reset": "subtract", "gradient": "eprop"}}.get(name, {})
     saved = resolve({"timesteps": FIELDS["timesteps"].default, "export": (), "lr_milestones": (), **which})  # as an ANN can have
     wanted = dataclasses.replace(saved, **{name: CHANGED[name]})
     assert config.diff(saved, wanted) == {name: (getattr(saved, name), CHANGED[name])}

@@ -117,7 +117,7 @@ def test_help_lists_every_flag_with_its_choices_and_default():
     assert (result.returncode, result.stderr) == (0, "")
     for name in NAMES:
         assert f"--{name} " in result.stdout or f"--[no]{name} " in result.stdout
-    assert "One of: event, rate. (default: rate)" in result.stdout
+    assert "One of: event, rate, eprop. (default: rate)" in " ".join(result.stdout.split())
     assert max(map(len, result.stdout.splitlines())) <= 104
 
 

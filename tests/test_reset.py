@@ -84,7 +84,7 @@ def through(neuron: Neuron, gradient: str, currents: np.ndarray, v0: np.ndarray,
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-@pytest.mark.parametrize("reset", gradients.RESETS)
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
 @pytest.mark.parametrize("gradient, credit", [("event", "mean"), ("rate", "mean"), ("rate", "time")])
 def test_a_window_equals_the_oracle(gradient: str, credit: str, reset: str, leak: float) -> None:
     neuron = Neuron.lif(leak, 0.75, "arctan", 1.3, reset, credit=credit)
@@ -133,7 +133,7 @@ def test_subtraction_from_half_a_threshold_counts_what_a_current_is_worth() -> N
     wanted = np.clip(np.floor(50 * current.astype("f8") + 0.5), 0, 50)
     train = tf.repeat(tf.constant(current)[tf.newaxis], 50, axis=0)
     counts = {}
-    for reset in gradients.RESETS:
+    for reset in ("zero", "subtract"):
         neuron = Neuron.lif(1.0, 1.0, reset=reset, start=0.5)
         state = gradients.simulate(train, gradients.initial_state(current.shape, neuron), neuron)[1]
         counts[reset] = state.count.numpy()

@@ -148,7 +148,7 @@ def record(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, 
     layers = tuple(
         LayerRecording(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
                    np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
-                   call.layer.neuron.threshold if i else None) for i, call in enumerate(calls))
+                   float(call.layer.neuron.threshold) if i else None) for i, call in enumerate(calls))
     return Recording(layers, np.concatenate(readout))
 
 
@@ -216,7 +216,8 @@ def distributions(model: keras.Model, example: Any) -> dict[str, Any]:
     found = {f"weights/{variable.path}": variable.value for variable in model.trainable_variables}
     for layer, final in final_states(model, example).items():
         found[f"spikes_per_window/{layer}"] = final.count
-        found[f"membrane/{layer}"] = final.membrane
+        lasting = tf.math.is_finite(final.membrane)  # not where a neuron fired that fires once
+        found[f"membrane/{layer}"] = tf.boolean_mask(final.membrane, lasting)
     return found
 
 

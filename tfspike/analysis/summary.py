@@ -129,10 +129,13 @@ def memory(model: keras.Model, batch_size: int, training: bool = True, optimizer
     if training and context.gradient == "event":
         # slopes, and delta carried from one chunk to the one before (old and new)
         backward = total("chunk") + context.masks(rows) + 3 * 4 * neurons + forward
+    elif training and context.gradient == "eprop":
+        # a second pass, with traces of every train, and what it keeps of a chunk
+        backward = total("chunk") + context.masks(rows) + 2 * 4 * neurons + forward
     elif training:
         # counts, slopes, mean rates; one step in place of a chunk
         backward = total("chunk") + context.masks(rows) + 2 * 4 * neurons + CHUNK_TENSORS * 4 * largest
-    per_layer = FRAMEWORK_PER_LAYER[context.gradient if training else "rate"]
+    per_layer = FRAMEWORK_PER_LAYER["event" if training and context.gradient == "event" else "rate"]
     engine = getattr(model, "engine", None)
     compiler = COMPILER if engine is not None and engine.kernel == "xla" else 0
     return Memory(total("weights"), total("states"), RECORD_COPIES * total("record"), forward, backward,
@@ -235,7 +238,7 @@ class _Context:
         """Steps whose spikes the backward pass holds at once."""
         if not self.training:
             return 0
-        return self.chunk if self.gradient == "event" else 1
+        return 1 if self.gradient == "rate" else self.chunk
 
     def masks(self, rows: Iterable[LayerRow]) -> int:
         return sum(row.memory["states"] for row in rows if row.kind == WindowDropout.__name__)

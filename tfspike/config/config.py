@@ -25,12 +25,13 @@ EVENT_DATASETS, EXTRA_DATASETS, OWN_DATASETS = catalogue.WITH_EVENTS, catalogue.
 SURROGATES = ("leak_aware", "rectangular", "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped")
 TANDEM = ("tandem", "tandem_clipped")
 WITHOUT_WIDTH = ("leak_aware", *TANDEM)
+LEARNABLE = ("leak", "threshold")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "pooling", "spike_penalty",
-                "kernel")
+                "surrogate", "surrogate_width", "credit", "reset", "start", "running_start", "feedback", "learn",
+                "readout", "pooling", "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -90,8 +91,11 @@ class Config:
         (), "Windows of the epochs in order, T:epochs, e.g. 1:16,4:4, as updates over a short window cost less; epochs "
         "that it leaves have --timesteps.", group="Network", legal="pairs T:epochs of whole numbers from 1 to 99999",
         check=lambda v: re.fullmatch("[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", v) is not None)
-    gradient: str = setting("rate", "The gradient: resolved in time (event) or over the window's rates (rate).",
-                            group="Network", choices=("event", "rate"))
+    gradient: str = setting("rate", "The gradient: resolved in time (event), over the window's rates (rate), or "
+                            "forward in time (eprop).", group="Network", choices=("event", "rate", "eprop"))
+    feedback: str = setting("symmetric", "How the gradient eprop tells a layer of the error: through the weights "
+                            "behind it (symmetric), or fixed random ones.", group="Network",
+                            choices=("symmetric", "random"))
     surrogate: str = setting("leak_aware", "What stands for the derivative of a spike: the paper's slope (leak_aware), "
                              "a function of the membrane potential, or a ReLU's (tandem).", group="Network",
                              choices=SURROGATES, own="a function h(x)")
@@ -112,12 +116,20 @@ class Config:
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
     threshold: float = setting(1.0, "Threshold of the LIF neurons; pooling neurons keep 0.75.", group="Network",
                                **_POSITIVE)
-    reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, or what is above the threshold "
-                         "(subtract).", group="Network", choices=("zero", "subtract"))
+    reset: str = setting("zero", "What a spike leaves of the membrane potential: zero, what is above the threshold "
+                         "(subtract), or a neuron that fires no more in this window (silent).", group="Network",
+                         choices=("zero", "subtract", "silent"))
+    readout: str = setting("membrane", "What the answer is: the output neurons' membrane potentials, or which of them "
+                           "fires first.", group="Network", choices=("membrane", "first"))
     start: float = setting(0.0, "Share of the threshold that membranes begin a window with.", group="Network", **_SHARE)
     levels: int = setting(0, "With --neuron=relu: ReLUs of so many steps up to a learnt ceiling, which spiking neurons "
                           "compute in as many time steps (Bu et al. 2022); 0 for plain ones.", group="Network",
                           **_at_least(0))
+    running_start: bool = setting(False, "Let membranes begin where those that fired in earlier windows ended, on "
+                                  "average.", group="Network")
+    learn: tuple[str, ...] = setting(
+        (), "What every layer of LIF neurons learns besides its weights, from --leak and --threshold on.",
+        group="Network", choices=LEARNABLE)
     hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
                                  "network's own.", group="Network", **_at_least(0))
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
@@ -219,10 +231,24 @@ class Config:
             raise UserError("--gradient=event with the leak-aware slope credits an input to the next spike, and the "
                             "reset to 0 ends its credit; with --reset=subtract give --gradient=rate or e.g. "
                             "--surrogate=arctan.")
-        if self.credit == "time" and (self.gradient == "event" or self.surrogate in WITHOUT_WIDTH):
+        if self.credit == "time" and (self.gradient != "rate" or self.surrogate in WITHOUT_WIDTH):
             raise UserError("--credit=time is of --gradient=rate with a surrogate; received "
                             f"--gradient={self.gradient} and --surrogate={self.surrogate}. Leave it out, or give e.g. "
                             "--surrogate=arctan.")
+        if self.gradient == "eprop" and (self.surrogate in WITHOUT_WIDTH or (self.reset, self.norm) != (
+                "subtract", "none")):
+            raise UserError("--gradient=eprop takes a surrogate such as --surrogate=triangular, --reset=subtract and "
+                            "--norm=none; or give --method=eprop.")
+        if self.feedback != "symmetric" and self.gradient != "eprop":
+            raise UserError(f"--feedback={self.feedback} is of --gradient=eprop; received --gradient={self.gradient}. "
+                            "Leave it out, or give --method=eprop.")
+        if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
+            raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
+                            "it, or --method=once.")
+        if self.running_start and (self.reset == "silent" or self.surrogate.startswith("tandem")):
+            raise UserError("--running_start is of membranes that go on after a spike and may begin anywhere; received "
+                            f"--reset={self.reset} and --surrogate={self.surrogate}. Leave it out.")
+        self._validate_learn()
         if self.jit == "on" and self.kernel == "events":
             raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
                             "only one of them.")
@@ -254,6 +280,15 @@ class Config:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
         self._validate_size()
+
+    def _validate_learn(self) -> None:
+        """Brings what is learnt into its one form, each once and in one order."""
+        object.__setattr__(self, "learn", tuple(name for name in LEARNABLE if name in self.learn))
+        if self.learn and (self.surrogate in WITHOUT_WIDTH or self.start != 0.0 or self.reset == "silent"
+                           or (self.gradient, self.credit) not in (("event", "mean"), ("rate", "time"))):
+            raise UserError(f"--learn={plain(self.learn)} needs what passes gradient to constants: a surrogate such as "
+                            "--surrogate=triangular, --start=0, a --reset that is not silent, and --gradient=event or "
+                            "--credit=time; or give --method=diet.")
 
     def _validate_size(self) -> None:
         """Brings sizes into their one form, height and width, and asks for those of a sensor."""

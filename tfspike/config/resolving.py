@@ -84,8 +84,8 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
             notes += _batch_notes(settings, scaled)
             settings = scaled
         settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("gradient") == "event"
-                                           or asked.get("credit") == "time"):
+    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("credit") == "time"
+                                           or asked.get("gradient") in ("event", "eprop")):
         # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
         # (docs/depth.md)
         settings["surrogate_width"] = defaults["surrogate_width"]

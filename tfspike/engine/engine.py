@@ -6,6 +6,7 @@ chunk is forgotten but for what the backward pass needs:
 
 * "rate" needs the counts and traces of the final state alone. It backpropagates once, through mean rates, as in an
   ordinary net of the same shape: memory and time of the backward pass do not grow with T.
+* "eprop" keeps nothing: a second pass from the first step to the last adds it up (`tfspike.engine.eprop`).
 * "event" needs the spikes, kept as one bit per neuron and step, and of a neuron with a surrogate h(x_t) at every step.
   A second loop goes over the chunks from the last to the first, gives each layer its recorded spikes, and carries delta
   to the chunk before. The forward convolutions of this pass are never used and never computed.
@@ -26,11 +27,11 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfspike.engine import convolution, kernels
+from tfspike.engine import convolution, eprop, kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.events.road import Passed, Road
 from tfspike.errors import UserError
-from tfspike.neurons import gradients
+from tfspike.neurons import gradients, once
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
@@ -46,8 +47,8 @@ class Record(NamedTuple):
       input_rate: mean of the encoded input over the window, `[B, ...]`.
       bits: recorded spikes of every spiking layer, `[chunks, ...]`, as `kernels.stored` keeps them; empty unless asked
         for.
-      derivatives: recorded h(x_t) of every spiking layer with a surrogate, `[chunks, steps, B, ...]`, 0 behind the
-        last step; empty unless asked for.
+      derivatives: recorded h(x_t) of every spiking layer with a surrogate (`SlopeRule.recorded`), `[chunks, steps, B,
+        ...]`, 0 behind the last step; empty unless asked for.
       moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
       penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
       passed: what the event-driven road left behind, where it was taken.
@@ -125,7 +126,7 @@ class Engine:
 
     Args:
       plan: what to run.
-      gradient: "event" or "rate".
+      gradient: "event", "rate" or "eprop".
       chunk: steps per chunk; None chooses by the size of the largest layer.
       kernel: how a chunk of neurons is computed, see `tfspike.kernels`.
     """
@@ -138,6 +139,8 @@ class Engine:
         self.kernel = kernels.choose(kernel)
         self._sizes = kernels.BatchSizes() if kernel in kernels.CHOSEN_BY_DEVICE else None
         self.events = Road(plan, gradient) if kernel == "events" else None
+        if gradient == "eprop":
+            eprop.leak_of(plan)
 
     def refusal_of_events(self, training: bool) -> str | None:
         """Why kernel="events", which was asked for, is not what runs, in a sentence; None where it is, or was not."""
@@ -157,6 +160,15 @@ class Engine:
     def _with_surrogate(self) -> list[plans.Call]:
         """Spiking layers with a surrogate."""
         return [call for call in self.plan.spiking if call.layer.neuron.slope_rule.needs_potential]
+
+    def _to_readout(self, upstream: tf.Tensor, first: tf.Tensor, steps: int) -> tf.Tensor:
+        """dL/dI_t of the readout, `[steps, B, classes]` from step `first` on, for dL/do `[B, classes]`; its leak is
+        ignored, its growth is not (`gradients.readout_window`)."""
+        delta, growth = upstream[tf.newaxis] / self.timesteps, self.plan.readout.layer.growth
+        if growth == 1.0:
+            return tf.repeat(delta, steps, axis=0)
+        weights = tf.slice(tf.constant(once.weights(self.timesteps, growth)), [first], [steps])
+        return weights[:, tf.newaxis, tf.newaxis] * delta
 
     @property
     def _held(self) -> list[Any]:
@@ -198,7 +210,8 @@ class Engine:
             def grad(*upstream: tf.Tensor) -> list[tf.Tensor]:
                 asked = tf.nest.pack_sequence_as(like, upstream)
                 kept = record if training else self._forward(given, keep=True)
-                backward = self._backward_event if self.gradient == "event" else self._backward_rate
+                backward = {"event": self._backward_event, "rate": self._backward_rate,
+                            "eprop": self._backward_eprop}[self.gradient]
                 if self.gradient == "event" and kept.passed is not None:
                     backward = self._backward_by_events
                 return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
@@ -214,6 +227,8 @@ class Engine:
         states = [state._replace(count=of.count) if counted else state
                   for state, of in zip(fixed_states, found.states)]
         if training:
+            for call, state in zip(self.plan.spiking, fixed_states):
+                call.layer.follow(state)
             for call, (mean, variance) in zip(self.plan.norms, moments):
                 call.layer.update_moving_statistics(mean, variance)
         return Record(found.output, states, tf.stop_gradient(found.input_rate), [], [], moments, penalties)
@@ -275,7 +290,7 @@ class Engine:
             current = self._walk(train, given.masks, neurons, measure if given.training else None)
             membrane = before.membrane
             for t in range(steps):
-                membrane = gradients.integrate(membrane, current[t], self.plan.readout.layer.leak)
+                membrane = gradients.integrate(membrane, current[t], self.plan.readout.layer.factor)
             return i + 1, _Carried(
                 [fired[call].state for call in spiking], membrane,
                 before.total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0),
@@ -285,11 +300,12 @@ class Engine:
 
         keep_steps = keep == "event"
         loop = (tf.constant(0), _Carried(
-            [gradients.initial_state((batch, *_feature_shape(call)), call.layer.neuron) for call in spiking],
+            [call.layer.get_initial_state((batch, *_feature_shape(call))) for call in spiking],
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
             [tf.TensorArray(kernels.STORED[kernel], size=chunks) for _ in spiking if keep_steps],
-            [tf.TensorArray(call.layer.compute_dtype, size=chunks) for call in with_surrogate if keep_steps]))
+            [tf.TensorArray("float32" if call.layer.learnt else call.layer.compute_dtype, size=chunks)
+             for call in with_surrogate if keep_steps]))
         if count == 1:  # without a loop: the moments of a window in one chunk can leave it
             loop = body(loop[0], chunk, loop[1])
         else:
@@ -306,28 +322,30 @@ class Engine:
     def _backward_rate(self, record: Record, given: _Given, upstream: tf.Tensor,
                        demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
-        rates = {call: state.count / self.timesteps for call, state in zip(self.plan.spiking, record.states)}
+        states = dict(zip(self.plan.spiking, record.states))
         variances = {call: variance for call, (_, variance) in zip(self.plan.norms, record.moments)}
-        slopes = self._slopes(record)
 
         def neurons(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
-            rate = tf.cast(rates[call][tf.newaxis], currents.dtype)
-            return kernels.replay_rate(currents, rate, slopes[call])
+            rate = tf.cast(states[call].count[tf.newaxis] / self.timesteps, currents.dtype)
+            return kernels.replay_rate(currents, rate, states[call], call.layer.neuron, self.timesteps)
 
         def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
             return call.layer.normalise_rate(currents, variances[call])
 
-        return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, upstream[tf.newaxis], demands,
-                              self.timesteps)
+        delta, growth = upstream[tf.newaxis], self.plan.readout.layer.growth
+        if growth != 1.0:
+            delta *= float(once.weights(self.timesteps, growth).mean())
+        return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, delta, demands, self.timesteps)
 
     def _backward_event(self, record: Record, given: _Given, upstream: tf.Tensor,
                         demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
         chunk, rest = self.chunks(given.inputs.shape[0], given.training)
         count = self.timesteps // chunk
-        slopes = self._slopes(record)
         given = given._replace(values=self._cast(given.weights, given.values))
         spiking = self.plan.spiking
+        with given.substituted():
+            with_surrogate, slopes = self._with_surrogate, self._slopes(record)
 
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor],
                  sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
@@ -335,7 +353,7 @@ class Engine:
             bits = {call: kernels.restored(bits[i], state.membrane, self.kernel)
                     for call, bits, state in zip(spiking, record.bits, record.states)}
             known = {**slopes, **{call: derivatives[i][:steps] for call, derivatives
-                                  in zip(self._with_surrogate, record.derivatives)}}
+                                  in zip(with_surrogate, record.derivatives)}}
             behind = dict(zip(spiking, carries))
             first: dict[plans.Call, tf.Tensor] = {}
 
@@ -346,7 +364,7 @@ class Engine:
             def norms(call: plans.Call, currents: tf.Tensor) -> tf.Tensor:
                 return call.layer.standardise(currents)[0]
 
-            delta = tf.repeat(upstream[tf.newaxis] / self.timesteps, steps, axis=0)
+            delta = self._to_readout(upstream, i * chunk, steps)
             grads = self._gradient(train, given, neurons, norms, delta, demands)
             # None of a neuron that no trained weight lies in front of: nobody asks for its delta
             carries = [first.get(call, carry) for call, carry in behind.items()]
@@ -369,6 +387,24 @@ class Engine:
         of_spikes = {call: asked.of_spikes for call, asked in demands.items() if asked.of_spikes is not None}
         return self.events.backward(record.passed, given.masks, upstream, of_count, of_spikes, given.values,
                                     given.substituted())
+
+    def _backward_eprop(self, record: Record, given: _Given, upstream: tf.Tensor,
+                        demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
+        """Chunk by chunk from the first to the last, with traces that run along."""
+        given = given._replace(values=self._cast(given.weights, given.values))
+
+        def encode(start: tf.Tensor, steps: int) -> tf.Tensor:
+            return self.plan.encoder.layer.encode(given.inputs, given.key, start, steps)
+
+        def walk(train: tf.Tensor, neurons: Any) -> tf.Tensor:
+            with given.substituted():
+                return self._walk(train, given.masks, neurons, synapses=self._synapse)
+
+        with given.substituted():  # starts that moved since are read as they were
+            membranes = [call.layer.get_initial_state((tf.shape(given.inputs)[0], *_feature_shape(call))).membrane
+                         for call in self.plan.spiking]
+        return eprop.backward(self.plan, self.chunks(given.inputs.shape[0], given.training), encode, walk, given.values,
+                              membranes, upstream / self.timesteps, demands)
 
     def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
                   demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:

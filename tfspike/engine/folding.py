@@ -1,4 +1,4 @@
-"""Normalisation folded into weights: the same network for inference, with a bias in place of statistics."""
+"""The same network for inference: normalisations become biases, learnt leaks and thresholds become constants."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
-from tfspike.neurons.layers import OverTime
+from tfspike.neurons.layers import LIF, OverTime
 from tfspike.neurons.normalisation import ThresholdNorm
 
 
 def fold(model: Any) -> Any:
-    """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it.
+    """A copy of `model` for inference in which every `ThresholdNorm` is part of the synapse in front of it, and learnt
+    leaks and thresholds, and starts that move, are constants.
 
     In inference a normalisation is one factor and one offset per channel: the factor scales the weights, the offset
     becomes a bias, a constant current. What remains is driven by spikes alone. Outputs agree to rounding. The copy
@@ -27,7 +28,7 @@ def fold(model: Any) -> Any:
       model: a `tfspike.models.SpikingModel`.
 
     Returns:
-      A `SpikingModel` with the same layer names but those of the normalisations; `model` itself where it has none.
+      A `SpikingModel` with the same layer names but those of the normalisations; `model` itself where it has neither.
 
     Raises:
       UserError: the model has no single window of time, or a normalisation does not follow a convolution or a dense
@@ -35,7 +36,7 @@ def fold(model: Any) -> Any:
     """
     plan = model._required_plan()
     norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
-    if not norms:
+    if not norms and not any(_varies(call.layer) for call in plan.spiking):
         return model
     copies: dict[Any, keras.layers.Layer] = {}
 
@@ -46,7 +47,8 @@ def fold(model: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)  # an operation
         if layer not in copies:
-            copies[layer] = plans.copy_of(layer) if norm is None else _with_bias(layer)
+            copies[layer] = (_with_bias(layer) if norm is not None else
+                             plans.copy_of(layer, **(layer.constants() if _varies(layer) else {})))
         return copies[layer](*args, **kwargs)
 
     calls = plan.calls
@@ -56,13 +58,18 @@ def fold(model: Any) -> Any:
     outputs = keras.tree.pack_sequence_as(model.output, [values[output] for output in plan.outputs])
     folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
     for call in calls:
-        if call.layer in copies:
+        if call.layer in copies and copies[call.layer].weights:
             norm = norms.get(call.output)
             copies[call.layer].set_weights(call.layer.get_weights() if norm is None
                                            else merged(call.layer.layer, *norm.folded()))
     folded = in_float32(folded)
     folded.configure_engine(model._chunk, model._kernel)
     return folded
+
+
+def _varies(layer: Any) -> bool:
+    """Whether these are neurons whose constants are learnt or move."""
+    return isinstance(layer, LIF) and bool(layer.learn or layer.running_start)
 
 
 def _with_bias(layer: OverTime) -> OverTime:

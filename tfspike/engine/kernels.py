@@ -70,8 +70,8 @@ class Fired(NamedTuple):
       spikes: `[steps, B, ...]` in the dtype of the currents.
       state: after the last step.
       bits: the spikes, packed, `[B, ...]` uint8; None unless asked for "event".
-      derivatives: the surrogate derivative h(x_t) of every step, `[steps, B, ...]` in the dtype of the currents; None
-        unless asked for "event", and without a surrogate.
+      derivatives: the surrogate derivative h(x_t) of every step, `[steps, B, ...]` in the dtype of the currents (where
+        constants are learnt, the potentials u_t, float32); None unless asked for "event", and without a surrogate.
     """
 
     spikes: tf.Tensor
@@ -98,7 +98,8 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str 
             spikes, state, *_ = fire(currents[start:start + MOST_STEPS], state, neuron, gradient, kernel)
             parts.append(spikes)
         return Fired(tf.concat(parts, axis=0), state, None, None)
-    return (_fire_xla if kernel == "xla" else _fire_plain)(currents, state, neuron, gradient)
+    compiled = kernel == "xla" and not neuron.learn  # which keeps a tracing for every set of constants
+    return (_fire_xla if compiled else _fire_plain)(currents, state, neuron, gradient)
 
 
 def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str | None) -> Fired:
@@ -131,7 +132,7 @@ def _fire_plain(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradien
     else:
         count, trace = rule.tally_all(state.count, state.trace, u, train)
     if gradient == "event" and rule.needs_potential:
-        derivatives = tf.cast(rule.derivative(u), currents.dtype)
+        derivatives = rule.recorded(u, currents.dtype)
     return Fired(tf.cast(train, currents.dtype), NeuronState(membrane, count, trace),
                  _packed(train) if gradient == "event" else None, derivatives)
 
@@ -211,7 +212,7 @@ def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf
     found = []
     for t in range(currents.shape[0]):
         u, _, membrane = gradients.fire(membrane, currents[t], neuron)
-        found.append(tf.cast(neuron.slope_rule.derivative(u), currents.dtype))
+        found.append(neuron.slope_rule.recorded(u, currents.dtype))
     return tf.stack(found)
 
 
@@ -222,16 +223,28 @@ def unpack(bits: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
     return tf.reshape(spikes, tf.concat([[steps], tf.shape(bits)], axis=0))
 
 
-def replay_rate(currents: tf.Tensor, rate: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
-    """The recorded rate in place of what the currents would give; gradient dL/dd = slope dL/dr. All `[1, B, ...]`."""
+def replay_rate(currents: tf.Tensor, rate: tf.Tensor, state: NeuronState, neuron: Neuron, timesteps: int) -> tf.Tensor:
+    """The recorded rate in place of what the currents would give, gradient "rate".
+
+    Args:
+      currents: `[1, B, ...]`; only shape and dtype are used.
+      rate: N / T, `[1, B, ...]`.
+      state: at the window's end.
+      neuron: the neuron's constants.
+      timesteps: T.
+    """
+    rule = neuron.slope_rule
+    slope = rule.slope(state.count, state.trace, timesteps)
 
     @custom_gradient
-    def replay(currents: tf.Tensor):
+    def replay(currents: tf.Tensor, *_learnt: tf.Tensor):
         def grad(upstream):
-            return tf.cast(slope * tf.cast(upstream, tf.float32), currents.dtype)
+            asked = tf.cast(upstream, tf.float32)
+            return (tf.cast(slope * asked, currents.dtype),
+                    *[tf.reduce_sum(of_rate * asked) for of_rate in rule.sensitivities(state.trace, timesteps)])
         return rate, grad
 
-    return replay(currents)
+    return replay(currents, *neuron.learnt)
 
 
 def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: tf.Tensor, neuron: Neuron,
@@ -241,7 +254,7 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
     Args:
       currents: `[steps, B, ...]`; only shape and dtype are used.
       bits: the packed spikes, `[B, ...]` uint8.
-      known: the slope `[B, ...]` float32, or the recorded surrogate derivatives `[steps, B, ...]`.
+      known: the slope `[B, ...]` float32, or what was recorded of every step, `[steps, B, ...]`.
       carry: delta of the step behind the chunk, `[B, ...]` float32.
       neuron: the neuron's constants.
       give: called in the backward pass with delta of the chunk's first step.
@@ -250,17 +263,18 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
     steps, dtype = currents.shape[0], currents.dtype
 
     @custom_gradient
-    def replay(currents: tf.Tensor):
+    def replay(currents: tf.Tensor, *_learnt: tf.Tensor):
         def grad(upstream):
-            credit = _credit_xla if kernel == "xla" else _credit
-            delta, first = credit(bits, known, carry, upstream, neuron.slope_rule)
+            rule = neuron.slope_rule
+            credit = _credit_xla if kernel == "xla" and not neuron.learn else _credit
+            delta, first = credit(bits, known, carry, upstream, rule)
             give(first)
-            return delta
+            return (delta, *rule.credit_constants(known, train, upstream, delta, carry))
         train = (_unpack_xla if kernel == "xla" else unpack)(bits, steps, dtype)
         train.set_shape(currents.shape)
         return train, grad
 
-    return replay(currents)
+    return replay(currents, *neuron.learnt)
 
 
 def _credit(bits: tf.Tensor, known: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,

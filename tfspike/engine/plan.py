@@ -350,7 +350,7 @@ def hindrance(plan: Plan) -> str | None:
         return f"{_said(call)}, in front of the encoder, is trained, and the engine passes no gradient to its input: " \
                "freeze it"
     for call in plan.ours:
-        if isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout)) and call.layer.trainable_variables:
+        if isinstance(call.layer, (Encoder, SpikingLayer, Readout, WindowDropout)) and _own_weights(call.layer):
             return f"{_said(call)} has a trained weight of its own, to which the engine passes no gradient"
         inside = with_layers_inside(call.layer.layer) if isinstance(call.layer, OverTime) else []
         for layer in (call.layer, *inside):
@@ -364,11 +364,21 @@ def hindrance(plan: Plan) -> str | None:
     rules = {call.layer.gradient: call.name for call in (*plan.spiking, *plan.norms)}
     if len(rules) > 1:
         return " and ".join(f"{name} has gradient={rule!r}" for rule, name in rules.items())
+    rule, = rules
     bent = next((call.name for call in plan.window if not is_linear(call.layer)), None)
-    if rules.keys() == {"rate"} and bent is not None:
-        return (f"{bent} is not linear, and gradient='rate', one pass through means, is exact for linear layers alone: "
-                "take gradient='event'")
+    if rule != "event" and bent is not None:
+        return (f"{bent} is not linear, and gradient={rule!r}, which passes means or traces through synapses, is exact "
+                "for linear layers alone: take gradient='event'")
+    ways = {call.layer.feedback: call.name for call in plan.spiking}
+    if len(ways) > 1:
+        return " and ".join(f"{name} has feedback={way!r}" for way, name in ways.items())
     return None
+
+
+def _own_weights(layer: Any) -> list[keras.Variable]:
+    """Trained weights of a layer but for learnt constants of its neurons."""
+    constants = {id(variable) for variable in getattr(layer, "learnt", {}).values()}
+    return [variable for variable in layer.trainable_variables if id(variable) not in constants]
 
 
 def _is_counted(regularizer: Any) -> bool:

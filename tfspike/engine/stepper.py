@@ -42,8 +42,8 @@ def shapes(plan: plans.Plan) -> dict[str, tuple[int, ...]]:
 
 def initial_state(plan: plans.Plan, batch: int | tf.Tensor) -> State:
     """The state before the first step: 0, but for neurons that start elsewhere."""
-    starts = {call.name: call.layer.neuron for call in plan.spiking}
-    return {name: gradients.initial_membrane((batch, *shape), starts[name]) if name in starts
+    layers = {call.name: call.layer for call in plan.spiking}
+    return {name: layers[name].get_initial_state((batch, *shape)).membrane if name in layers
             else tf.zeros((batch, *shape), tf.float32) for name, shape in shapes(plan).items()}
 
 
@@ -64,14 +64,14 @@ def advance(plan: plans.Plan, train: tf.Tensor, state: State) -> Stretch:
             return plans.plain(call, args, kwargs)
         currents = tf.cast(args[0], call.layer.compute_dtype)
         layers[call.name] = (call.layer.window(currents) if isinstance(call.layer, OpenNeurons) else
-                             _fire(currents, state[call.name], call.layer.neuron))
+                             fire(currents, state[call.name], call.layer.neuron))
         after[call.name] = layers[call.name].membranes[-1]
         return layers[call.name].spikes
 
     values = plan.run_window(tf.cast(train, plan.encoder.layer.compute_dtype), handler)
     current, membrane, readout = values[plan.readout.source], state[plan.readout.name], []
     for t in range(train.shape[0]):
-        membrane = gradients.integrate(membrane, current[t], plan.readout.layer.leak)
+        membrane = gradients.integrate(membrane, current[t], plan.readout.layer.factor)
         readout.append(membrane)
     after[plan.readout.name] = membrane
     return Stretch(tf.stack(readout), after, layers, values)
@@ -86,7 +86,8 @@ def through(plan: plans.Plan, trains: Iterable[tf.Tensor], batch: int | tf.Tenso
         yield stretch
 
 
-def _fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> Window:
+def fire(currents: tf.Tensor, membrane: tf.Tensor, neuron: gradients.Neuron) -> Window:
+    """Some steps of a layer's neurons, from currents `[steps, B, ...]` and the membrane before, `[B, ...]` float32."""
     spikes, potentials, membranes = [], [], []
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)

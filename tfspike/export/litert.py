@@ -60,6 +60,9 @@ def convert(model: Any, info: Any, weights: str = "float32") -> bytes:
         raise UserError(f"`weights` must be one of {', '.join(WEIGHTS)}. Received: weights={weights!r}.")
     served = _Fixed(in_float32(model), info)
     for call in served.window.plan.spiking:
+        if call.layer.moving_start is not None:
+            raise UserError(f"The start of {call.name!r} moves: export tfspike.folding.fold(model), where it is "
+                            "constant.")
         if call.layer.neuron.start != 0.0:
             raise UserError(f"A stream in LiteRT begins with zeros, and the membranes of {call.name!r} begin at "
                             f"{call.layer.neuron.start:g} of the threshold: export saved_model.")

@@ -158,11 +158,18 @@ class _Writer:
             return source
         if isinstance(layer, SpikingLayer):
             neuron = layer.neuron
+            if layer.moving_start is not None:
+                raise UserError(f"The neurons of NIR begin at 0, and the start of {call.name!r} moves: export another "
+                                "format.")
             if neuron.reset != "zero" or neuron.start != 0.0:
                 raise UserError(f"The neurons of NIR begin at 0 and reset to 0, and {call.name!r} has "
                                 f"reset={neuron.reset!r} and start={neuron.start:g}: export another format.")
-            return self._add(call.name, self._neuron(_first(source.shape), neuron.leak, neuron.threshold), source)
+            node = self._neuron(_first(source.shape), float(neuron.leak), float(neuron.threshold))
+            return self._add(call.name, node, source)
         if isinstance(layer, Readout):
+            if layer.growth != 1.0:
+                raise UserError(f"NIR has no counterpart of {layer.name!r}, whose membrane grows: export another "
+                                "format.")
             return self._readout(layer, source)
         if isinstance(layer, OverTime):
             return self._synapse(call.name, layer.layer, source, tuple(call.output.shape[2:]))

@@ -89,7 +89,7 @@ def describe(model: Any, info: Any) -> dict[str, Any]:
     return {"model": model.name, "timesteps": window.timesteps, "layers": window.layer_names,
             "class_names": list(info.class_names), "scale": list(map(float, info.scale)),
             "offset": list(map(float, info.offset)), "encoder": type(window.plan.encoder.layer).__name__,
-            "readout_leak": window.plan.readout.layer.leak, "input_shape": list(window.spike_shape)}
+            "readout_leak": window.plan.readout.layer.factor, "input_shape": list(window.spike_shape)}
 
 
 def write(model: Any, info: Any, path: str) -> None:

@@ -108,7 +108,7 @@ def expected_of(model: Any, train: np.ndarray) -> dict[str, np.ndarray]:
         for i, (call, layer) in enumerate(zip(plan.spiking, stretch.layers.values())):
             fired = tf.cast(layer.spikes, tf.float32)
             spikes[:, i] += tf.reduce_sum(fired, (0, *range(2, len(fired.shape)))).numpy().astype(np.int64)
-            closest = min(closest, _nearest(tf.stack(layer.potentials).numpy(), call.layer.neuron.threshold))
+            closest = min(closest, _nearest(tf.stack(layer.potentials).numpy(), float(call.layer.neuron.threshold)))
     steps = np.arange(1, len(train) + 1, dtype=np.float32)[:, None, None]
     every_step = np.moveaxis(np.concatenate(readouts) / steps, 0, 1)
     scores, = plan.behind_readout(tf.constant(every_step[:, -1]))
@@ -191,7 +191,8 @@ def check(form: str, path: str, sample: Sample | AnnSample, weights: str = "floa
 def _integrated(currents: np.ndarray, window: Window) -> dict[str, np.ndarray]:
     """Scores from the readout's currents `[B, T, classes]` of a graph that ends there."""
     train = tf.constant(np.moveaxis(currents, 1, 0))
-    membranes = gradients.readout_window(train, tf.zeros_like(train[0]), window.plan.readout.layer.leak)
+    readout = window.plan.readout.layer
+    membranes = gradients.readout_window(train, tf.zeros_like(train[0]), readout.leak, readout.growth)
     return {"from_spikes/scores": (membranes[-1] / len(train)).numpy()}
 
 

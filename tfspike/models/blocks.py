@@ -44,12 +44,17 @@ def conv(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: in
     return OverTime(layer, name=name)(x)
 
 
-def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
-    """LIF neurons, or those in their place, and, where the network has it, dropout on their spikes."""
+def neurons(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
+    """LIF neurons, or those in their place."""
     s = b.settings
     kind = LIF if isinstance(s.neuron, str) else s.neuron
-    x = kind(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, dtype=s.dtype,
-             name=f"{name}_lif")(x)
+    return kind(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
+                s.running_start, feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
+
+
+def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
+    """Neurons and, where the network has it, dropout on their spikes."""
+    s, x = b.settings, neurons(x, b, name)
     if s.dropout:
         x = WindowDropout(s.dropout, seed=b.next_seed(), dtype=s.dtype, name=f"{name}_dropout")(x)
     return x
@@ -82,7 +87,7 @@ def pool(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
         return OverTime(average, name=name)(x)
     x = OverTime(average, name=f"{name}_average")(x)
     return PoolingIF(gradient=s.gradient, surrogate=s.surrogate, surrogate_width=s.surrogate_width, credit=s.credit,
-                     dtype=s.dtype, name=name)(x)
+                     feedback=s.feedback, dtype=s.dtype, name=name)(x)
 
 
 def residual_block(x: keras.KerasTensor, b: Builder, filters: int, strides: tuple[int, int],

@@ -113,8 +113,8 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: 
     @tf.function
     def rate_at(factor: tf.Tensor) -> tf.Tensor:
         currents = without + factor * (with_weights - without)
-        neuron = call.layer.neuron
-        spikes, _ = gradients.simulate(currents, gradients.initial_state(tf.shape(currents)[1:], neuron), neuron)
+        state = call.layer.get_initial_state(tf.shape(currents)[1:])
+        spikes, _ = gradients.simulate(currents, state, call.layer.neuron)
         return tf.reduce_mean(spikes)
 
     low, high = -8.0, 8.0  # powers of two

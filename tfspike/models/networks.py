@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from tfspike.models import ann, blocks
 from tfspike.models.ann import ReluModel
 from tfspike.models.settings import NetworkSettings
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.neurons import encoders
+from tfspike.neurons import encoders, once
 from tfspike.neurons.layers import LIF, OverTime, Readout
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Block, Conv, Pool, Stage
@@ -29,7 +30,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dropout: float | None = None, hidden: int | None = None, kappa: float | None = None, seed: int = 0,
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str | type[LIF] = "lif", shortcut: str = "spikes", reset: str = "zero",
-           start: float = 0.0, credit: str = "mean", kernel: str = "auto",
+           readout: str = "membrane", start: float = 0.0, running_start: bool = False, credit: str = "mean",
+           feedback: str = "symmetric", learn: Sequence[str] = (), kernel: str = "auto",
            levels: int = 0) -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
@@ -38,7 +40,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       input_shape: `(H, W, C)`, also for event data.
       num_classes: output neurons.
       timesteps: T, steps in the window.
-      gradient: "event" (resolved in time, the authors' code) or "rate" (accumulated, the paper's equations; faster).
+      gradient: "event" (resolved in time, the authors' code), "rate" (accumulated, the paper's equations; faster) or
+        "eprop" (forward in time, `tfspike.engine.eprop`).
       encoder: "poisson", "direct", "latency", or None where the input is a spike train `[B, T, H, W, C]`.
       leak: leak factor (membrane decay per step) of LIF neurons and readout, in (0, 1]; 1.0 = no leak, which pooling
         neurons have.
@@ -56,16 +59,23 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       pooling: "neuron" puts neurons of threshold .75 behind every average pooling, as in the paper; "average" passes
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
-        order, no time. `timesteps` is not used then, and the other settings of spiking
-        neurons (gradient, encoder, leak, threshold, surrogate and its width, reset, start, credit, pooling) keep their
-        defaults. Or a subclass of `LIF` that is constructed as `LIF` is: it takes the place of the LIF neurons.
+        order, no time. `timesteps` is not used then, and the other settings of spiking neurons (gradient, encoder,
+        leak, threshold, surrogate and its width, reset, start, running_start, credit, feedback, learn, readout,
+        pooling) keep their defaults. Or a subclass of `LIF` that is constructed as `LIF` is: it takes the place of the
+        LIF neurons.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
-      reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, or "subtract", what is above
-        the threshold. A network trained with one is not to be run with the other.
+      reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, "subtract", what is above the
+        threshold, or "silent", a neuron that fires once (`tfspike.neurons.once`). A network trained with one is not to
+        be run with another.
+      readout: what an answer is: the "membrane" of output neurons that never fire, or which of them fires "first".
       start: share of the threshold that the membranes of LIF neurons begin a window with, in [0, 1).
+      running_start: let that share follow where membranes that fired end (`tfspike.neurons.moving_start`).
       credit: how the gradient "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does
         to the potential in "time" (`tfspike.gradients`).
+      feedback: how "eprop" tells a layer of the error: "symmetric", through the weights behind it, or "random".
+      learn: which of "leak" and "threshold" each layer of LIF neurons learns as a weight, from the values given here on
+        (`tfspike.neurons.learnt`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
         spikes. "auto" is "dense" until `SpikingModel.choose_kernel` measures both.
       levels: of neuron="relu": L steps of its ReLUs up to a learnt ceiling, which spiking neurons compute in L time
@@ -82,7 +92,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         name, input_shape, num_classes, timesteps, gradient=gradient, encoder=encoder, leak=leak, threshold=threshold,
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
-        start=start, credit=credit, kernel=kernel, levels=levels))
+        readout=readout, start=start, running_start=running_start, credit=credit, feedback=feedback, learn=learn,
+        kernel=kernel, levels=levels))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
@@ -97,7 +108,11 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
         x = blocks.norm(blocks.dense(x, builder, settings.hidden, "hidden"), builder, "hidden")
         x = blocks.lif(x, builder, "hidden")
     x = blocks.dense(x, builder, settings.num_classes, "output")
-    model = SpikingModel(inputs, Readout(settings.leak, dtype=dtype, name="readout")(x), name=settings.name)
+    readout = Readout(settings.leak, dtype=dtype, name="readout")
+    if settings.readout == "first":
+        x = blocks.neurons(blocks.norm(x, builder, "output"), builder, "output")
+        readout = Readout(1.0, once.growth(settings.timesteps), dtype=dtype, name="readout")
+    model = SpikingModel(inputs, readout(x), name=settings.name)
     model.configure_engine(kernel=settings.kernel)
     return ann.twin(model, settings.levels) if settings.neuron == "relu" else model
 

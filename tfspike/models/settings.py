@@ -19,7 +19,7 @@ from tfspike.checks import (
 from tfspike.config.config import NEURONS
 from tfspike.engine.kernels import KERNELS
 from tfspike.errors import UserError
-from tfspike.neurons import encoders, slopes
+from tfspike.neurons import encoders, learnt, slopes
 from tfspike.neurons.backend import check_image_data_format
 from tfspike.neurons.gradients import check_options
 from tfspike.neurons.layers import LIF
@@ -28,6 +28,7 @@ from tfspike.variants import SHORTCUTS, VARIANTS, Variant
 
 NORMS = (None, "tdbn")
 POOLINGS = ("neuron", "average")
+READOUTS = ("membrane", "first")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,21 @@ class LayerSettings:
     """What all layers of one network share.
 
     Attributes:
-      gradient: "event" or "rate".
+      gradient: "event", "rate" or "eprop".
       neuron: "lif", or a subclass of `LIF` that is constructed as `LIF` is; of a network also "relu".
       leak, threshold: of the LIF neurons.
       surrogate, surrogate_width: what stands for the derivative of a spike (`tfspike.surrogates`).
-      reset: what a spike leaves of the membrane of a LIF neuron: "zero", or "subtract", u_t - threshold.
+      reset: what a spike leaves of the membrane of a LIF neuron: "zero", "subtract", u_t - threshold, or "silent".
       start: share of the threshold that the membrane of a LIF neuron begins a window with, in [0, 1).
+      running_start: let that share follow what is left of membranes that fired (`tfspike.neurons.moving_start`).
       credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
+      feedback: how "eprop" tells a layer of the error, "symmetric" or "random".
+      learn: which of "leak" and "threshold" each layer of LIF neurons learns, from these values on.
       dropout: share of neurons silenced per window.
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
       pooling: "neuron" puts pooling neurons behind every average pooling; "average" leaves them out.
+      readout: what an answer is: the "membrane" of output neurons that never fire, or which of them fires "first".
       shortcut: what the shortcut of a residual block carries: the "spikes" in front of it, or "currents" past neurons.
       seed: of weights, input noise and dropout.
       dtype: dtype policy; None for the global one.
@@ -62,11 +67,15 @@ class LayerSettings:
     surrogate_width: float = 1.0
     reset: str = "zero"
     start: float = 0.0
+    running_start: bool = False
     credit: str = "mean"
+    feedback: str = "symmetric"
+    learn: tuple[str, ...] = ()
     dropout: float = 0.0
     kappa: float = 2.0
     norm: str | None = None
     pooling: str = "neuron"
+    readout: str = "membrane"
     shortcut: str = "spikes"
     seed: int = 0
     dtype: Any = None
@@ -75,7 +84,16 @@ class LayerSettings:
         _check_dtype(self.dtype)
         if not (isinstance(self.neuron, type) and issubclass(self.neuron, LIF)):
             check_choice("neuron", self.neuron, NEURONS)
-        check_options(self.gradient, self.surrogate, self.reset, self.credit)
+        check_options(self.gradient, self.surrogate, self.reset, self.credit, self.feedback)
+        if self.gradient == "eprop" and (self.reset, self.norm) != ("subtract", None):
+            raise UserError("gradient='eprop' takes reset='subtract' and norm=None. "
+                            f"Received: reset={self.reset!r}, norm={self.norm!r}.")
+        learn = learnt.check_learn(self.learn)
+        learnt.check_options(learn, self.gradient, self.surrogate, self.credit, self.start, self.reset)
+        check_choice("readout", self.readout, READOUTS)
+        if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
+            raise UserError("readout='first' is of neurons that fire once: take gradient='event' and reset='silent'. "
+                            f"Received: gradient={self.gradient!r}, reset={self.reset!r}.")
         check_choice("norm", self.norm, NORMS)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("shortcut", self.shortcut, SHORTCUTS)
@@ -86,7 +104,7 @@ class LayerSettings:
         if kind is slopes.Tandem and self.pooling != "average":
             raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing, and pooling neurons reset "
                             f"to 0: take pooling='average'. Received: pooling={self.pooling!r}.")
-        _settle(self, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
+        _settle(self, learn=learn, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
                 surrogate_width=check_positive("surrogate_width", self.surrogate_width),
                 start=check_fraction("start", self.start),
                 dropout=check_fraction("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),
@@ -168,8 +186,8 @@ class NetworkSettings(LayerSettings):
                                 f"Received: {field.name}={value!r}.")
 
 
-_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start", "credit",
-                 "pooling", "kernel")
+_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start",
+                 "running_start", "credit", "feedback", "learn", "readout", "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import keras
 
 
+CONSTANTS = ("leak", "threshold", "moving_start")
+"""Names of the weights that are constants of neurons, which not every network has."""
+
+
 def collect(variables: Iterable[keras.Variable]) -> Arrays:
     """Values of Keras variables by their name."""
     return {name: np.array(variable.value.numpy()) for name, variable in named(variables)}
@@ -22,7 +26,7 @@ def collect(variables: Iterable[keras.Variable]) -> Arrays:
 def learnt(model: keras.Model) -> list[keras.Variable]:
     """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
     return [*model.trainable_variables,
-            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance"))]
+            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance", "moving_start"))]
 
 
 def restore(variables: Iterable[keras.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:

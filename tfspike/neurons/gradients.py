@@ -22,7 +22,8 @@ One step, in the order integrate, fire, reset, leak:
     u_t = v_(t-1) + I_t        s_t = 1[u_t > theta]        v_t = 0 if s_t else lambda u_t
 
 With `reset="subtract"` a spike takes the threshold away and leaves the rest, v_t = lambda (u_t - theta s_t), and with
-`start` the membrane begins at v_0 = start theta instead of 0 (neither is the paper's).
+`start` the membrane begins at v_0 = start theta instead of 0 (neither is the paper's). With `reset="silent"` a neuron
+fires once in a window: v_t is minus infinity behind a spike (`tfspike.neurons.once`).
 
 Leak-aware slope, one number per neuron and sample, constant over the window (0 where N = 0):
 
@@ -56,6 +57,7 @@ currents. Spike trains are time-major, `[T, B, ...]`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,32 +65,40 @@ import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
 from tfspike.errors import UserError
-from tfspike.neurons import slopes, surrogates
+from tfspike.neurons import learnt, slopes, surrogates
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.surrogates import LEAK_AWARE
 
 GRADIENTS = ("event", "rate")
-RESETS = ("zero", "subtract")
+OF_NETWORKS = ("eprop",)  # gradients that no layer has by itself
+FEEDBACKS = ("symmetric", "random")
+RESETS = ("zero", "subtract", "silent")
 CREDITS = ("mean", "time")
 
 
-def check_options(gradient: str, surrogate: str, reset: str, credit: str) -> None:
+def check_options(gradient: str, surrogate: str, reset: str, credit: str, feedback: str = "symmetric") -> None:
     """Refuses words that are none, and those that say nothing together.
 
     Raises:
       UserError: naming what is legal, and what was received.
     """
-    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("gradient", gradient, (*GRADIENTS, *OF_NETWORKS))
     check_choice("surrogate", surrogate, surrogates.names())
     check_choice("reset", reset, RESETS)
     check_choice("credit", credit, CREDITS)
+    check_choice("feedback", feedback, FEEDBACKS)
     kind = slopes.kind_of(surrogate)
     if reset == "subtract" and gradient == "event" and kind.needs_spikes:
         raise UserError("The leak-aware gradient 'event' credits an input to the next spike, and the reset to 0 ends "
                         "its credit: with reset='subtract' take gradient='rate' or a surrogate.")
+    if gradient == "eprop" and kind is not slopes.Surrogate:
+        raise UserError("gradient='eprop' takes a surrogate of the membrane potential, such as 'triangular'. "
+                        f"Received: surrogate={surrogate!r}.")
+    if feedback != "symmetric" and gradient != "eprop":
+        raise UserError(f"feedback={feedback!r} is of gradient='eprop'. Received: gradient={gradient!r}.")
     if gradient == "event" and kind is slopes.Tandem:
         raise UserError(f"surrogate={surrogate!r} is the slope of a whole window: take gradient='rate'.")
-    if credit == "time" and (gradient == "event" or not kind.has_width):
+    if credit == "time" and (gradient != "rate" or not kind.has_width):
         raise UserError("credit='time' is of gradient='rate' with a surrogate. "
                         f"Received: gradient={gradient!r}, surrogate={surrogate!r}.")
 
@@ -99,8 +109,9 @@ class Neuron(NamedTuple):
     `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
     without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
     spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`. `reset` is what a spike does to the
-    membrane, "zero" or "subtract"; `start` is the share of the threshold that the membrane begins a window with, in
-    [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time".
+    membrane, "zero", "subtract" or "silent"; `start` is the share of the threshold that the membrane begins a window
+    with, in [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time". `learn` names which of leak and
+    threshold are tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one.
     """
 
     leak: float
@@ -111,11 +122,12 @@ class Neuron(NamedTuple):
     reset: str = "zero"
     start: float = 0.0
     credit: str = "mean"
+    learn: tuple[str, ...] = ()
 
     @classmethod
     def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0, reset: str = "zero",
-            start: float = 0.0, credit: str = "mean") -> Neuron:
-        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit)
+            start: float = 0.0, credit: str = "mean", learn: tuple[str, ...] = ()) -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit, learn)
 
     @classmethod
     def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0,
@@ -125,22 +137,34 @@ class Neuron(NamedTuple):
     @property
     def slope_rule(self) -> slopes.SlopeRule:
         """What stands for the derivative of its spikes: a `slopes.LeakAware` or a `slopes.Surrogate`."""
+        if self.learn:
+            kind = learnt.LearntInTime if self.credit == "time" else learnt.LearntConstants
+            return kind(self.leak, self.threshold, self.gain, self.surrogate, self.width, self.reset, self.learn)
         return slopes.rule(self)
+
+    @property
+    def learnt(self) -> list[tf.Tensor]:
+        """The constants that pass gradient, in the order of `learn`."""
+        return [tf.convert_to_tensor(getattr(self, name)) for name in self.learn]
 
     def checked(self, gradient: str) -> Neuron:
         """This neuron; raises UserError where a constant is out of range, or is none (a tensor, a variable, an array),
         and where `gradient` is not defined for it.
 
-        No gradient reaches a constant, so that a variable in its place would look learnable and stay as it is.
+        No gradient reaches a constant that `learn` does not name, so that a variable in its place would look learnable
+        and stay as it is.
         """
-        check_leak(self.leak)
-        check_threshold(self.threshold)
-        check_positive("gain", self.gain)
+        learnt.check_options(self.learn, gradient, self.surrogate, self.credit, self.start, self.reset)
+        if "leak" not in self.learn:
+            check_leak(self.leak)
+        if "threshold" not in self.learn:
+            check_threshold(self.threshold)
+            check_positive("gain", self.gain)
         check_positive("width", self.width)
         check_fraction("start", self.start)
         check_options(gradient, self.surrogate, self.reset, self.credit)
-        loses = (self.leak, self.reset, self.start) != (1, "subtract", 0)
-        if loses and slopes.kind_of(self.surrogate) is slopes.Tandem:
+        is_tandem = slopes.kind_of(self.surrogate) is slopes.Tandem  # whose constants are numbers
+        if is_tandem and (self.leak, self.reset, self.start) != (1, "subtract", 0):
             raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing: leak=1, reset='subtract', "
                             "start=0, and pooling='average' in place of pooling neurons. Received: "
                             f"leak={self.leak:g}, reset={self.reset!r}, start={self.start:g}.")
@@ -150,8 +174,8 @@ class Neuron(NamedTuple):
 class NeuronState(NamedTuple):
     """What a neuron carries from one step to the next, each `[B, ...]`, float32.
 
-    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t); with
-    `credit="time"` `[2, B, ...]` (`slopes.SurrogateInTime`).
+    `trace` is what the slope is made from at the window's end: F, or with a surrogate the sum of h(x_t); where the rule
+    has several `parts`, `[parts, B, ...]`.
     """
 
     membrane: tf.Tensor
@@ -173,7 +197,7 @@ def initial_state(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> NeuronS
 
 def initial_membrane(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> tf.Tensor:
     """v_0, `[B, ...]` float32."""
-    return tf.fill(shape, tf.constant(neuron.start * neuron.threshold, tf.float32))
+    return tf.fill(shape, tf.cast(neuron.start * neuron.threshold, tf.float32))
 
 
 def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor | int = 1) -> tf.Tensor:
@@ -211,12 +235,12 @@ def fire(membrane: tf.Tensor, current: tf.Tensor, neuron: Neuron) -> tuple[tf.Te
     fired = u > neuron.threshold
     if neuron.reset == "subtract":
         return u, fired, neuron.leak * tf.where(fired, u - neuron.threshold, u)
-    return u, fired, tf.where(fired, 0.0, neuron.leak * u)
+    return u, fired, tf.where(fired, -math.inf if neuron.reset == "silent" else 0.0, neuron.leak * u)
 
 
-def integrate(membrane: tf.Tensor, current: tf.Tensor, leak: float) -> tf.Tensor:
-    """One step of the readout, which never fires: V_t = leak (V_(t-1) + I_t), `[B, classes]` float32."""
-    return leak * (membrane + tf.cast(current, tf.float32))
+def integrate(membrane: tf.Tensor, current: tf.Tensor, factor: float) -> tf.Tensor:
+    """One step of the readout, which never fires: V_t = factor (V_(t-1) + I_t), `[B, classes]` float32."""
+    return factor * (membrane + tf.cast(current, tf.float32))
 
 
 def spike_step(current: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
@@ -290,7 +314,7 @@ def event_credit(spikes: tf.Tensor, known: tf.Tensor, upstream: tf.Tensor, carry
 
     Args:
       spikes: s, `[T, B, ...]`, 0 or 1.
-      known: the leak-aware slope `[B, ...]`, or the surrogate derivatives h(x_t), `[T, B, ...]`, float32.
+      known: the leak-aware slope `[B, ...]`, or what was `recorded` of every step, `[T, B, ...]`, float32.
       upstream: g, `[T, B, ...]`.
       carry: delta_(T+1), `[B, ...]` float32; 0 at the end of a window.
       neuron: the neuron's constants.
@@ -330,29 +354,37 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
       the sum of the spikes over time instead.
 
     Raises:
-      UserError: a constant of the neuron is out of range, or none.
+      UserError: a constant of the neuron is out of range, or none; or, for its gradient, if that is one of whole
+        networks.
     """
     rule = neuron.checked(gradient).slope_rule
 
     @custom_gradient
-    def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor):
+    def window(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, *_learnt: tf.Tensor):
         spikes, final = simulate(currents, NeuronState(membrane, count, rule.opened(trace)), neuron)
 
         def grad(upstream, carry, _count, _trace):
+            if gradient in OF_NETWORKS:
+                raise UserError(f"gradient={gradient!r} is of a whole SpikingModel: call the model, not its layers one "
+                                "by one.")
             known = rule.slope(final.count, final.trace, tf.shape(currents)[0])
             if gradient == "event":
                 if rule.needs_potential:
-                    known = rule.derivative(potentials(currents, membrane, neuron))
+                    known = rule.recorded(potentials(currents, membrane, neuron), tf.float32)
                 delta, first = event_credit(spikes, known, upstream, carry, neuron)
+                of_constants = rule.credit_constants(known, spikes, upstream, delta, carry)
             else:
                 mean = tf.reduce_mean(tf.cast(upstream, tf.float32), axis=0)
                 delta = tf.broadcast_to(tf.cast(known * mean, upstream.dtype), tf.shape(upstream))
                 first = tf.zeros_like(membrane)
-            return delta, first, None, None
+                steps = tf.cast(tf.shape(currents)[0], tf.float32)
+                of_constants = [tf.reduce_sum(of_rate * steps * mean)
+                                for of_rate in rule.sensitivities(final.trace, steps)]
+            return (delta, first, None, None, *of_constants)
 
         return (spikes, *final), grad
 
-    spikes, *final = window(currents, *state)
+    spikes, *final = window(currents, *state, *neuron.learnt)
     return spikes, NeuronState(*final)
 
 
@@ -385,16 +417,17 @@ def leak_aware(spikes: tf.Tensor, neuron: Neuron, time_axis: int) -> tf.Tensor:
     return identity(spikes)
 
 
-def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.Tensor:
+def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float, growth: float = 1.0) -> tf.Tensor:
     """Leaky integrator that never fires: `integrate`, at every step.
 
     Forward: all membranes. Backward: dL/dI_t = dL/dV_T for every t, the leak ignored (Lee et al. 2020, output layer);
-    the gradient of an earlier V_t reaches the inputs up to t in the same way.
+    the gradient of an earlier V_t reaches the inputs up to t in the same way. A growth is not ignored.
 
     Args:
       currents: `[T, B, classes]`.
       membrane: V_0, `[B, classes]` float32.
       leak: share of the membrane kept per step.
+      growth: what every step multiplies it with besides.
 
     Returns:
       V_1..V_T, `[T, B, classes]` float32.
@@ -402,10 +435,13 @@ def readout_window(currents: tf.Tensor, membrane: tf.Tensor, leak: float) -> tf.
 
     @custom_gradient
     def window(currents: tf.Tensor, membrane: tf.Tensor):
-        membranes = tf.scan(lambda v, current: integrate(v, current, leak), currents, initializer=membrane)
+        membranes = tf.scan(lambda v, current: integrate(v, current, leak * growth), currents, initializer=membrane)
 
         def grad(upstream):
-            delta = tf.cumsum(upstream, axis=0, reverse=True)
+            if growth == 1.0:
+                delta = tf.cumsum(upstream, axis=0, reverse=True)
+            else:
+                delta = tf.scan(lambda later, g: growth * (later + g), upstream, tf.zeros_like(membrane), reverse=True)
             return tf.cast(delta, currents.dtype), delta[0]
 
         return membranes, grad

@@ -8,14 +8,15 @@ over time. State is an explicit value (`initial_state`, `return_state`): there i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
-from tfspike.neurons import gradients, noise
+from tfspike.errors import UserError
+from tfspike.neurons import gradients, learnt, moving_start, noise, slopes
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.surrogates import LEAK_AWARE
 
@@ -52,10 +53,10 @@ class SpikingLayer(TimeMajor):
             def neuron(self):
                 return gradients.Neuron.lif(leak=0.5, threshold=2.0)
 
-    What cannot be said in constants, such as a leak that is learnt, is a subclass with a `call` of its own. A
+    What cannot be said in constants, such as a leak of each channel's own, is a subclass with a `call` of its own. A
     `SpikingModel` that holds one is computed layer by layer:
 
-        class LearntLeak(SpikingLayer):
+        class LeakByChannel(SpikingLayer):
             def build(self, shape):
                 self.logit = self.add_weight(shape=(shape[-1],), initializer=keras.initializers.Constant(2.0))
 
@@ -68,24 +69,28 @@ class SpikingLayer(TimeMajor):
                 return tf.stack(train)
 
     Args:
-      gradient: "event" or "rate" (`tfspike.gradients`).
+      gradient: "event" or "rate" (`tfspike.gradients`), or "eprop", which a `SpikingModel` alone has
+        (`tfspike.engine.eprop`).
       surrogate: what stands for the derivative of a spike: "leak_aware" (the paper's slope), "rectangular",
         "triangular", "arctan", "sigmoid", "tandem", "tandem_clipped", or one of your own
         (`tfspike.surrogates.register`).
       surrogate_width: stretches the surrogate; above 0.
       credit: how "rate" takes a surrogate: its "mean" over the window, or with what a lasting drive does in "time".
+      feedback: how "eprop" tells a layer of the error: "symmetric", through the weights behind it, or "random".
       activity_regularizer: a penalty of the spike train `[T, B, ...]`, per record of the batch, in `model.losses`:
         `keras.regularizers.L1(c)` is c times the spikes that a record makes the layer fire. L1, L2 and L1L2 keep the
         fast path.
     """
 
     def __init__(self, gradient: str = "event", surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0,
-                 credit: str = "mean", **kwargs: Any):
+                 credit: str = "mean", feedback: str = "symmetric", **kwargs: Any):
         # autocast would round a float32 state to bfloat16 on the way in
         super().__init__(autocast=False, **kwargs)
-        gradients.check_options(gradient, surrogate, "zero", credit)
-        self.gradient, self.surrogate, self.credit = gradient, surrogate, credit
+        gradients.check_options(gradient, surrogate, "zero", credit, feedback)
+        self.gradient, self.surrogate, self.credit, self.feedback = gradient, surrogate, credit, feedback
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
+        self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
+        self.moving_start: keras.Variable | None = None  # share of the threshold that takes the place of its start
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -94,38 +99,55 @@ class SpikingLayer(TimeMajor):
 
     def get_initial_state(self, shape: tuple[int, ...] | tf.Tensor) -> NeuronState:
         """The state before the first step for currents of shape `[B, ...]` at each step."""
-        return gradients.initial_state(shape, self.neuron)
+        neuron = self.neuron
+        state = gradients.initial_state(shape, neuron)
+        if self.moving_start is None:
+            return state
+        begin = tf.stop_gradient(tf.convert_to_tensor(self.moving_start.value) * neuron.threshold)
+        return state._replace(membrane=tf.fill(shape, begin))
 
-    def call(self, currents: tf.Tensor, initial_state: NeuronState | None = None, return_state: bool = False) -> Any:
+    def follow(self, state: NeuronState) -> None:
+        """Moves the start of later windows after a training window that ended in this state, where it moves."""
+        if self.moving_start is not None:
+            start = tf.convert_to_tensor(self.moving_start.value)
+            self.moving_start.assign(moving_start.after(start, state, self.neuron.threshold))
+
+    def call(self, currents: tf.Tensor, initial_state: NeuronState | None = None, return_state: bool = False,
+             training: bool | None = None) -> Any:
         """Currents to spikes.
 
         Args:
           currents: `[T, B, ...]`.
           initial_state: state after an earlier window; that before the first step unless given.
           return_state: also return the state after the last step.
+          training: let the start of later windows follow this one, where it moves.
 
         Returns:
           spikes `[T, B, ...]` in the layer's compute dtype, or `(spikes, NeuronState)`.
         """
-        if initial_state is None:
-            initial_state = self.get_initial_state(tf.shape(currents)[1:])
+        whole = initial_state is None
+        begin = self.get_initial_state(tf.shape(currents)[1:]) if initial_state is None else NeuronState(*initial_state)
         currents = tf.cast(currents, self.compute_dtype)
-        spikes, state = gradients.spike_window(currents, NeuronState(*initial_state), self.neuron, self.gradient)
+        spikes, state = gradients.spike_window(currents, begin, self.neuron, self.gradient)
+        if training and whole:
+            self.follow(state)
         return (spikes, state) if return_state else spikes
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
-    def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False) -> Any:
+    def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False,
+                            training: Any = None) -> Any:
         spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
         one = currents.shape[1:]
-        shapes = one, one, (2, *one) if self.credit == "time" else one  # of membrane, count and trace
+        parts = self.neuron.slope_rule.parts if return_state else 1  # a layer with a `call` of its own may have none
+        shapes = one, one, (parts, *one) if parts > 1 else one  # of membrane, count and trace
         state = NeuronState(*(keras.KerasTensor(shape, dtype="float32") for shape in shapes))
         return (spikes, state) if return_state else spikes
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gradient": self.gradient, "surrogate": self.surrogate,
-                "surrogate_width": self.surrogate_width, "credit": self.credit}
+                "surrogate_width": self.surrogate_width, "credit": self.credit, "feedback": self.feedback}
 
 
 class Window(NamedTuple):
@@ -168,13 +190,17 @@ class LIF(SpikingLayer):
 
     Args:
       leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak,
-        and exp(-1/tau) for a time constant of tau steps. A constant, as the threshold is; `SpikingLayer` shows what to
-        do for one that is learnt.
+        and exp(-1/tau) for a time constant of tau steps.
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate, surrogate_width, credit: see `SpikingLayer`.
-      reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak.
+      surrogate, surrogate_width, credit, feedback: see `SpikingLayer`.
+      reset: what a spike leaves of the membrane: "zero", or "subtract", u_t - threshold, before the leak; "silent": the
+        neuron fires no more in this window (`tfspike.neurons.once`).
       start: share of the threshold that the membrane begins a window with, in [0, 1).
+      learn: which of "leak" and "threshold" are weights, one for the layer, that begin with the value given here and
+        are trained with the others (`tfspike.neurons.learnt`). They take a surrogate, and under "rate" credit="time".
+      running_start: begin where membranes that fired in earlier windows ended, on average, and with `start` before the
+        first (`tfspike.neurons.moving_start`).
 
     Raises:
       UserError: a constant out of range, or options that say nothing together.
@@ -188,24 +214,46 @@ class LIF(SpikingLayer):
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
-                 start: float = 0.0, **kwargs: Any):
+                 start: float = 0.0, learn: Sequence[str] = (), running_start: bool = False, **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
         self.reset, self.start = reset, check_fraction("start", start)
+        self.learn = learnt.check_learn(learn)
+        self.running_start = bool(running_start)
+        if self.running_start and (reset == "silent" or slopes.kind_of(surrogate) is slopes.Tandem):
+            raise UserError("running_start=True is of membranes that go on after a spike and may begin anywhere. "
+                            f"Received: reset={reset!r}, surrogate={surrogate!r}.")
         self._constants().checked(gradient)
+
+    def build(self, input_shape: Any) -> None:
+        if self.running_start:
+            self.moving_start = self.add_weight((), keras.initializers.Constant(self.start), "float32", trainable=False,
+                                                autocast=False, aggregation="mean", name="moving_start")
+        self.learnt = {name: self.add_weight((), keras.initializers.Constant(getattr(self, name)), "float32",
+                                             autocast=False, constraint=learnt.Bounded(name), name=name)
+                       for name in self.learn}
 
     @property
     def neuron(self) -> gradients.Neuron:
         return self._constants()
 
     def _constants(self) -> gradients.Neuron:
-        return gradients.Neuron.lif(self.leak, self.threshold, self.surrogate, self.surrogate_width, self.reset,
-                                    self.start, self.credit)
+        found = {"leak": self.leak, "threshold": self.threshold,
+                 **{name: tf.convert_to_tensor(variable.value) for name, variable in self.learnt.items()}}
+        return gradients.Neuron.lif(found["leak"], found["threshold"], self.surrogate, self.surrogate_width, self.reset,
+                                    self.start, self.credit, self.learn)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
-                "start": self.start}
+                "start": self.start, "learn": self.learn, "running_start": self.running_start}
+
+    def constants(self) -> dict[str, Any]:
+        """The configuration of a layer that has as constants what is learnt or moves here, as it is now."""
+        found = {name: float(variable.value) for name, variable in self.learnt.items()}
+        if self.moving_start is not None:
+            found["start"] = float(self.moving_start.value)
+        return {**found, "learn": (), "running_start": False}
 
 
 @keras.saving.register_keras_serializable("tfspike")
@@ -215,7 +263,7 @@ class PoolingIF(SpikingLayer):
     Args:
       threshold: firing threshold, above 0.
       gradient: "event" or "rate".
-      surrogate, surrogate_width, credit: see `SpikingLayer`.
+      surrogate, surrogate_width, credit, feedback: see `SpikingLayer`.
 
     Raises:
       UserError: a constant out of range.
@@ -244,14 +292,24 @@ class Readout(keras.layers.Layer):
 
     Args:
       leak: leak factor (membrane decay), the share of the membrane potential kept per step, in (0, 1]; 1.0 = no leak.
+      growth: at least 1: what every step multiplies the membrane with in place of a leak, so that early input counts
+        more; for output neurons that fire once (`tfspike.neurons.once`).
 
     Raises:
-      UserError: a constant out of range.
+      UserError: a constant out of range, or a leak and a growth together.
     """
 
-    def __init__(self, leak: float = 0.99, **kwargs: Any):
+    def __init__(self, leak: float = 0.99, growth: float = 1.0, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
-        self.leak = check_leak(leak)
+        self.leak, self.growth = check_leak(leak), check_positive("growth", growth)
+        if self.growth < 1.0 or self.growth > 1.0 and self.leak < 1.0:
+            raise UserError("`growth` must be at least 1, and leak=1 where it is more. "
+                            f"Received: growth={growth:g}, leak={leak:g}.")
+
+    @property
+    def factor(self) -> float:
+        """What a step multiplies the membrane with."""
+        return self.leak * self.growth
 
     def call(self, currents: tf.Tensor, initial_state: tuple[tf.Tensor, tf.Tensor] | None = None,
              return_state: bool = False, every_step: bool = False) -> Any:
@@ -269,7 +327,7 @@ class Readout(keras.layers.Layer):
         if initial_state is None:
             initial_state = (tf.zeros(tf.shape(currents)[1:], tf.float32), tf.zeros((), tf.float32))
         membrane, before = initial_state
-        membranes = gradients.readout_window(currents, membrane, self.leak)
+        membranes = gradients.readout_window(currents, membrane, self.leak, self.growth)
         steps = before + tf.cast(tf.range(1, tf.shape(currents)[0] + 1), tf.float32)
         if every_step:
             output = membranes / tf.reshape(steps, [-1] + [1] * (len(currents.shape) - 1))
@@ -287,7 +345,7 @@ class Readout(keras.layers.Layer):
         return (output, state) if return_state else output
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "leak": self.leak}
+        return {**super().get_config(), "leak": self.leak, "growth": self.growth}
 
 
 @keras.saving.register_keras_serializable("tfspike")

@@ -9,7 +9,8 @@ Both gradients of `tfspike.gradients` ask the same four things, and everything t
 4. the recursion of "event" from step to step (`credit`).
 
 A rule is a constant of a neuron (`Neuron.slope_rule`): hashable, equal to another of the same numbers. Counts, traces
-and slopes are float32, `[B, ...]`.
+and slopes are float32, `[B, ...]`. Neurons whose leak or threshold is learnt have a rule of their own
+(`tfspike.neurons.learnt`), which answers for the gradient of these, too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class SlopeRule:
         potentials, not from spikes, and "event" must know the surrogate derivative of every step.
       needs_spikes: whether a neuron that never fired gets no gradient.
       has_width: whether a width stretches it.
+      parts: how many numbers a neuron's trace has; a trace of several is `[parts, B, ...]`.
     """
 
     leak: float
@@ -46,6 +48,7 @@ class SlopeRule:
     needs_potential: ClassVar[bool]
     needs_spikes: ClassVar[bool]
     has_width: ClassVar[bool]
+    parts: ClassVar[int] = 1
 
     def new_trace(self, zeros: tf.Tensor) -> tf.Tensor:
         """The trace before the first step of a neuron, from zeros `[B, ...]`."""
@@ -75,11 +78,15 @@ class SlopeRule:
         """The surrogate derivative h(x), x = gain (u - threshold) / width, for membrane potentials of any shape."""
         raise NotImplementedError(f"{type(self).__name__} has no surrogate derivative")
 
+    def recorded(self, u: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """What "event" keeps of steps besides their spikes where `needs_potential` is: h(x_t), in this type."""
+        return tf.cast(self.derivative(u), dtype)
+
     def factor(self, known: tf.Tensor, t: tf.Tensor | int) -> tf.Tensor:
         """What step t multiplies dL/ds_t with, `[B, ...]`.
 
         Args:
-          known: the slope `[B, ...]`; where `needs_potential` is, the surrogate derivatives `[T, B, ...]`.
+          known: the slope `[B, ...]`; where `needs_potential` is, what was `recorded`, `[T, B, ...]`.
           t: the step.
         """
         raise NotImplementedError
@@ -87,6 +94,20 @@ class SlopeRule:
     def credit(self, fired: tf.Tensor, factor: tf.Tensor, upstream: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
         """delta_t of the gradient "event" from dL/ds_t (`upstream`) and delta_(t+1) (`later`), all `[B, ...]`."""
         raise NotImplementedError
+
+    def credit_constants(self, known: tf.Tensor, spikes: tf.Tensor, upstream: tf.Tensor, delta: tf.Tensor,
+                         carry: tf.Tensor) -> list[tf.Tensor]:
+        """dL/d(constant) of the gradient "event" for every learnt constant; none here.
+
+        Args:
+          known, spikes, upstream, delta: of some steps, `[steps, B, ...]`.
+          carry: delta of the step behind them, `[B, ...]` float32.
+        """
+        return []
+
+    def sensitivities(self, trace: tf.Tensor, steps: tf.Tensor | int) -> list[tf.Tensor]:
+        """dr/d(constant) `[B, ...]` of the gradient "rate" for every learnt constant; none here."""
+        return []
 
 
 class LeakAware(SlopeRule):
@@ -181,6 +202,8 @@ class SurrogateInTime(Surrogate):
 
     The trace is `[2, B, ...]`: the sum of h(x_t) e_t, and e = du/dd of the next step.
     """
+
+    parts = 2
 
     def new_trace(self, zeros: tf.Tensor) -> tf.Tensor:
         return tf.stack([zeros, tf.ones_like(zeros)])

@@ -27,6 +27,9 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
     source = f"--init_from={path}"
     kind, found = _read(path, say)
     wanted = variables.learnt(model)
+    held = {name.split(":")[0].split("/")[-1] for name in found}
+    # constants that the source's neurons do not learn begin with the values that the settings say
+    wanted = [variable for variable in wanted if variable.name not in variables.CONSTANTS or variable.name in held]
     named = variables.named(wanted)
     if kind == "by path":
         lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]

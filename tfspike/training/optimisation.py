@@ -17,13 +17,13 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     if config.optimizer == "adam":
         return keras.optimizers.Adam(rate, name="adam")
     optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, name="adamw")
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "ceiling"])
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "ceiling", "leak", "threshold"])
     return optimizer
 
 
 def decays(variable: keras.Variable) -> bool:
-    """Whether weight decay applies: to weights, not to factors and offsets of a normalisation, nor to the
-    ceiling of a quantised ReLU."""
+    """Whether weight decay applies: to weights, not to the factors and offsets of a normalisation, learnt constants of
+    neurons, or the ceiling of a quantised ReLU."""
     return len(variable.shape) > 1
 
 

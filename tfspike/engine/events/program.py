@@ -85,12 +85,16 @@ class Program:
             except Unsupported as why:
                 raise Unsupported(f"{call.name} ({type(call.layer).__name__}) {why}") from None
             values[call.output] = found
+        if self.plan.readout.layer.growth != 1.0:
+            raise Unsupported(f"{self.plan.readout.name} (Readout) grows")
         self._emit(self._as_current(values[self.plan.readout.source]), col.READ, self.plan.readout)
 
     def _handle(self, call: plans.Call, given: list[Any]) -> Any:
         layer, x = call.layer, given[0]
         if isinstance(layer, SpikingLayer):
             self._check(layer.neuron)
+            if layer.moving_start is not None:
+                raise Unsupported("begins where earlier windows ended")
             return self._emit(self._as_current(x), col.FIRE, call)
         if isinstance(layer, WindowDropout):
             return self._dropout(call, x)
@@ -110,6 +114,10 @@ class Program:
                               f"{', '.join(RULES)}")
         if self.gradient == "event" and neuron.slope_rule.needs_potential and self.training:
             raise Unsupported("has a surrogate, for which gradient='event' needs every membrane potential")
+        if self.gradient == "eprop" and self.training:
+            raise Unsupported("has gradient='eprop', whose traces the event-driven road does not follow")
+        if neuron.learn:
+            raise Unsupported(f"learns its {' and its '.join(neuron.learn)}")
         if (neuron.reset, neuron.start, neuron.credit) != ("zero", 0.0, "mean"):
             raise Unsupported("has neurons of another reset than 'zero', another start than 0 or credit='time'")
 
