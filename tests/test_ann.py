@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def test_a_spiking_network_begins_with_the_weights_of_its_normalised_twin(tmp_pa
         variable.assign(variable.value + 0.25)
     parts = {"model": variables.collect(twin.variables), "optimizer": {}}
     checkpoints.save(str(tmp_path / "checkpoints"), 1, parts, {}, keep=1, best=True)
-    initial_weights.load(spiking, str(tmp_path / "checkpoints" / "best"), lambda line: None)
+    assert initial_weights.load(spiking, str(tmp_path / "checkpoints" / "best"), lambda line: None) is True
     for ours, theirs in zip(variables.learnt(spiking), variables.learnt(twin), strict=True):
         np.testing.assert_array_equal(ours, theirs, ours.path)
 
@@ -270,6 +271,17 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(run: Path, tmp_path: Path) 
     assert "Resuming from step 3" in lines[0]
     whole, parts = ({**runs.state(folder)} for folder in (run, tmp_path / "run"))
     assert whole.keys() == parts.keys() and not [name for name in whole if whole[name] != parts[name]]
+
+
+def test_its_weights_are_scaled_to_the_rate_that_is_asked_for_and_those_of_a_spiking_network_are_not(
+        run: Path, tmp_path: Path) -> None:
+    settings = runs.tiny(tmp_path / "run", init="rate", epochs=1)
+    for source, folder, scaled in ((run, "run", True), (run / "model.keras", "file", True),
+                                   (tmp_path / "run", "further", False)):
+        lines: list[str] = []
+        here = dataclasses.replace(settings, workdir=str(tmp_path / folder))
+        assert training.run(here, RunOptions(init_from=str(source)), lines.append) == 0
+        assert ("First weights scaled to 0.1 spikes per step in 2 layers." in lines) is scaled, lines[:5]
 
 
 def test_evaluation_takes_the_folder(run: Path) -> None:

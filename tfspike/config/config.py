@@ -135,8 +135,9 @@ class Config:
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
                                     group="Network", **_SHARE)
     init: str | None = setting(None,
-                               "First weights: normal, or scaled until every layer fires at --target_rate (rate); "
-                               "none means the network's own.", group="Network", choices=("normal", "rate"))
+                               "First weights: normal, or scaled until every layer fires at --target_rate (rate), "
+                               "as those of an ANN in --init_from are; none means the network's own.",
+                               group="Network", choices=("normal", "rate"))
     kappa: float | None = setting(None, "Weights start with standard deviation sqrt(kappa / fan_in); none means the "
                                   "network's own.", group="Network", **_POSITIVE)
     target_rate: float = setting(0.1, "Mean firing rate that --init=rate aims at, in spikes per step.", group="Network",

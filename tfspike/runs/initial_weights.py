@@ -18,14 +18,17 @@ from tfspike.models import variables
 from tfspike.runs import standing, workdir
 
 
-def load(model: Any, path: str, say: workdir.Say) -> None:
+def load(model: Any, path: str, say: workdir.Say) -> bool:
     """Sets the weights of `model`, and the running statistics of its normalisations, from the file or folder `path`.
+
+    Returns:
+      Whether they are known to be of an ANN twin, whose weights say nothing of firing rates.
 
     Raises:
       UserError: it holds no weights, or they are of another network.
     """
     source = f"--init_from={path}"
-    kind, found = _read(path, say)
+    kind, found, of_twin = _read(path, say)
     wanted = variables.learnt(model)
     held = {name.split(":")[0].split("/")[-1] for name in found}
     # constants that the source's neurons do not learn begin with the values that the settings say
@@ -36,11 +39,13 @@ def load(model: Any, path: str, say: workdir.Say) -> None:
         if lost:
             raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
         homes = {name: name if name in found else _in_twin(name) for name, _ in named}
+        of_twin = any(home in found and home != name for name, home in homes.items())
         found = {name: found[home] for name, home in homes.items() if home in found}
         variables.restore(wanted, found, source)
     else:
         variables.restore(wanted, _matched(named, found, source), source)
     say(f"First weights from the {kind_of(path)} {path}.")
+    return of_twin
 
 
 def _in_twin(name: str) -> str:
@@ -57,19 +62,21 @@ def kind_of(path: str) -> str:
     return "checkpoint"
 
 
-def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray]]:
+def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray], bool]:
+    """How its weights find those of the network, the weights, and whether a file says that it is of an ANN twin."""
     kind = kind_of(path)
     if kind == "checkpoint":
-        return "by path", standing.open_checkpoint(path, say, "best").arrays("model")
+        return "by path", standing.open_checkpoint(path, say, "best").arrays("model"), False
     try:
         if kind == ".keras file":
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-            return "by order", {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(variables.learnt(loaded))}
+            found = {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(variables.learnt(loaded))}
+            return "by order", found, not getattr(loaded, "is_spiking", True)
         loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
         held: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
-        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(held)}
+        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(held)}, False
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise

@@ -120,10 +120,9 @@ class Trainer:
                 **self._fingerprint}
 
     def initialise(self, init_from: str | None) -> None:
-        """First weights of a new run."""
-        if init_from is not None:
-            initial_weights.load(self.model, init_from, self.say)
-        elif self.config.init == "rate":
+        """First weights of a new run; `--init=rate` scales an ANN twin's as well, which know no firing rate."""
+        to_be_scaled = init_from is None or initial_weights.load(self.model, init_from, self.say)
+        if to_be_scaled and self.config.init == "rate":
             first = streams.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
                                         self.config.seed, self.info).batch(0)[0]
             rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
