@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.cases import CLASSES, INPUT_SHAPES, LEAK, THRESHOLD
+from benchmarks.cases import CLASSES, LEAK, THRESHOLD, image_shape
 
 WORK = {"vgg9": ("vgg9", 100, 16), "lenet": ("lenet", 50, 64), "lenet-trained": ("lenet", 50, 64)}
 MODES = ("inference", "rate", "event")
@@ -29,7 +29,7 @@ def network(work: str, mode: str, kernel: str, precision: str, threshold: float 
     from tfspike import models, pretrained
 
     net, timesteps, _ = WORK[work]
-    model = models.create(net, INPUT_SHAPES.get(net, (32, 32, 3)), CLASSES, timesteps,
+    model = models.create(net, image_shape(net), CLASSES, timesteps,
                           gradient="rate" if mode == "inference" else mode, leak=LEAK, threshold=threshold, dropout=0.0,
                           seed=0, dtype="mixed_bfloat16" if precision == "bfloat16" else "float32", kernel=kernel)
     if work.endswith("-trained"):

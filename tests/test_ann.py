@@ -306,6 +306,7 @@ def test_the_exported_file_is_the_best_checkpoint(run: Path) -> None:
         export.save(model, info, ["saved_model"], run / "export")
 
 
+@pytest.mark.slow
 def test_a_dry_run_tries_every_stage(tmp_path: Path) -> None:
     lines: list[str] = []
     settings = tiny(tmp_path / "run", export=("keras",), model="resnet20", learning_rate=0.001, lr_milestones=())

@@ -178,6 +178,7 @@ def test_an_ann_has_weights_and_loss_watched_and_nothing_else() -> None:
     assert "finite" in said(keras.optimizers.SGD(1e38))[-1]
 
 
+@pytest.mark.slow
 def test_it_looks_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     monkeypatch.setattr(FitWatch, "update", lambda self, step, stats: steps.append(step) or [])

@@ -264,6 +264,7 @@ def test_identity_shortcuts_get_the_ratio_of_their_scales() -> None:
     assert all(abs(factor - 1) > 0.01 for factor in factors.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [pytest.param("event", marks=pytest.mark.slow), "rate"])
 def test_a_converted_residual_net_is_saved_analysed_and_trained_further(gradient: str, tmp_path: Path) -> None:
     twin, _ = make("residual", positive=True)

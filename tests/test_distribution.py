@@ -34,7 +34,12 @@ def worker(*what: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_devices() -> dict[str, Any]:
-    return worker("rate", "event", "normalisation", "learning", "many", "validation", "noise")
+    return worker("rate", "event", "validation", "noise")
+
+
+@pytest.fixture(scope="module")
+def longer() -> dict[str, Any]:
+    return worker("normalisation", "learning", "many")
 
 
 @pytest.mark.parametrize("gradient", ["rate", "event"])
@@ -48,20 +53,23 @@ def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(two_dev
     assert found["correct"][0] == found["correct"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["rate", "event"])
-def test_normalisation_on_two_devices_has_the_statistics_and_gradients_of_the_whole_batch(two_devices: dict[str, Any],
+def test_normalisation_on_two_devices_has_the_statistics_and_gradients_of_the_whole_batch(longer: dict[str, Any],
                                                                                           gradient: str) -> None:
-    for found in two_devices["normalisation"][gradient].values():
+    for found in longer["normalisation"][gradient].values():
         assert all(difference < 1e-5 for difference in found["difference"])  # max would pass over a NaN
 
 
-def test_a_normalised_net_learns_on_two_devices(two_devices: dict[str, Any]) -> None:
-    losses = two_devices["learning"]["losses"]
+@pytest.mark.slow
+def test_a_normalised_net_learns_on_two_devices(longer: dict[str, Any]) -> None:
+    losses = longer["learning"]["losses"]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
-def test_twenty_steps_on_two_devices_end_with_the_weights_of_one_device(two_devices: dict[str, Any]) -> None:
-    found = two_devices["many"]
+@pytest.mark.slow
+def test_twenty_steps_on_two_devices_end_with_the_weights_of_one_device(longer: dict[str, Any]) -> None:
+    found = longer["many"]
     assert found["closest"] > 1e-4, "a membrane came so close to its threshold that rounding may decide about a spike"
     assert 0.05 < found["rate"] < 0.9 and found["moved"] > 0.1
     assert found["difference"] < 1e-6

@@ -160,6 +160,7 @@ def moving_dot(seed: int) -> np.ndarray:
     return events
 
 
+@pytest.mark.slow
 def test_recordings_of_a_camera_are_trained_on_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recordings = Recordings((moving_dot(i), "left" if i % 2 else "right") for i in range(8))
@@ -383,6 +384,7 @@ def test_a_dead_link_is_noticed(tmp_path: Path) -> None:
 # ---- the measurement by depth ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_measurement_by_depth_runs_and_shows_what_its_page_says(tmp_path: Path) -> None:
     """ResNet20 at four steps, on noise: without normalisation the gradient explodes or dies, with it it does neither."""
     runpy.run_path(str(ROOT / "docs" / "depth.py"))["main"](["--nets", "resnet20", "--timesteps", "4", "--images", "2",

@@ -233,7 +233,7 @@ def test_a_chunk_has_four_to_eight_steps_of_any_batch(timesteps: int, neurons: i
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("chunk", [1, 3, 8, T, 100, *(pytest.param(c, marks=pytest.mark.slow) for c in (2, 5))])
+@pytest.mark.parametrize("chunk", [1, 3, T, *(pytest.param(c, marks=pytest.mark.slow) for c in (2, 5, 8, 100))])
 def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -> None:
     model, _, inputs, dL_do = scene("residual", gradient)
     output, wanted = run("layers", model, inputs, dL_do)
@@ -253,6 +253,7 @@ def test_kernels_in_a_graph_give_the_same_gradients(kernel: str, chunk: int | No
     assert_graph_equals(tf.function(lambda x, training: model(x, training=training)), model, inputs, dL_do, output, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_the_whole_model_compiles_with_xla(gradient: str) -> None:
     model, _, inputs, dL_do = scene("five", gradient)
@@ -300,7 +301,7 @@ def test_batch_may_be_unknown_while_tracing_and_may_be_one(gradient: str) -> Non
         assert nets.worst_error([g.numpy() for g in got], wanted) < ROUNDING
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("products", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "residual"])
 def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: str, products: bool,
@@ -452,8 +453,8 @@ def test_layers_in_front_of_the_encoder_and_behind_the_readout_train(gradient: s
 
 
 @pytest.mark.parametrize(("surrogate", "norm", "chunk", "dtype"), [
-    ("leak_aware", None, 4, None), pytest.param("arctan", None, None, None, marks=pytest.mark.slow),
-    ("arctan", "tdbn", 4, "mixed_bfloat16")])
+    pytest.param("leak_aware", None, 4, None, marks=pytest.mark.slow),
+    pytest.param("arctan", None, None, None, marks=pytest.mark.slow), ("arctan", "tdbn", 4, "mixed_bfloat16")])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_gradients_in_inference_are_those_of_the_layers(gradient: str, surrogate: str, norm: str | None, chunk: int | None,
                                                         dtype: Any) -> None:

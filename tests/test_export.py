@@ -143,6 +143,7 @@ def test_litert_has_built_in_operations_only(saved):
         assert b"Flex" not in file.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["direct", pytest.param("latency", marks=pytest.mark.slow)])
 def test_litert_takes_images_where_encoding_is_no_draw(encoder, tmp_path):
     report = runs.exported(run_of(tmp_path / "run", encoder=encoder), ["litert"])["litert"]
@@ -157,6 +158,7 @@ def test_smaller_litert_weights_are_measured(saved, tmp_path):
     assert 0 <= half["label_agreement"] <= 1 and half["max_error"] < 0.5
 
 
+@pytest.mark.slow
 def test_event_networks_are_served_from_spikes(tmp_path):
     report = runs.exported(run_of(tmp_path / "run", encoder="none"), ["saved_model", "litert"])
     assert report["saved_model"]["endpoints"] == ["from_spikes", "serving_default", "stream", "every_step"]
@@ -421,6 +423,7 @@ def saved_with_tensorflow(tmp_path_factory):
     return {encoder: (model(x).numpy(), np.load(folder / f"{encoder}.npy")) for encoder, model in models.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["poisson", "direct"])
 def test_saving_with_tensorflow_gives_a_file_that_runs_without_the_library(encoder, saved_with_tensorflow):
     """Not compared beyond its prediction: `tf.saved_model.save` asks nothing of the model."""

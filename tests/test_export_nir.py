@@ -66,7 +66,8 @@ def expected(model, spikes):
 
 
 @pytest.mark.parametrize(
-    "name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9), ("resnet20", 0.99)])
+    "name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9),
+                    pytest.param("resnet20", 0.99, marks=pytest.mark.slow)])
 def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path):
     model, path = exported(tmp_path, name, leak, kappa=8.0 if leak == 0.5 else 4.0)
     spikes = signed_spikes(model)
@@ -76,7 +77,8 @@ def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path)
 
 
 @pytest.mark.parametrize("name, leak", [
-    ("vgg5", 0.9), ("vgg5", 1.0), ("resnet9", 0.9), pytest.param("resnet20", 0.99, marks=pytest.mark.slow)])
+    ("vgg5", 0.9), ("resnet9", 0.9),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("vgg5", 1.0), ("resnet20", 0.99)))])
 def test_a_graph_read_back_is_the_model(name, leak, tmp_path):
     model, path = exported(tmp_path, name, leak)
     spikes = signed_spikes(model)

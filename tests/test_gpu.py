@@ -148,7 +148,7 @@ def assert_compiled_equals_plain(model: Any, tolerance: float) -> None:
     assert nets.worst_distance(compiled, plain) < tolerance
 
 
-@pytest.mark.parametrize("gradient", ["event", "rate"])
+@pytest.mark.parametrize("gradient", ["event", pytest.param("rate", marks=pytest.mark.slow)])
 def test_a_compiled_step_of_lenet_equals_a_plain_one(gradient: str) -> None:
     model = models.create("lenet", (12, 12, 1), CLASSES, 4, gradient=gradient, hidden=0, kappa=6.0)
     nets.set_grid_weights(model, 6.0)  # sums of spikes are exact: the same spikes in whatever order they are summed
@@ -156,7 +156,7 @@ def test_a_compiled_step_of_lenet_equals_a_plain_one(gradient: str) -> None:
     assert_compiled_equals_plain(model, 1e-5)
 
 
-@pytest.mark.parametrize("gradient", ["event", "rate"])
+@pytest.mark.parametrize("gradient", [pytest.param("event", marks=pytest.mark.slow), "rate"])
 def test_a_compiled_step_of_a_normalised_residual_net_equals_a_plain_one(gradient: str) -> None:
     b = blocks.Builder(LayerSettings(gradient=gradient, norm="tdbn", surrogate="arctan", dropout=0.2))
     inputs = keras.Input((6, 6, 2))

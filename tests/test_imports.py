@@ -198,8 +198,8 @@ MOVED = "import pickle, tfspike.layers, tfspike.neurons.layers as layers\n" \
 @pytest.mark.parametrize("first", [
     pytest.param("import tfspike, keras", marks=pytest.mark.slow), "import keras, tfspike",
     pytest.param("import tfspike, tensorflow as tf; tf.keras.models; import keras", marks=pytest.mark.slow),
-    pytest.param(MOVED, id="what has moved"), pytest.param("from tfspike import encoders; import keras",
-                                                           marks=pytest.mark.slow)])
+    pytest.param(MOVED, id="what has moved", marks=pytest.mark.slow),
+    pytest.param("from tfspike import encoders; import keras", marks=pytest.mark.slow)])
 def test_keras_knows_our_classes_whatever_is_imported_first(first: str) -> None:
     code = f"{first}\nfor name in ('SpikingModel', 'LIF', 'LIFCell', 'PoissonEncoder', 'ReluModel', 'ThresholdNorm'):\n" \
            "    assert keras.saving.get_registered_object(f'tfspike>{name}') is not None, name"

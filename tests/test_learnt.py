@@ -261,6 +261,7 @@ def test_the_event_driven_kernel_says_why_it_is_not_taken() -> None:
     np.testing.assert_array_equal(found, network()(IMAGES))
 
 
+@pytest.mark.slow
 def test_a_run_learns_them_and_resumes_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfspike import training
 

@@ -35,7 +35,7 @@ def gradient_graph(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("gradient", ["event", "rate"])
-@pytest.mark.parametrize("kernel", ["plain", "xla"])
+@pytest.mark.parametrize("kernel", [pytest.param("plain", marks=pytest.mark.slow), "xla"])
 def test_a_model_that_is_dropped_takes_its_graphs_with_it(gradient: str, kernel: str) -> None:
     def build_and_drop() -> weakref.ref[Any]:
         model = nets.from_blocks(nets.SPECS["five"], T, gradient)

@@ -60,8 +60,8 @@ def test_flags_that_a_method_says_nothing_of_are_free() -> None:
     assert resolve({"dataset": "nmnist", "encoder": "none"}, method="tdbn").encoder == "none"
 
 
-@pytest.mark.parametrize("name", [name if name == "rate" else pytest.param(name, marks=pytest.mark.slow)
-                                  for name in METHODS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns(name: str, tmp_path: Path) -> None:
     short = {"epochs": 2, "steps_per_epoch": 40, "tensorboard": False, "export": (), "workdir": str(tmp_path),
              "val_fraction": 0.05, "hidden": 0, **({"timesteps": 15, "lr_milestones": ()} if name in OF_THE_PAPER else SLOWER.get(name, {}))}

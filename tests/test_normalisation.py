@@ -243,7 +243,7 @@ def test_event_trains_a_window_longer_than_a_byte_layer_by_layer_and_infers_by_t
 
 
 @pytest.mark.parametrize(("gradient", "surrogate"), [
-    pytest.param(gradient, surrogate, marks=[pytest.mark.slow] * (gradient == "event" and surrogate != "arctan"))
+    pytest.param(gradient, surrogate, marks=[pytest.mark.slow] * (surrogate != "arctan"))
     for gradient in ("event", "rate") for surrogate in surrogates.DERIVATIVES])
 def test_a_residual_net_learns_a_batch_with_every_layer_alive(gradient: str, surrogate: str) -> None:
     model, inputs, labels = residual(gradient, surrogate), images(8), np.arange(8) % 4

@@ -173,6 +173,7 @@ def test_a_trained_layer_in_front_of_an_encoder_without_gradient_is_refused_by_o
     assert all(np.isfinite(g).all() for g in tape.gradient(loss, [v.value for v in model.trainable_variables]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("encoder", [DirectEncoder(T, name="encoder"),
                                      PoissonEncoder(T, straight_through=True, name="encoder")])

@@ -195,6 +195,7 @@ def test_a_run_becomes_an_entry_that_answers_as_the_run(run, tmp_path):
     assert np.allclose(entry.fingerprint["scores"], packing.noise_scores(now, config, info), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_kernels_in_half_precision_are_tested_as_they_are_stored(run, tmp_path):
     whole = packing.pack(packing.PackOptions(workdir=str(run.workdir), out=str(tmp_path), images=20, name="whole"),
                             lambda line: None)

@@ -99,6 +99,7 @@ def test_a_run_and_its_evaluation_become_one_row(copy: Path) -> None:
     assert (copy / "results" / "logs" / row["log"]).exists()
 
 
+@pytest.mark.slow
 def test_spikes_per_image_are_those_that_the_network_counts(trained: Path) -> None:
     record = json.loads((trained / "evaluation.txt").read_text().splitlines()[-1])
     model, _, info, _ = run_loading.load_run(str(trained / "run"))

@@ -57,6 +57,7 @@ def test_a_run_killed_at_a_step_ends_as_an_uninterrupted_one(whole: Path, tmp_pa
     runs.assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_running_statistics_and_a_falling_learning_rate_survive_a_kill(tmp_path: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"norm": "tdbn", "surrogate": "arctan", "encoder": "direct", "optimizer": "adamw", "learning_rate": 0.003,
@@ -128,6 +129,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_sentence(whole: Path,
     runs.assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_a_finished_run(tmp_path: Path) -> None:
     long, short = runs.tiny(tmp_path / "long"), runs.tiny(tmp_path / "short", epochs=1)
     for config in (long, short):

@@ -120,6 +120,7 @@ def test_metrics_have_every_step_once_and_no_gap(run: Path) -> None:
         == pytest.approx([0.2, 0.04])
 
 
+@pytest.mark.slow
 def test_the_energy_that_is_logged_is_that_of_a_report_within_noise(run: Path) -> None:
     from tfspike import analysis
     from tfspike.analysis.energy import EnergyModel
@@ -281,6 +282,7 @@ def test_a_workdir_is_all_that_evaluation_needs(run: Path) -> None:
     assert "test accuracy" in evaluation.describe(record)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_test_records_is_the_first_of_them(run: Path) -> None:
     lines: list[str] = []
     options = EvalOptions(workdir=str(run), seeds=1)

@@ -82,6 +82,7 @@ def weights(folder: Path, step: int) -> dict[str, np.ndarray]:
     return checkpoints.read(str(folder / "checkpoints" / checkpoints.name_of(step))).arrays("model")
 
 
+@pytest.mark.slow
 def test_the_first_epoch_is_that_of_a_run_over_its_window(whole: Path, tmp_path: Path) -> None:
     short = runs.tiny(tmp_path / "run", timesteps=4, epochs=1, lr_milestones=())
     assert training.run(short, say=quiet) == 0
