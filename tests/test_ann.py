@@ -29,6 +29,9 @@ from tfspike.runs import checkpoints, initial_weights
 from tfspike.runs import loading as run_loading
 from tfspike.variants import VARIANTS
 
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg16", "resnet18", "resnet56")))
+         for name in models.available()]
+
 
 def pair(name: str, **kwargs: Any) -> tuple[Any, Any]:
     """A network and its twin, on images as small as the network allows."""
@@ -45,7 +48,7 @@ def images_for(model: keras.Model, batch: int = 2) -> np.ndarray:
 # ---- the network -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", EVERY)
 def test_a_twin_has_the_weights_of_its_spiking_network_in_the_same_order(name: str) -> None:
     spiking, twin = pair(name)
     assert isinstance(twin, models.ReluModel) and twin.output_shape == spiking.output_shape == (None, 4)
@@ -82,7 +85,7 @@ def test_a_twin_has_all_the_weights_frozen_and_shared_ones_and_statistics_too() 
     assert sum(v.shape == (6, 6) for v in found.trainable_variables) == 1
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", EVERY)
 def test_gradients_reach_every_weight_of_a_twin(name: str) -> None:
     _, twin = pair(name, dropout=0.0)
     x = images_for(twin, 8)

@@ -120,8 +120,8 @@ def test_layers_in_a_saved_model_give_the_same_outputs_and_the_same_next_trainin
 
 
 @pytest.mark.parametrize(("name", "encoder", "gradient"), [
-    ("five", "poisson", "event"), ("five", "poisson", "rate"), ("plain", None, "event"),
-    pytest.param("plain", None, "rate", marks=pytest.mark.slow)])
+    ("five", "poisson", "event"), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("five", "poisson", "rate"), ("plain", None, "event"), ("plain", None, "rate")))])
 def test_a_saved_model_goes_on_as_the_one_that_was_saved(name: str, encoder: str | None, gradient: str,
                                                          tmp_path: Path) -> None:
     model = nets.from_blocks(nets.SPECS[name], T, gradient, dropout=0.2, encoder=encoder)

@@ -394,6 +394,7 @@ def test_the_command_compares_the_ann_and_the_spiking_network_over_time(converte
     assert "ANN" in text and "spikes per image" in text and "conv2_1_lif" in text
 
 
+@pytest.mark.slow
 def test_a_measurement_is_kept_without_places_of_the_machine(run: Path, tmp_path: Path) -> None:
     kept = tmp_path / "conversions.jsonl"
     asked = options.ConversionOptions(run=str(run), out=str(tmp_path / "out"), timesteps=5, images=20, calibration=20,

@@ -34,18 +34,18 @@ def worker(*what: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_devices() -> dict[str, Any]:
-    return worker("rate", "event", "validation", "noise")
+    return worker("event", "validation", "noise")
 
 
 @pytest.fixture(scope="module")
 def longer() -> dict[str, Any]:
-    return worker("normalisation", "learning", "many")
+    return worker("rate", "normalisation", "learning", "many")
 
 
-@pytest.mark.parametrize("gradient", ["rate", "event"])
-def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(two_devices: dict[str, Any],
+@pytest.mark.parametrize("gradient", [pytest.param("rate", marks=pytest.mark.slow), "event"])
+def test_one_step_of_lenet_on_two_devices_has_the_gradient_of_one_device(request: pytest.FixtureRequest,
                                                                          gradient: str) -> None:
-    found = two_devices[gradient]
+    found = request.getfixturevalue("two_devices" if gradient == "event" else "longer")[gradient]
     assert found["replicas"] == 2
     assert min(found["rates"]) > 1e-4, "a layer that does not fire shows nothing"
     assert max(found["relative"]) < 1e-5

@@ -190,7 +190,7 @@ def no_leak_term(N: Any, F: Any, leak: float, threshold: float) -> np.ndarray:
 @pytest.mark.parametrize(("gradient", "attribute", "wrong"), [
     ("event", "event_backward", leak_in_the_carry), ("event", "event_backward", across_resets),
     ("event", "slope", no_leak_term), ("rate", "slope", no_leak_term)])
-@pytest.mark.parametrize("name", ["plain", "residual"])
+@pytest.mark.parametrize("name", ["plain", pytest.param("residual", marks=pytest.mark.slow)])
 def test_the_comparison_rejects_a_wrong_gradient(name: str, road: str, gradient: str, attribute: str, wrong: Any,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene(name, gradient)
@@ -245,7 +245,7 @@ def test_chunks_of_any_size_give_the_same_gradients(chunk: int, gradient: str) -
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize(("kernel", "chunk"), [
-    ("plain", 4), ("xla", None), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("xla", 4), ("auto", None)))])
+    ("xla", None), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("plain", 4), ("xla", 4), ("auto", None)))])
 def test_kernels_in_a_graph_give_the_same_gradients(kernel: str, chunk: int | None, gradient: str) -> None:
     model, _, inputs, dL_do = scene("plain", gradient)
     output, wanted = run("layers", model, inputs, dL_do)
@@ -479,7 +479,7 @@ def test_gradients_in_inference_are_those_of_the_layers(gradient: str, surrogate
 
 
 @pytest.mark.parametrize(("gradient", "jit_compile"), [
-    ("event", False), ("rate", False), pytest.param("event", True, marks=pytest.mark.slow)])
+    ("event", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("rate", False), ("event", True)))])
 def test_fit_equals_an_own_loop(gradient: str, jit_compile: bool) -> None:
     models = []
     for _ in range(2):

@@ -151,6 +151,7 @@ def test_litert_takes_images_where_encoding_is_no_draw(encoder, tmp_path):
     assert report["spikes_differing"] == 0 and report["silent_layers"] == []
 
 
+@pytest.mark.slow
 def test_smaller_litert_weights_are_measured(saved, tmp_path):
     run = os.path.dirname(os.path.dirname(saved[1]["litert"]["path"]))
     half = runs.exported(run, ["litert"], "--weights=float16", f"--out={tmp_path}")["litert"]
@@ -173,7 +174,8 @@ def test_a_mixed_precision_network_keeps_its_precision_or_becomes_float32(tmp_pa
 
 
 @needs_onnx
-@pytest.mark.parametrize("encoder, endpoint", [("direct", "serving_default"), ("none", "from_spikes")])
+@pytest.mark.parametrize("encoder, endpoint", [
+    pytest.param("direct", "serving_default", marks=pytest.mark.slow), ("none", "from_spikes")])
 def test_onnx_takes_what_the_network_takes(encoder, endpoint, tmp_path):
     import onnxruntime
 

@@ -49,6 +49,7 @@ def test_a_model_that_is_dropped_takes_its_graphs_with_it(gradient: str, kernel:
     assert graph() is None
 
 
+@pytest.mark.slow
 def test_a_model_that_is_fitted_and_dropped_takes_its_graphs_with_it() -> None:
     """Those that Keras makes: an optimiser's sum over replicas would hold the graph of a step for good."""
     def graphs_after_fit() -> int:

@@ -21,6 +21,7 @@ from tfspike.runs import loading
 from tfspike.variants import VARIANTS
 
 # (image, classes): trainable weights. Those of the paper's networks are published; the others are added up by hand.
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg16", "resnet18", "resnet56"))) for name in VARIANTS]
 COUNTS = {
     "lenet": ((28, 28, 1), 517_500), "vgg9": ((32, 32, 3), 5_938_880), "resnet11": ((32, 32, 3), 17_936_064),
     "resnet20": ((32, 32, 3), 280_496), "resnet56": ((32, 32, 3), 861_104), "resnet18": ((32, 32, 3), 11_179_712),
@@ -57,7 +58,7 @@ def test_networks_have_exactly_their_number_of_weights(name: str) -> None:
     assert model.output_shape == (None, 10)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_weights_come_in_the_order_of_the_forward_pass_main_path_before_shortcut(name: str) -> None:
     model = models.create(name, COUNTS[name][0], 10, 5)
     variant = VARIANTS[name]
@@ -106,7 +107,7 @@ def test_seeds_decide_about_the_weights() -> None:
     assert not np.array_equal(shapes[1], shapes[2])  # two kernels of one shape in one network
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_dropout_follows_lif_layers_and_nothing_else(name: str) -> None:
     model = models.create(name, COUNTS[name][0], 10, 5)
     rate = VARIANTS[name].dropout
@@ -325,7 +326,7 @@ def test_bad_arguments_are_refused_in_one_sentence(changes: dict[str, Any], mess
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_smallest_image_is_legal_and_one_pixel_less_is_not(name: str) -> None:
     size = VARIANTS[name].min_size
     model = models.create(name, (size, size, 1), 2, 2, hidden=VARIANTS[name].hidden and 4)

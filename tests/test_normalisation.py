@@ -213,8 +213,8 @@ def assert_paths_agree(model: SpikingModel, inputs: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "surrogate"), [
-    ("plain", "leak_aware"), ("xla", "leak_aware"), ("plain", "triangular"),
-    pytest.param("xla", "triangular", marks=pytest.mark.slow)])
+    ("plain", "leak_aware"), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("xla", "leak_aware"), ("plain", "triangular"), ("xla", "triangular")))])
 @pytest.mark.parametrize("gradient", ["event", "rate"])
 def test_both_paths_agree(gradient: str, surrogate: str, kernel: str) -> None:
     model, inputs = trained(gradient, surrogate), images()
@@ -224,6 +224,7 @@ def test_both_paths_agree(gradient: str, surrogate: str, kernel: str) -> None:
     assert_paths_agree(model, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["plain", pytest.param("xla", marks=pytest.mark.slow)])
 def test_rate_trains_a_window_longer_than_a_byte_in_one_chunk(kernel: str) -> None:
     model, inputs = trained("rate", "triangular", timesteps=2 * kernels.MOST_STEPS + 3), images()
@@ -242,6 +243,7 @@ def test_event_trains_a_window_longer_than_a_byte_layer_by_layer_and_infers_by_t
     np.testing.assert_allclose(model(images()), model.call_layers(images()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gradient", "surrogate"), [
     pytest.param(gradient, surrogate, marks=[pytest.mark.slow] * (surrogate != "arctan"))
     for gradient in ("event", "rate") for surrogate in surrogates.DERIVATIVES])
@@ -263,6 +265,7 @@ def test_a_residual_net_learns_a_batch_with_every_layer_alive(gradient: str, sur
     assert_alive(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shortcut", "gradient", "surrogate", "width"), [
     ("currents", "rate", "arctan", 2.0),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (

@@ -153,7 +153,7 @@ def fit(model: SpikingModel) -> None:
 
 
 @pytest.mark.usefixtures("layer_by_layer")
-@pytest.mark.parametrize("encoder", [PoissonEncoder, LatencyEncoder])
+@pytest.mark.parametrize("encoder", [PoissonEncoder, pytest.param(LatencyEncoder, marks=pytest.mark.slow)])
 def test_a_trained_layer_in_front_of_an_encoder_without_gradient_is_refused_by_one_sentence(encoder: Any) -> None:
     model = around(encoder(T, name="encoder"))
     with pytest.raises(UserError, match=f"front \\(Dense\\).*encoder \\({encoder.__name__}\\) passes no gradient.*freeze"

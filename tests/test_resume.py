@@ -45,7 +45,7 @@ def run_lines(config: Any, **options: Any) -> tuple[int, list[str]]:
 # ---- the same run ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1, 6])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_a_run_killed_at_a_step_ends_as_an_uninterrupted_one(whole: Path, tmp_path: Path,
                                                              monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     config = runs.tiny(tmp_path / "run")

@@ -157,7 +157,7 @@ def test_encoded_images(encoder: str, gradient: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("steps", [1, 7, 8, 9, 17])
+@pytest.mark.parametrize("steps", [1, 8, 9, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (7, 17))])
 def test_windows_of_any_length(steps: int, gradient: str) -> None:
     model, _, inputs, dL_do = scene("residual", gradient, steps=steps)
     if steps > 1:
@@ -428,6 +428,7 @@ def test_poisson_input_is_packed_as_it_is_drawn() -> None:
     np.testing.assert_array_equal(total, train_.sum(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["event", pytest.param("rate", marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_ends_with_the_same_bits(gradient: str, tmp_path: Any,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:

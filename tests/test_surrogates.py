@@ -165,7 +165,7 @@ def test_kernels_sum_what_the_definition_sums(name: str, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["plain", "xla"])
-@pytest.mark.parametrize("name", ["rectangular", "arctan"])
+@pytest.mark.parametrize("name", [pytest.param("rectangular", marks=pytest.mark.slow), "arctan"])
 def test_event_through_chunks_is_event_through_the_window(name: str, kernel: str) -> None:
     """T = 11 in chunks of 4: two whole ones and a rest, with pooling neurons and two paths."""
     keras.utils.set_random_seed(0)

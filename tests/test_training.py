@@ -325,7 +325,8 @@ def test_a_damaged_workdir_is_explained(run: Path, tmp_path: Path, damage: Any, 
 # ---- weights from elsewhere --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["workdir", "checkpoint", "keras", "saved_model"])
+@pytest.mark.parametrize("kind", [pytest.param("workdir", marks=pytest.mark.slow), "checkpoint",
+                                  pytest.param("keras", marks=pytest.mark.slow), "saved_model"])
 def test_a_new_run_can_begin_with_weights_from(kind: str, run: Path, tmp_path: Path) -> None:
     model, settings, info, checkpoint = run_loading.load_run(str(run), "best", **quiet)
     path = {"workdir": run, "checkpoint": checkpoint.path, "keras": tmp_path / "model.keras",
@@ -413,7 +414,7 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
                          RunOptions(dry_run=True), **quiet)
 
 
-@pytest.mark.parametrize("workdir_had_steps", [False, True])
+@pytest.mark.parametrize("workdir_had_steps", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_profile_of_a_few_steps_is_written_where_tensorboard_looks(tmp_path: Path, workdir_had_steps: bool) -> None:
     folder = tmp_path / "run"
     if workdir_had_steps:

@@ -18,10 +18,12 @@ def tutorial(tmp_path_factory):
     return main(["--images=600", "--epochs=2", "--timesteps=6", f"--out={folder}"]), folder
 
 
+@pytest.mark.slow
 def test_its_network_learns(tutorial):
     assert tutorial[0]["accuracy"] > 0.2  # chance is .1, give or take .03
 
 
+@pytest.mark.slow
 def test_it_writes_a_raster_and_a_file_with_the_same_scores(tutorial):
     result, folder = tutorial
     assert (folder / "raster.png").read_bytes().startswith(b"\x89PNG")

@@ -92,6 +92,7 @@ def test_the_first_epoch_is_that_of_a_run_over_its_window(whole: Path, tmp_path:
     assert {name: first[name] for name in same} == {name: second[name] for name in same} and first[same[-1]] > 0
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_one_of_the_networks_own_window(whole: Path) -> None:
     assert checkpoints.target_of(str(whole / "checkpoints"), "best") in (7, 8, 9)
     assert (whole / "lines.txt").read_text().count("(best)") == 3, "each window's first epoch is its best so far"
