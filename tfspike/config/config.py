@@ -246,7 +246,7 @@ class Config:
         if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
             raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
                             "it, or --method=once.")
-        if self.running_start and (self.reset == "silent" or self.surrogate.startswith("tandem")):
+        if self.running_start and (self.reset == "silent" or self.surrogate in TANDEM):
             raise UserError("--running_start is of membranes that go on after a spike and may begin anywhere; received "
                             f"--reset={self.reset} and --surrogate={self.surrogate}. Leave it out.")
         self._validate_learn()

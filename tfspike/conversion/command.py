@@ -19,7 +19,7 @@ from tfspike import analysis, files
 from tfspike import config as config_lib
 from tfspike.config.config import Config
 from tfspike.conversion.balance import Conversion, convert
-from tfspike.conversion.methods import chosen
+from tfspike.conversion.methods import Method, chosen
 from tfspike.conversion.options import ConversionOptions
 from tfspike.datasets import streams
 from tfspike.errors import UserError
@@ -58,7 +58,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
              **balanced, "start": method.start, "bipolar": method.bipolar, "encoder": method.encoder,
              "scales": converted.scales}
-    _write(out, converted, config, options, about, checkpoint.step)
+    _write(out, converted, config, options, method, about, checkpoint.step)
     say(f"Written to {out}. To look at it: {provenance.to_copy('eval', workdir=out)}")
     record = {"out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, **about,
               **_measured(ann, converted, config, info, options)}
@@ -103,10 +103,9 @@ def _require_free(out: str) -> None:
         raise UserError(f"--out={out} holds a run; give another folder.")
 
 
-def _write(out: str, converted: Conversion, config: Config, options: ConversionOptions, about: dict[str, Any],
-           step: int) -> None:
+def _write(out: str, converted: Conversion, config: Config, options: ConversionOptions, method: Method,
+           about: dict[str, Any], step: int) -> None:
     """A folder that eval.py, reports and exports take for a run."""
-    method = chosen(options.method, options.encoder, options.start, options.bipolar)
     settings = dataclasses.replace(config, neuron="lif", levels=0, norm="none", timesteps=options.timesteps, leak=1.0,
                                    threshold=1.0, encoder=method.encoder, reset=method.reset, start=method.start,
                                    pooling=method.pooling, export=(), workdir=out)

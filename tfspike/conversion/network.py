@@ -247,6 +247,11 @@ class _Units:
         return self.of(source) / self.of(output)
 
 
+def drops(layer: Any) -> bool:
+    """Whether this is dropout, Keras' or the library's, which inference leaves out."""
+    return isinstance(layer, keras.layers.Dropout) or hasattr(layer, "draw_mask")
+
+
 def _kind_of(layer: keras.layers.Layer) -> str:
     """What a layer is to the conversion; refuses what it cannot be anything to."""
     name, kind = layer.name, type(layer).__name__
@@ -265,7 +270,7 @@ def _kind_of(layer: keras.layers.Layer) -> str:
         return "gate"
     if isinstance(layer, keras.layers.Add):
         return "sum"
-    if isinstance(layer, keras.layers.Dropout) or hasattr(layer, "draw_mask"):
+    if drops(layer):
         return "drop"
     if isinstance(layer, _PASSING) or (
             isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear):

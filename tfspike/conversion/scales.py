@@ -16,13 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfspike.checks import number
 from tfspike.conversion.methods import Method
-from tfspike.conversion.network import INPUT, Network, Neurons
+from tfspike.conversion.network import INPUT, Network, Neurons, drops
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.neurons import encoders, gradients, noise
@@ -50,7 +49,6 @@ def find(network: Network, images: Any, method: Method, percentile: float | None
     return SCALES[method.scales](network, images, percentile, encoders.create(method.encoder, timesteps, seed=seed))
 
 
-
 def from_activations(network: Network, images: np.ndarray, percentile: float,
                      encoder: encoders.Encoder) -> dict[str, float]:
     """Scale = the percentile of a layer's positive activations; nothing is encoded."""
@@ -66,9 +64,7 @@ def from_activations(network: Network, images: np.ndarray, percentile: float,
 
 
 def _in_inference(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(call.layer, keras.layers.Dropout) or hasattr(call.layer, "draw_mask"):
-        return args[0]
-    return call.layer(*args, **kwargs)
+    return args[0] if drops(call.layer) else call.layer(*args, **kwargs)
 
 
 def from_ceilings(network: Network) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tfspike.checks import (
     check_threshold,
     is_count,
 )
-from tfspike.config.config import NEURONS
+from tfspike.config.config import NEURONS, SPIKING_ONLY
 from tfspike.engine.kernels import KERNELS
 from tfspike.errors import UserError
 from tfspike.neurons import encoders, learnt, slopes
@@ -181,13 +181,9 @@ class NetworkSettings(LayerSettings):
         """An argument that an ANN would ignore would be believed to have mattered."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in _SPIKING_ONLY and value != field.default:
+            if field.name in SPIKING_ONLY and field.name != "timesteps" and value != field.default:
                 raise UserError(f"`{field.name}` is for spiking neurons, and neuron='relu' has none: leave it out. "
                                 f"Received: {field.name}={value!r}.")
-
-
-_SPIKING_ONLY = ("gradient", "encoder", "leak", "threshold", "surrogate", "surrogate_width", "reset", "start",
-                 "running_start", "credit", "feedback", "learn", "readout", "pooling", "kernel")
 
 
 def _settle(settings: LayerSettings, **values: Any) -> None:

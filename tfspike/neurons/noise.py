@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,13 +74,7 @@ def in_one_program() -> bool:
 
 def as_one_program(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function for `tf.function(jit_compile=True)`: noise takes the form that XLA makes the fewest kernels of."""
-
-    @functools.wraps(function)
-    def traced(*args: Any) -> Any:
-        with _one_program():
-            return function(*args)
-
-    return traced
+    return _one_program()(function)
 
 
 @contextlib.contextmanager
