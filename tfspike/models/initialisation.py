@@ -108,8 +108,8 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: 
              target: float) -> float:
     """Scales `weights` until the layer's mean rate is at the target, by bisection of the factor's logarithm.
 
-    Where most currents of a layer are negative, as in an ANN's, no scale may bring it there: its rate stops growing while
-    its weights, and the gradient that it passes on with them, grow without end. Half of the most is taken then.
+    Where most currents of a layer are negative, as in an ANN's, no scale may bring it there: its rate stops growing
+    while its weights, and the gradient that it passes on with them, grow on. Half of the most is taken then.
     """
     with_weights = tf.cast(values[call.source], tf.float32)
     originals = [tf.convert_to_tensor(weight.value) for weight in weights]
