@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from tfspike.analysis.energy import EnergyModel
 from tfspike.config.methods import METHODS
 from tfspike.evaluation import plots
+from tfspike.runs import provenance
 
 _COLORS = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.RED, plots.PURPLE, plots.SKY, plots.INK)
 _MARKERS = "osD^vP"
-_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 _LEAST, _MOST = 0.05, 0.9995  # an axis of odds has no 0 and no 1
 COLUMNS = ("method", "test accuracy, %", "validation, %", "time steps", "spikes per image", "energy, uJ",
            "processor hours", "epochs")
@@ -84,6 +86,9 @@ def draw(record: dict[str, Any]) -> Figure | None:
     time.set_yticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
     time.set(xlim=(0, None), xlabel=f"processor {name} of training", ylabel="accuracy", title="validation, in training")
     spikes.set(xscale="log", xlabel="spikes per image, input included", title="test, of the weights chosen")
+    spikes.margins(x=0.12)
+    spikes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    spikes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (time, spikes):
         axes.minorticks_off()
         axes.grid(True, alpha=0.3)
@@ -116,8 +121,8 @@ def page(record: dict[str, Any], picture: str) -> str:
         f"- The weights are those with the best of {settings['points']} validations; accuracy is that of eval.py on "
         "all test images, the mean of 3 draws where the input is random. Seeds: "
         f"{', '.join(map(str, seeds))}" + ("; mean ± standard deviation." if len(seeds) > 1 else "."),
-        f"- Spikes (of all layers and the input) and energy ({EnergyModel().describe()}) are means over the first "
-        f"{settings['images']} test images; energy of an ANN is that of its multiply-accumulates.",
+        f"- Spikes are those of all layers and the input; energy is {EnergyModel().describe()}, of an ANN that of its "
+        f"multiply-accumulates. Both are means over the first {settings['images']} test images.",
         "- Images come in the same order in all runs of a seed. What else a method fixes is in "
         f"tfspike/config/methods.py. Commit {record['commit']}."]),
         "## The runs", "\n".join(f"    {_plain(run['command'])}" for run in _finished(record))]
@@ -125,8 +130,9 @@ def page(record: dict[str, Any], picture: str) -> str:
 
 
 def _plain(command: str) -> str:
-    """The command without what only spares this comparison time."""
-    return shlex.join(word for word in shlex.split(command) if word not in ("--notensorboard", "--export=none"))
+    """The command without places, and without what only spares this comparison time."""
+    words = shlex.split(provenance.without_paths(command))
+    return shlex.join(word for word in words if word not in ("--notensorboard", "--export=none"))
 
 
 def _title(record: dict[str, Any]) -> str:
