@@ -17,6 +17,9 @@ from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.runs.results import PROCESSOR_SECONDS
 
+VALIDATIONS = 0.15  # of the time, if that leaves a handful of them
+_FEWEST = 5
+
 
 class Cost(NamedTuple):
     """Processor seconds of a run.
@@ -49,19 +52,21 @@ def cost_of(events: Sequence[Mapping[str, Any]]) -> Cost:
 def plan(config: Config, cost: Cost, seconds: float, points: int) -> list[str]:
     """The flags of a run that takes so much processor time and ends with its schedule of the learning rate.
 
-    An epoch is as many steps as a part of the time has, so that all methods are validated equally often, and a run may
-    end within a pass over the data. Milestones and warm-up stay where they are in the run as a whole.
+    An epoch is as many steps as a part of the time has, so that a run may end within a pass over the data. There are
+    fewer of them where validation costs much. Milestones and warm-up stay where they are in the run as a whole.
 
     Args:
       config: of the method, with its own epochs.
       cost: of the method.
       seconds: processor time of the run.
-      points: epochs of the run.
+      points: most epochs of the run.
 
     Raises:
       UserError: the time is too short for it.
     """
-    steps = int((seconds - cost.start - points * cost.validation) / points / cost.step)
+    left = seconds - cost.start
+    points = min(points, max(_FEWEST, int(VALIDATIONS * left / cost.validation)))
+    steps = int((left / points - cost.validation) / cost.step)
     if steps < 1:
         raise UserError(f"{seconds:.0f} s of processor time do not suffice: it takes {cost.start:.1f} s to start, and "
                         f"{cost.step:.3g} s a step and {cost.validation:.3g} s a validation, {points} times. Give more "

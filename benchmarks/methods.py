@@ -217,6 +217,12 @@ def _numbers(text: str) -> list[int]:
     return [int(word) for word in _words(text)]
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number above 0; received {text}")
+    return number
+
+
 def _methods(text: str) -> list[str]:
     unknown = [name for name in _words(text) if name not in METHODS]
     if unknown or not _words(text):
@@ -232,14 +238,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", type=_methods, default=list(METHODS), metavar="a,b,c", help="default: all")
     parser.add_argument("--hours", type=float, required=True, help="processor hours of training, for each method")
     parser.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1,2", help="default: 0")
-    parser.add_argument("--points", type=int, default=20, help="validations of a run, the epochs of train.py; default: "
-                                                               "20")
-    parser.add_argument("--windows", type=_numbers, default=[8, 32], metavar="T,T", help="time steps of converted "
-                                                                                         "networks; default: 8,32")
-    parser.add_argument("--images", type=int, default=200, help="test images that spikes and energy are measured on, "
-                                                                "the first ones; default: 200")
-    parser.add_argument("--flags", default="", help="more flags for every train.py, in one word: "
-                                                    "--flags=\"--data_dir=DIR --val_fraction=0.05\"")
+    parser.add_argument("--points", type=_count, default=20,
+                        help="most validations of a run, the epochs of train.py; default: 20")
+    parser.add_argument("--windows", type=_numbers, default=[8, 32], metavar="T,T",
+                        help="time steps of converted networks; default: 8,32")
+    parser.add_argument("--images", type=_count, default=200,
+                        help="test images that spikes and energy are measured on, the first ones; default: 200")
+    parser.add_argument("--flags", default="",
+                        help="more flags for every train.py, in one word: --flags=\"--data_dir=DIR --extra\"")
     parser.add_argument("--out", default="methods", help="folder; default: methods")
     return parser.parse_args(arguments)
 

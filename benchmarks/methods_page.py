@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
-from tfspike.analysis.energy import EnergyModel
 from tfspike.config.methods import METHODS
 from tfspike.evaluation import plots
 from tfspike.runs import provenance
@@ -118,11 +117,11 @@ def page(record: dict[str, Any], picture: str) -> str:
         f"- Training took the processor time that is given, on {machine['cpu']} ({machine['cores']} threads), counted "
         "from the start of train.py to its last validation; of converted networks, with the conversion. Other work on "
         "the machine changes it little.",
-        f"- The weights are those with the best of {settings['points']} validations; accuracy is that of eval.py on "
-        "all test images, the mean of 3 draws where the input is random. Seeds: "
+        f"- The weights are those with the best of up to {settings['points']} validations; accuracy is that of eval.py "
+        "on all test images, the mean of 3 draws where the input is random. Seeds: "
         f"{', '.join(map(str, seeds))}" + ("; mean ± standard deviation." if len(seeds) > 1 else "."),
-        f"- Spikes are those of all layers and the input; energy is {EnergyModel().describe()}, of an ANN that of its "
-        f"multiply-accumulates. Both are means over the first {settings['images']} test images.",
+        "- Spikes are those of all layers and the input; energy is that of the 45 nm model (eval.py --report), of an "
+        f"ANN that of its multiply-accumulates. Both are means over the first {settings['images']} test images.",
         "- Images come in the same order in all runs of a seed. What else a method fixes is in "
         f"tfspike/config/methods.py. Commit {record['commit']}."]),
         "## The runs", "\n".join(f"    {_plain(run['command'])}" for run in _finished(record))]
@@ -138,7 +137,7 @@ def _plain(command: str) -> str:
 def _title(record: dict[str, Any]) -> str:
     settings = record["settings"]
     hours = settings["hours"]
-    each = f"{hours:g} processor hours" if hours >= 1 else f"{60 * hours:g} processor minutes"
+    each = f"{hours:g} processor hours" if hours >= 1 else f"{60 * hours:.3g} processor minutes"
     return f"{settings['model']} on {settings['dataset']}, {each} for each method"
 
 

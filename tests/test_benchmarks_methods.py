@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.runs.results import PROCESSOR_SECONDS
 
+ROOT = Path(__file__).resolve().parents[1]
 START, STEP, VALIDATION, SAVING = 20.0, 0.5, 3.0, 0.25
 
 
@@ -38,13 +42,14 @@ def test_a_probe_tells_the_start_the_step_and_the_validation_apart(steps: int) -
 
 
 @pytest.mark.parametrize(("model", "dataset", "method"), [("lenet", "mnist_subset", "deep"), ("vgg9", "cifar10", "lee")])
-def test_a_plan_takes_the_time_that_is_given(model: str, dataset: str, method: str) -> None:
+@pytest.mark.parametrize(("seconds", "points"), [(1000.0, 20), (350.0, 15), (60.0, 5)])
+def test_a_plan_takes_the_time_that_is_given(model: str, dataset: str, method: str, seconds: float, points: int) -> None:
     given = [f"--model={model}", f"--dataset={dataset}", f"--method={method}"]
     cost = budget.cost_of(probe(20))
-    made = flags.parse([*given, *budget.plan(flags.parse(given)[0], cost, 600.0, points=10)])[0]
-    assert made.steps_per_epoch is not None and made.epochs == 10
+    made = flags.parse([*given, *budget.plan(flags.parse(given)[0], cost, seconds, points=20)])[0]
+    assert made.steps_per_epoch is not None and made.epochs == points, "validation takes 15 % of the time, or is done 5 times"
     takes = cost.start + made.epochs * (cost.validation + made.steps_per_epoch * cost.step)
-    assert 600.0 - made.epochs * cost.step < takes <= 600.0
+    assert seconds - made.epochs * cost.step < takes <= seconds
 
 
 @pytest.mark.parametrize(("model", "method", "points", "expected"), [
@@ -52,14 +57,14 @@ def test_a_plan_takes_the_time_that_is_given(model: str, dataset: str, method: s
     ("lenet", "tdbn", 20, ((), 1)), ("lenet", "quantised", 5, ((), 1))])
 def test_the_schedule_ends_where_the_run_does(model: str, method: str, points: int, expected: tuple[Any, int]) -> None:
     given = [f"--model={model}", "--dataset=mnist", f"--method={method}"]
-    made = flags.parse([*given, *budget.plan(flags.parse(given)[0], budget.cost_of(probe(20)), 600.0, points)])[0]
+    made = flags.parse([*given, *budget.plan(flags.parse(given)[0], budget.cost_of(probe(20)), 1000.0, points)])[0]
     assert (made.lr_milestones, made.warmup_epochs) == expected
 
 
 def test_a_time_that_is_too_short_is_said_before_anything_is_trained() -> None:
     config = flags.parse(["--method=deep"])[0]
-    with pytest.raises(UserError, match="50 s of processor time do not suffice: it takes 20.0 s to start.*10 times"):
-        budget.plan(config, budget.cost_of(probe(20)), 50.0, points=10)
+    with pytest.raises(UserError, match="35 s of processor time do not suffice: it takes 20.0 s to start.*5 times"):
+        budget.plan(config, budget.cost_of(probe(20)), 35.0, points=10)
 
 
 def run_of(method: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def test_what_failed_is_noted_and_tried_again_and_what_is_done_is_not(tmp_path: 
         methods.main([*command[1:], "--hours=0.1"])
 
 
-@pytest.mark.parametrize("wrong", [["--methods=deep,none"], ["--methods="], ["--seeds=a"], []])
+@pytest.mark.parametrize("wrong", [["--methods=deep,none"], ["--methods="], ["--seeds=a"], ["--points=0"], []])
 def test_a_wrong_flag_is_refused(wrong: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         methods.main([*wrong, f"--out={tmp_path}", *(["--hours=1"] if wrong else [])])
@@ -143,14 +148,25 @@ def test_the_sentence_of_a_command_that_fails_is_kept() -> None:
 
 
 @pytest.mark.slow
-def test_two_methods_are_compared_and_the_same_command_has_nothing_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_that_is_stopped_goes_on_and_then_has_nothing_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--hours=0.007", "--methods=deep,quantised", "--points=2", "--windows=4", "--images=10", f"--out={tmp_path}",
                "--flags=--hidden=0 --val_fraction=0.02"]
+    metrics = tmp_path / "runs" / "deep-seed0" / "metrics.jsonl"
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.methods", *command], cwd=ROOT)
+    try:
+        while not (metrics.exists() and '"epoch"' in metrics.read_text()):
+            assert process.poll() is None
+            time.sleep(0.2)
+    finally:
+        process.terminate()
+    assert process.wait(60) == 143
+    half, seconds = metrics.read_text().partition("\n{")[0], 0.007 * 3600
     assert methods.main(command) == 0
+    assert metrics.read_text().startswith(half), "the run has begun anew"
     runs = json.loads((tmp_path / "methods.json").read_text())["runs"]
     assert [row["name"] for run in runs.values() for row in run["rows"]] == ["deep", "quantised, the ANN", "quantised, converted"]
     for run in runs.values():
-        assert 0.5 * 25 < run["processor_seconds"] < 1.5 * 25 and len(run["curve"]) == 2 and run["epochs"] > 0.1
+        assert 0.5 * seconds < run["processor_seconds"] < 1.8 * seconds and len(run["curve"]) == 2 and run["epochs"] > 0.1
         assert run["rows"][-1]["spikes_per_image"] > 0 and run["rows"][-1]["microjoules"] > 0
     assert runs["quantised-seed0"]["rows"][0]["test_accuracy"] > 0.5
     assert "| quantised, converted |" in (tmp_path / "methods.md").read_text() and (tmp_path / "methods.png").stat().st_size > 10_000

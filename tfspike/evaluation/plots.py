@@ -194,7 +194,7 @@ def speed_over_spikes(spikes: Sequence[float], speeds: Mapping[str, Sequence[flo
     energy.plot(spikes, energies, color=RED, marker="^", label="spiking network")
     energy.plot(spikes, ann_energies, color=INK, linestyle="--", label="ANN, same shape")
     for axes in (speed, energy):
-        axes.set(xlim=(0, None), ylim=(0, None))
+        axes.set(xlim=(0, None), ylim=(0, 1.1 * axes.dataLim.ymax))
         axes.legend()
     speed.set_ylabel("images per second")
     energy.yaxis.set_major_formatter(EngFormatter("J"))
