@@ -137,7 +137,8 @@ def _plain(command: str) -> str:
 def _title(record: dict[str, Any]) -> str:
     settings = record["settings"]
     hours = settings["hours"]
-    each = f"{hours:g} processor hours" if hours >= 1 else f"{60 * hours:.3g} processor minutes"
+    number, unit = (f"{hours:.3g}", "hour") if hours >= 1 else (f"{60 * hours:.3g}", "minute")
+    each = f"{number} processor {unit}{'s' * (number != '1')}"
     return f"{settings['model']} on {settings['dataset']}, {each} for each method"
 
 

@@ -159,7 +159,7 @@ def test_a_comparison_that_is_stopped_goes_on_and_then_has_nothing_left_to_do(tm
             time.sleep(0.2)
     finally:
         process.terminate()
-    assert process.wait(60) == 143
+    assert process.wait(120) == 143
     half, seconds = metrics.read_text().partition("\n{")[0], 0.007 * 3600
     assert methods.main(command) == 0
     assert metrics.read_text().startswith(half), "the run has begun anew"
