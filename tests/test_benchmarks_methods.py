@@ -14,6 +14,7 @@ import pytest
 from benchmarks import budget, methods, methods_page
 from tfspike.config import flags
 from tfspike.errors import UserError
+from tfspike.runs import checkpoints
 from tfspike.runs.results import PROCESSOR_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,23 +152,23 @@ def test_the_sentence_of_a_command_that_fails_is_kept() -> None:
 def test_a_comparison_that_is_stopped_goes_on_and_then_has_nothing_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--hours=0.007", "--methods=deep,quantised", "--points=2", "--windows=4", "--images=10", f"--out={tmp_path}",
                "--flags=--hidden=0 --val_fraction=0.02"]
-    metrics = tmp_path / "runs" / "deep-seed0" / "metrics.jsonl"
+    run = tmp_path / "runs" / "deep-seed0"
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.methods", *command], cwd=ROOT)
     try:
-        while not (metrics.exists() and '"epoch"' in metrics.read_text()):
+        while max(checkpoints.steps(str(run / "checkpoints")), default=0) == 0:  # an epoch is logged first, and then saved
             assert process.poll() is None
             time.sleep(0.2)
     finally:
         process.terminate()
     assert process.wait(120) == 143
-    half, seconds = metrics.read_text().partition("\n{")[0], 0.007 * 3600
+    half, seconds = (run / "metrics.jsonl").read_text().partition("\n{")[0], 0.007 * 3600
     assert methods.main(command) == 0
-    assert metrics.read_text().startswith(half), "the run has begun anew"
+    assert (run / "metrics.jsonl").read_text().startswith(half), "the run has begun anew"
     runs = json.loads((tmp_path / "methods.json").read_text())["runs"]
     assert [row["name"] for run in runs.values() for row in run["rows"]] == ["deep", "quantised, the ANN", "quantised, converted"]
-    for run in runs.values():
-        assert 0.5 * seconds < run["processor_seconds"] < 1.8 * seconds and len(run["curve"]) == 2 and run["epochs"] > 0.1
-        assert run["rows"][-1]["spikes_per_image"] > 0 and run["rows"][-1]["microjoules"] > 0
+    for found in runs.values():
+        assert 0.5 * seconds < found["processor_seconds"] < 1.8 * seconds and len(found["curve"]) == 2 and found["epochs"] > 0.1
+        assert found["rows"][-1]["spikes_per_image"] > 0 and found["rows"][-1]["microjoules"] > 0
     assert runs["quantised-seed0"]["rows"][0]["test_accuracy"] > 0.5
     assert "| quantised, converted |" in (tmp_path / "methods.md").read_text() and (tmp_path / "methods.png").stat().st_size > 10_000
     monkeypatch.setattr(methods, "ran", None)
