@@ -70,22 +70,6 @@ def step_of(model: Any, mode: str, x: Any, labels: Any) -> Callable[[], Any]:
     return lambda: [part.numpy() for part in [infer()]] if mode == "inference" else [g.numpy() for g in train()]
 
 
-def timed(steps_of: dict[str, Callable[[], Any]], steps: int) -> dict[str, dict[str, Any]]:
-    """Wall-clock and CPU seconds of every step of each, in turns, after a first one."""
-    found: dict[str, dict[str, Any]] = {name: {"wall": [], "cpu": []} for name in steps_of}
-    for name, step in steps_of.items():
-        begin = time.perf_counter()
-        step()
-        found[name]["first"] = time.perf_counter() - begin
-    for _ in range(steps):
-        for name, step in steps_of.items():
-            begin, cpu = time.perf_counter(), time.process_time()
-            step()
-            found[name]["wall"].append(time.perf_counter() - begin)
-            found[name]["cpu"].append(time.process_time() - cpu)
-    return found
-
-
 def use_threads(count: int) -> None:
     """Before TensorFlow computes anything."""
     import tensorflow as tf
@@ -97,6 +81,8 @@ def use_threads(count: int) -> None:
 def cell(work: str, mode: str, kernels: list[str], precision: str, steps: int) -> dict[str, Any]:
     """Seconds of every step of every kernel, the firing rates, and the peak memory of the process, MB."""
     import tensorflow as tf
+
+    from tfspike.analysis.speed import timed
 
     x, labels = images(work)
     models = {kernel: network(work, mode, kernel, precision) for kernel in kernels}

@@ -12,6 +12,7 @@ Inference; the least of some steps of each, by the clock, in turns. Energy is th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -21,28 +22,20 @@ from benchmarks import events
 from benchmarks.cases import THRESHOLD
 
 THRESHOLDS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-COUNTED = 4  # images whose operations are counted
-KERNELS = ("dense", "events")
 
 
 def point(work: str, factor: float, precision: str, steps: int) -> dict[str, Any]:
     """Spikes per image, images per second and energy of a network whose thresholds are `factor` times as high."""
-    import tensorflow as tf
-
-    from tfspike.analysis import measure
+    from tfspike.analysis import speed
     from tfspike.analysis.energy import EnergyModel
 
-    x, labels = events.images(work)
-    models = {kernel: events.network(work, "inference", kernel, precision, factor * THRESHOLD) for kernel in KERNELS}
-    taken = events.timed({kernel: events.step_of(model, "inference", x, labels) for kernel, model in models.items()},
-                         steps)
-    counts = models["dense"].observe(x)[1].values()
-    energy = [EnergyModel().picojoules(found) / 1e6 for found in measure.operations(models["dense"], x[:COUNTED])]
-    return {"threshold": factor, "spikes": float(sum(tf.reduce_sum(count) for count in counts)) / len(x),
-            "microjoules": energy[0], "ann_microjoules": energy[1],
-            "load": round(os.getloadavg()[0], 1),
-            **{kernel: {"images_per_second": len(x) / min(found["wall"]),
-                        "images_per_cpu_second": len(x) / min(found["cpu"])} for kernel, found in taken.items()}}
+    model = events.network(work, "inference", "dense", precision, factor * THRESHOLD)
+    [found] = speed.measure(model, events.images(work)[0], scales=(1.0,), repeats=steps)
+    return {"threshold": factor, "spikes": found.spikes,
+            "microjoules": EnergyModel().picojoules(found.snn) / 1e6,
+            "ann_microjoules": EnergyModel().picojoules(found.ann) / 1e6, "load": round(os.getloadavg()[0], 1),
+            **{kernel: {"images_per_second": found.per_second[kernel],
+                        "images_per_cpu_second": found.per_cpu_second[kernel]} for kernel in speed.KERNELS}}
 
 
 def table(points: list[dict[str, Any]]) -> str:
@@ -50,7 +43,7 @@ def table(points: list[dict[str, Any]]) -> str:
     rows = ["| thresholds x | spikes per image | dense, images/s | event-driven, images/s | ratio | 45 nm, uJ (ANN) |",
             "|---|---|---|---|---|---|"]
     for one in points:
-        dense, by_events = (one[kernel]["images_per_second"] for kernel in KERNELS)
+        dense, by_events = (one[kernel]["images_per_second"] for kernel in ("dense", "events"))
         rows.append(f"| {one['threshold']:g} | {one['spikes']:,.0f} | {dense:.1f} | {by_events:.1f} | "
                     f"{by_events / dense:.2f} | {one['microjoules']:.1f} ({one['ann_microjoules']:.1f}) |")
     return "\n".join(rows)
@@ -58,26 +51,12 @@ def table(points: list[dict[str, Any]]) -> str:
 
 def draw(points: list[dict[str, Any]], title: str) -> Any:
     """The picture: what the machine does, beside what the model of 45 nm says."""
-    from matplotlib.figure import Figure
+    from tfspike.evaluation import plots
 
-    from benchmarks.plot import STYLES
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    speed, energy = figure.subplots(1, 2)
-    spikes = [one["spikes"] / 1000 for one in points]
-    for kernel, style, label in (("events", "tfspike-event", "event-driven"), ("dense", "tfspike-rate", "dense")):
-        color, marker = STYLES[style]
-        rates = [one[kernel]["images_per_second"] for one in points]
-        speed.plot(spikes, rates, color=color, marker=marker, label=label)
-    color, marker = STYLES["authors"]
-    energy.plot(spikes, [one["microjoules"] for one in points], color=color, marker=marker, label="spiking network")
-    energy.plot(spikes, [one["ann_microjoules"] for one in points], color="#555555", linestyle="--",
-                label="ANN of the same shape")
-    for axes, what in ((speed, "images per second"), (energy, "uJ per image, 45 nm model")):
-        axes.set(xlim=(0, None), ylim=(0, None), xlabel="thousand spikes per image", ylabel=what)
-        axes.grid(True, alpha=0.3)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+    figure = plots.speed_over_spikes(
+        [one["spikes"] for one in points],
+        {kernel: [one[kernel]["images_per_second"] for one in points] for kernel in ("dense", "events")},
+        *([1e-6 * one[name] for one in points] for name in ("microjoules", "ann_microjoules")))
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -98,6 +77,8 @@ def main() -> None:
         kept = json.loads(Path(args.draw).read_text())
         draw(kept["points"], kept["title"]).savefig(args.picture, dpi=150)
         return
+    if importlib.util.find_spec("numba") is None:
+        raise SystemExit("Event-driven convolutions take numba: pip install \"tfspike[numba]\".")
     events.use_threads(args.threads)
     net, timesteps, batch = events.WORK[args.work]
     title = f"{net.upper()}, T = {timesteps}, batch {batch}, {args.precision}, {args.threads} threads"

@@ -150,6 +150,6 @@ def test_the_table_and_the_picture_of_speed_against_spikes() -> None:
     first, second = sparsity.table(points).splitlines()[2:]
     assert first == "| 0.5 | 200,000 | 7.0 | 7.0 | 1.00 | 120.0 (900.0) |" and "| 28.0 | 4.00 |" in second
     speed, energy = sparsity.draw(points, "a network").axes
-    events, dense = (line.get_xydata().tolist() for line in speed.lines)
-    assert events == [[200.0, 7.0], [50.0, 28.0]] and {y for _, y in dense} == {7.0}
-    assert {y for line in energy.lines for y in line.get_ydata()} == {120.0, 30.0, 900.0}
+    dense, events = (line.get_xydata().tolist() for line in speed.lines)
+    assert events == [[200_000.0, 7.0], [50_000.0, 28.0]] and {y for _, y in dense} == {7.0}
+    assert [list(line.get_ydata()) for line in energy.lines] == [pytest.approx([120e-6, 30e-6]), pytest.approx([900e-6] * 2)]

@@ -13,9 +13,10 @@ import pytest
 
 from tfspike import analysis, config, datasets, models
 from tfspike.analysis import simulation
-from tfspike.analysis.energy import EnergyModel
+from tfspike.analysis.energy import EnergyModel, Operations
+from tfspike.analysis.speed import Point
 from tfspike.errors import UserError
-from tfspike.evaluation import comparison, plots, report
+from tfspike.evaluation import comparison, plots, report, speed_section
 from tfspike.evaluation.options import EvalOptions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -113,6 +114,28 @@ def test_the_memory_term_is_named_where_it_counts(results, tmp_path):
     text = read(report.write_report(dataclasses.replace(results, energy=energy, recordings=()), str(tmp_path)))
     assert "5 pJ per access to a 32-bit word" in text and "45 nm CMOS" not in text
     assert plots.joules(energy.picojoules(results.result.operations) * 1e-12) in text
+
+
+SPEED = [Point(scale, 1e4 * scale, Operations(acs=1e6 * scale), Operations(macs=2e6), {"dense": 50.0, "events": 80.0 / scale},
+               {"dense": 30.0, "events": 40.0 / scale}) for scale in (0.5, 1.0)]
+
+
+@pytest.mark.parametrize("kernels", [("dense", "events"), ("dense",)])
+def test_measured_speed_stands_beside_the_model_of_energy(results, tmp_path, kernels):
+    points = [point._replace(per_second={kernel: point.per_second[kernel] for kernel in kernels}) for point in SPEED]
+    shown = dataclasses.replace(results, recordings=(), speed=points, machine="a CPU, 2 threads")
+    text = read(report.write_report(shown, str(tmp_path)))
+    assert '<figure id="speed">' in text and "Measured on a CPU, 2 threads: the first 16 test images" in text
+    assert ("is not event-driven here" in text) == ("events" not in kernels)
+    kept = json.loads(read(tmp_path / report.RECORD))["speed"]
+    assert kept["machine"] == "a CPU, 2 threads" and kept["points"][0]["spikes_per_image"] == 5000.0
+    assert kept["points"][1]["images_per_second"] == points[1].per_second
+    assert kept["points"][1]["snn_pj_per_image"] == pytest.approx(0.9e6)
+    _, _, (picture,) = speed_section.section(points, 24, "a CPU", EnergyModel())
+    speeds, energies = picture.figure.axes
+    assert [list(line.get_ydata()) for line in speeds.lines] == [
+        [point.per_second[kernel] for point in points] for kernel in kernels]
+    assert [list(line.get_ydata()) for line in energies.lines] == [pytest.approx([0.45e-6, 0.9e-6]), pytest.approx([9.2e-6] * 2)]
 
 
 def test_a_silent_network_has_a_report_too(tmp_path):

@@ -80,6 +80,21 @@ def test_a_note_is_shown_with_its_number(tmp_path):
     assert "of 32" not in (tmp_path / "metrics.jsonl").read_text()
 
 
+def test_every_line_has_the_processor_seconds_of_all_processes_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "process_time", iter([2.0, 5.0, 9.0, 1.0, 3.0, 4.0]).__next__)
+    write(tmp_path, [1, 2, 3])
+    write(tmp_path, [3, 4], start_step=2)  # what followed step 2 was lost
+    assert [line["time/processor_seconds"] for line in lines(tmp_path)] == [2.0, 5.0, 6.0, 8.0]
+    write(tmp_path, [1])  # anew
+    assert [line["time/processor_seconds"] for line in lines(tmp_path)] == [4.0]
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_its_processor_seconds(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1.0}\n')
+    write(tmp_path, [2], start_step=1)
+    assert lines(tmp_path)[1]["time/processor_seconds"] > 0
+
+
 def test_nan_is_null_in_the_file(tmp_path):
     with_nan = RunLog(tmp_path, tensorboard=False)
     with_nan.scalars(1, {"loss": float("nan"), "norm": float("inf"), "ok": 2}, event="step")

@@ -183,6 +183,27 @@ def energy_by_layer(layers: Sequence[LayerActivity], model: EnergyModel) -> Figu
 
 
 @_styled
+def speed_over_spikes(spikes: Sequence[float], speeds: Mapping[str, Sequence[float]], energies: Sequence[float],
+                      ann_energies: Sequence[float]) -> Figure:
+    """Measured images per second of each kernel against spikes per image; below, energy per image (J) of a model."""
+    figure, (speed, energy) = _figure(4.6, 2, sharex=True)
+    styles = {"dense": (BLUE, "o", "dense"), "events": (GREEN, "s", "event-driven")}
+    for kernel, rates in speeds.items():
+        colour, marker, label = styles[kernel]
+        speed.plot(spikes, rates, color=colour, marker=marker, label=label)
+    energy.plot(spikes, energies, color=RED, marker="^", label="spiking network")
+    energy.plot(spikes, ann_energies, color=INK, linestyle="--", label="ANN, same shape")
+    for axes in (speed, energy):
+        axes.set(xlim=(0, None), ylim=(0, 1.1 * axes.dataLim.ymax))
+        axes.legend()
+    speed.set_ylabel("images per second")
+    energy.yaxis.set_major_formatter(EngFormatter("J"))
+    energy.xaxis.set_major_formatter(EngFormatter(sep=""))
+    energy.set(xlabel="spikes per image", ylabel="energy, model")
+    return figure
+
+
+@_styled
 def bars(names: Sequence[str], values: Sequence[float], unit: str, colours: Sequence[str] | None = None) -> Figure:
     """A few totals beside one another: `unit` "J", "%" or a plain word for counts."""
     figure, axes = _figure(0.95 + 0.42 * len(names))
@@ -405,12 +426,10 @@ def filter_sheet(filters: np.ndarray) -> np.ndarray:
     """Every filter as a tile, `[height, width, 3]` uint8: RGB for three channels, else blue (> 0) to red (< 0), as in
     reports.
     """
-    from matplotlib import colormaps
-
     scale = max(float(np.abs(filters).max()), 1e-12)
     tiles = np.moveaxis(filters, -1, 0) / (2 * scale) + 0.5
     if tiles.shape[-1] != 3:
-        tiles = colormaps["RdBu"](tiles.mean(axis=-1))[..., :3]
+        tiles = matplotlib.colormaps["RdBu"](tiles.mean(axis=-1))[..., :3]
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     tiles = np.pad(tiles, ((0, rows * columns - len(tiles)), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
@@ -422,10 +441,6 @@ def filter_sheet(filters: np.ndarray) -> np.ndarray:
 
 def raster_picture(trains: Mapping[str, np.ndarray]) -> np.ndarray:
     """Time to the right, a band of neurons per layer, the input on top; `[height, width, 3]` uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-
     gap = 4
     bands, middles, top = [], [], 0
     for train in trains.values():

@@ -18,11 +18,11 @@ import numpy as np
 
 from tfspike import analysis, datasets
 from tfspike import config as config_lib
-from tfspike.analysis import simulation
+from tfspike.analysis import simulation, speed
 from tfspike.analysis.energy import EnergyModel, Operations
 from tfspike.analysis.measure import Images
 from tfspike.errors import UserError
-from tfspike.evaluation import comparison, pages, plots
+from tfspike.evaluation import comparison, pages, plots, speed_section
 from tfspike.evaluation.options import EvalOptions
 from tfspike.evaluation.pages import Picture
 from tfspike.runs import loading as run_loading
@@ -50,6 +50,8 @@ class RunResults:
       recordings: (index of the image, its recording) of the sample images.
       filters: kernel of the first convolution, `[height, width, channels, filters]`; None without one.
       energy: constants.
+      speed: measured on `machine`; empty where it was not.
+      machine: in words.
     """
 
     title: str
@@ -63,6 +65,8 @@ class RunResults:
     recordings: Sequence[tuple[int, simulation.Recording]]
     filters: np.ndarray | None
     energy: EnergyModel = dataclasses.field(default_factory=EnergyModel)
+    speed: Sequence[speed.Point] = ()
+    machine: str = ""
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -88,8 +92,12 @@ def write(run: str, options: EvalOptions | None = None, energy: EnergyModel | No
 
 
 def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
-            say: Callable[[str], None] = print) -> RunResults:
-    """What `write` puts on paper; arguments and errors as there."""
+            say: Callable[[str], None] = print, timed: bool = True) -> RunResults:
+    """What `write` puts on paper; arguments and errors as there.
+
+    Args:
+      timed: whether speed is measured, which takes some seconds and differs from time to time.
+    """
     require_spikes([run])
     model, config, info, checkpoint = run_loading.load_run(run, _option(options, "checkpoint") or "best",
                                                        _option(options, "timesteps"), say)
@@ -111,7 +119,9 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     title = f"{config.model} on {info.name}" + f" ({stands.unfinished})" * (not stands.finished)
     return RunResults(title, facts, dataclasses.asdict(config), about.get("commands") or [],
                       read_epochs(run), result, test.images, info.class_names, recordings, _filters(model),
-                      energy or EnergyModel())
+                      energy or EnergyModel(),
+                      speed.measure(model, info.normalise(test.images[:speed_section.BATCH])) if timed else (),
+                      provenance.machine())
 
 
 def require_spikes(runs: Sequence[str]) -> None:
@@ -200,13 +210,15 @@ def write_report(results: RunResults, out: str) -> str:
     result, energy = results.result, results.energy
     sections = [("Learning", "", _learning(results)), ("Activity", _ACTIVITY, _activity(results)),
                 ("Accuracy over time", _TIME, _time(results)), ("Energy", _energy_text(results), _energy(results)),
+                speed_section.section(results.speed, result.images, results.machine, energy),
                 ("Errors", "", _errors(results)),
                 ("One image at a time", _RASTER, _rasters(results)), ("First layer", "", _first_layer(results))]
     page = pages.render("report.html.j2", results=results, result=result, tiles=_tiles(results),
                    sections=pages.written([section for section in sections if section[2]], out),
                    rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
                    neurobench=_neurobench_rows(result), made=pages.now())
-    record = {"title": results.title, "facts": dict(results.facts), **result.to_dict(energy)}
+    record = {"title": results.title, "facts": dict(results.facts), **result.to_dict(energy),
+              "speed": {"machine": results.machine, "points": speed_section.records(results.speed, energy)}}
     pages.write_file(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")
     return pages.write_file(os.path.join(out, PAGE), page)
 
@@ -408,5 +420,5 @@ def _record(run: str, options: EvalOptions | None, say: Callable[[str], None]) -
             return record
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    results = collect(run, options, say=say)
+    results = collect(run, options, say=say, timed=False)
     return {"title": results.title, "facts": dict(results.facts), **results.result.to_dict()}

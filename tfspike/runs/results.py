@@ -61,7 +61,8 @@ KEY = ("config_hash", "epochs", "command", "commit", "machine", "checkpoint", "t
 """Columns that tell runs apart: rows that agree in all of them are of the same run. The command says what a run began
 with (--init_from), which is no setting."""
 
-METRICS = "metrics.jsonl"  # written by tfspike.run_log, which would load TensorFlow
+METRICS = "metrics.jsonl"  # written by `runs.run_log`, which loads TensorFlow, as nothing here does
+PROCESSOR_SECONDS = "time/processor_seconds"  # in every line of it: user and system seconds of the run until then
 LARGEST_CURVE = 200  # lines of training progress that are kept of a run, evenly spaced; every epoch is kept
 _CURVE = ("step", "event", "time", "train/loss", "train/accuracy", "learning_rate", "time/seconds_per_step")
 

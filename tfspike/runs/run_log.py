@@ -3,6 +3,10 @@
 A run that is killed leaves events behind the checkpoint it will continue from, and perhaps half an event at the end of
 a file. Opening the log again at the checkpoint's step cuts both: every file is rewritten without them under another
 name and put in place by one rename, so that a second kill at any moment leaves either the old file or the new one.
+
+Every line says when it was written ("time", seconds since 1970), and what the run had cost by then
+("time/processor_seconds": user and system seconds of all threads of its processes, each from its start; what a kill
+lost is not counted). Where other work runs beside it, the latter compares runs and the clock does not.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ import tensorflow as tf
 
 from tfspike.errors import UserError
 from tfspike.models.network import window_of
+from tfspike.runs.results import METRICS, PROCESSOR_SECONDS
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tb"
 _HISTOGRAM_VALUES = 100_000  # per histogram, evenly spaced: the picture is the same and costs milliseconds
 
@@ -50,11 +54,13 @@ class RunLog:
         self._metrics: TextIO | None = None
         self._writer: tf.summary.SummaryWriter | None = None
         self._written: set[tuple[str, int]] = set()
+        self._before = 0.0  # processor seconds of this run's earlier processes
         if not chief:
             return
         with self._explained():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._cut()
+            self._before = _processor_seconds(self._folder / METRICS)
             self._metrics = open(self._folder / METRICS, "a", encoding="utf-8")
         if tensorboard:
             with self._explained():
@@ -76,6 +82,7 @@ class RunLog:
             return
         numbers = {name: float(value) for name, value in values.items()}
         line = {"step": int(step), **about, "time": round(time.time(), 3),
+                PROCESSOR_SECONDS: round(self._before + time.process_time(), 3),
                 **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
         with self._explained():
             self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
@@ -259,6 +266,12 @@ def _step_of(line: bytes) -> float:
         return math.inf
     step = event.get("step") if isinstance(event, dict) else None
     return step if isinstance(step, int) else math.inf
+
+
+def _processor_seconds(path: pathlib.Path) -> float:
+    """What the last line of metrics says that the run had cost; 0 where it begins, and after earlier versions."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return float(json.loads(lines[-1]).get(PROCESSOR_SECONDS) or 0.0) if lines else 0.0
 
 
 def _cut_events(path: pathlib.Path, start_step: int) -> set[tuple[str, int]]:
