@@ -21,16 +21,16 @@ import pytest
 import tensorflow as tf
 
 from tfspike import LIF, OverTime, Readout, SpikingModel
-from tfspike.neurons import once
 from tfspike.neurons.encoders import SpikeInput
 
 T, WINDOW, INPUTS, NEURONS, RECORDS = 2000, 3.0, 8, 6, 3
 STEP = WINDOW / T
-WIDTH = 0.04  # of the surrogate: small in units of the threshold, and many steps long
+WIDTH = 0.06  # of the surrogate: small in units of the threshold, and many steps long
+GROWTH = 1.0005  # of the readout: little in as many steps, so that they count alike
 
 
-def closed_form(times: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """`(t_out, dt_out/dw, dt_out/dt)` of one neuron; infinity and zeros where it does not fire."""
+def closed_form(times: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """`(t_out, dt_out/dw, dt_out/dt, dV/dt)` of one neuron; infinity and zeros where it does not fire."""
     z, order = np.exp(times), np.argsort(times)
     for number in range(1, len(order) + 1):
         causal, later = order[:number], order[number:]
@@ -41,8 +41,8 @@ def closed_form(times: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarr
         if not len(later) or z_out <= z[later[0]]:
             in_set = np.isin(np.arange(len(order)), causal)
             return (np.log(z_out), np.where(in_set, (z - z_out) / excess, 0.0) / z_out,
-                    np.where(in_set, weights / excess, 0.0) * z / z_out)
-    return np.inf, np.zeros(len(order)), np.zeros(len(order))
+                    np.where(in_set, weights / excess, 0.0) * z / z_out, excess)
+    return np.inf, np.zeros(len(order)), np.zeros(len(order)), 0.0
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ def network() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     train = keras.Input((T, INPUTS))
     currents = OverTime(keras.layers.Dense(NEURONS, use_bias=False))(SpikeInput(T)(train))
     spikes = LIF(1.0, 1.0, "event", "triangular", WIDTH, reset="silent")(currents)
-    model = SpikingModel(train, Readout(1.0, once.growth(T))(spikes))
+    model = SpikingModel(train, Readout(1.0, GROWTH)(spikes))
     weight, = model.trainable_variables
 
     @tf.function(autograph=False)
@@ -81,7 +81,7 @@ def network() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
                  for record in range(records)]
         score = found[0][0].astype("d")
         with np.errstate(divide="ignore", invalid="ignore"):
-            at = STEP * (T + 1 - np.log(score * T) / np.log(once.growth(T)))
+            at = STEP * (T + 1 - np.log(score * T) / np.log(GROWTH))
             # a surrogate has half of its area, WIDTH / 2, below the threshold, where neurons pass once
             moved = -np.array([gradient for _, gradient in found]) / score[:records, None] * STEP / (WIDTH / 2)
         return at, moved
@@ -90,16 +90,16 @@ def network() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The closed form of the scene: `[B, neurons]`, and twice `[B, inputs, neurons]`."""
+def wanted() -> tuple[np.ndarray, ...]:
+    """The closed form of the scene: `[B, neurons]`, twice `[B, inputs, neurons]`, `[B, neurons]`."""
     times, weights = scene()
     found = [[closed_form(record, column) for column in weights.T] for record in times]
-    at, by_weight, by_time = (np.array([[neuron[i] for neuron in record] for record in found]) for i in range(3))
-    return at, by_weight.swapaxes(1, 2), by_time.swapaxes(1, 2)
+    at, by_weight, by_time, slope = (np.array([[neuron[i] for neuron in record] for record in found]) for i in range(4))
+    return at, by_weight.swapaxes(1, 2), by_time.swapaxes(1, 2), slope
 
 
 def test_the_network_fires_when_the_closed_form_says(network: Any, wanted: Any) -> None:
-    at, by_weight, _ = wanted
+    at, by_weight, *_ = wanted
     fires = at < WINDOW
     assert 0.3 < fires.mean() < 0.95 and 0.2 < (by_weight.swapaxes(1, 2)[fires] == 0).mean() < 0.8, "inputs behind spikes"
     found, _ = network(*scene(), 1)
@@ -110,14 +110,17 @@ def test_the_network_fires_when_the_closed_form_says(network: Any, wanted: Any) 
 
 def test_its_gradient_is_that_of_the_spike_time(network: Any, wanted: Any) -> None:
     """But for one number, the same everywhere: how a score falls with a spike's time, and half a surrogate."""
-    at, by_weight, _ = wanted
+    at, by_weight, _, slope = wanted
     _, found = network(*scene())
     compared = 0
     for record, neuron in np.argwhere(at < WINDOW):
         mine, exact = found[record, :, neuron], by_weight[record, :, neuron]
-        if np.abs(at[record, neuron] - scene()[0][record]).min() < 0.1:
-            continue  # an input so near to the spike that the surrogate sees it come
-        np.testing.assert_allclose(mine, exact, atol=0.08 * np.abs(exact).max())
+        seen = WIDTH / slope[record, neuron]  # for how long the surrogate sees the potential rise to the threshold
+        if np.abs(at[record, neuron] - scene()[0][record]).min() < seen:
+            continue  # an input comes meanwhile, and bends it
+        resolution = 2 * STEP / seen + seen / 2  # a sum of so many steps, of a potential that is not quite straight
+        assert resolution < 0.15
+        np.testing.assert_allclose(mine, exact, atol=resolution * np.abs(exact).max())
         assert mine @ exact > 0.9995 * np.linalg.norm(mine) * np.linalg.norm(exact)
         assert not mine[exact == 0].any()
         compared += 1
@@ -125,14 +128,15 @@ def test_its_gradient_is_that_of_the_spike_time(network: Any, wanted: Any) -> No
 
 
 def test_its_spikes_move_with_those_in_front_of_them(network: Any, wanted: Any) -> None:
-    (times, weights), (at, _, by_time), moved = scene(), wanted, 40 * STEP
+    (times, weights), (at, _, by_time, _), moved = scene(), wanted, 40 * STEP
     before, _ = network(times, weights, 1)
-    for i in range(INPUTS):
+    for i in range(0, INPUTS, 2):
         later = times + moved * (np.arange(INPUTS) == i)
         exact = np.array([[closed_form(record, column)[0] for column in weights.T] for record in later])
         after, _ = network(later, weights, 1)
         both = (at < WINDOW) & (exact < WINDOW)
-        np.testing.assert_allclose((after - before)[both], (exact - at)[both], atol=1.1 * STEP)
-        small = both & (np.abs(exact - at - moved * by_time[:, i]) < 2 * STEP)
-        assert small.sum() >= 3
-        np.testing.assert_allclose((after - before)[small] / moved, by_time[:, i][small], atol=0.1)
+        found, closed = after[both] - before[both], exact[both] - at[both]
+        np.testing.assert_allclose(found, closed, atol=1.1 * STEP)
+        small = np.abs(closed - moved * by_time[:, i][both]) < 2 * STEP  # where the first derivative says it all
+        assert small.sum() >= 2
+        np.testing.assert_allclose(found[small] / moved, by_time[:, i][both][small], atol=0.1)

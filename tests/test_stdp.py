@@ -50,7 +50,7 @@ def first_spikes(when: np.ndarray, kernel: np.ndarray, threshold: float) -> tupl
 
 
 def winners(steps: np.ndarray, potentials: np.ndarray) -> list[tuple[int, int, int]]:
-    """Places and maps of the neurons that learn, the first to fire in front."""
+    """Positions and maps of the neurons that learn, the first to fire in front."""
     order = sorted(np.ndindex(steps.shape), key=lambda at: (steps[at], -potentials[at]))
     best: dict[tuple[int, ...], tuple[int, ...]] = {}
     for at in order:
@@ -81,7 +81,7 @@ def test_first_spikes_learn_as_the_loops_do(seen: float) -> None:
     rule, activity = First(T), urgency_of(when, rank)
     wanted, learnt, silent = kernel.astype("d"), 0, 0
     for image in range(len(when)):
-        urgent = activity[image] == activity[image].max(-1, keepdims=True)  # one spike per place
+        urgent = activity[image] == activity[image].max(-1, keepdims=True)  # one spike per position
         before = np.where(urgent, when[image], T)
         steps, potentials = first_spikes(before, wanted, threshold)
         silent += (steps == T).sum()
@@ -98,7 +98,7 @@ def test_first_spikes_learn_as_the_loops_do(seen: float) -> None:
     assert np.abs(found.kernel - kernel).max() > 1e-4 and float(found.seen) == seen + 4
 
 
-def test_the_answer_says_when_a_neuron_fired_and_how_strongly() -> None:
+def test_the_response_says_when_a_neuron_fired_and_how_strongly() -> None:
     when, rank = scene(2)
     kernel = np.random.default_rng(3).uniform(0.2, 0.9, (3, 3, 3, 4)).astype("f")
     found = First(T).respond(tf.constant(urgency_of(when, rank)), layer_of(kernel, 3.0)).numpy()

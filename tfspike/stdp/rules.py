@@ -1,12 +1,12 @@
 """Spike-timing-dependent plasticity (STDP) of a convolution: two rules, without labels, for one layer after the other.
 
-w_i is the weight of synapse i of a map of neurons, shared by all places; borders are padded with silence.
+w_i is the weight of synapse i of a map of neurons, shared by all positions; borders are padded with silence.
 
-**Kheradpisheh et al. 2018** (`First`). Every neuron fires once at most, and what it says is when, t = 0..T-1:
+**Kheradpisheh et al. 2018** (`First`). Every neuron fires once at most, and its information is when, t = 0..T-1:
 
     potential   u_t = sum of w_i over synapses with t_i <= t, no leak; the spike at the first step with u_t > theta
-    place       of the maps at one place only the first to fire competes, of equals that with the highest u
-    image       K neurons at most learn, in the same order: each of another map, and none within R places of another
+    position    of the maps at one position only the first to fire competes, of equals that with the highest u
+    image       K neurons at most learn, in the same order: each of another map, none within R positions of another
     weights     w_i <- w_i + a w_i (1 - w_i)         where t_i <= t of the learning neuron
                 w_i <- w_i - 3/4 a w_i (1 - w_i)     where synapse i fired later, or not at all
 
@@ -21,14 +21,14 @@ network takes over.
 **After Lee et al. 2018** (`Leaky`), who pre-train convolutions layer by layer on Poisson spikes, for backpropagation to
 go on from. LIF neurons fire as often as they are driven; r is exp(-(t - t_i) / tau) of the last spike of synapse i:
 
-    place       at every step only the map furthest above its threshold fires, and all begin anew there
+    position    at every step only the map furthest above its threshold fires, which resets all maps there
     weights     w_i <- w_i + eta (mean of r_i over the map's spikes - offset) (1 - w_i) (1 + w_i)
     thresholds  theta <- theta (1 + h (n / n_due - 1)), the last part within [-1, 1], for n spikes of the map
 
 once for every batch. That layers learn one after the other from Poisson spikes is theirs; this form of the rule and all
 constants are ours, as the paper's equations were not at hand.
 
-A network takes the kernels of either over without their mean (ours), so that a map answers to a pattern and not to how
+A network takes the kernels of either over without their mean (ours), so that a map responds to a pattern and not to how
 much fires.
 """
 
@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -161,8 +161,8 @@ class First(Rule):
         rows, columns = tf.range(height)[:, tf.newaxis, tf.newaxis], tf.range(width)[:, tf.newaxis]
         directions = tf.zeros(shape)
         for _ in range(self.WINNERS):
-            place = tf.argmax(tf.reshape(behind, [-1]), output_type=tf.int32)
-            row, column, chosen = place // (width * maps), place // maps % width, place % maps
+            winner = tf.argmax(tf.reshape(behind, [-1]), output_type=tf.int32)
+            row, column, chosen = winner // (width * maps), winner // maps % width, winner % maps
             urgency = behind[row, column, chosen]
             seen = tf.slice(when, tf.stack([row, column, 0]), [size, size, shape[2]])
             change = tf.where(seen <= self._when(urgency), 1.0, -self.DEPRESSION) * tf.cast(urgency > 0.0, tf.float32)
@@ -187,7 +187,7 @@ class Leaky(Rule):
     """
 
     RATE, TAU, OFFSET = 0.1, 5.0, 0.4
-    ADAPTATION, DUE = 0.1, 0.1  # of thresholds; spikes per place and step of all maps together
+    ADAPTATION, DUE = 0.1, 0.1  # of thresholds; spikes per position and step of all maps together
 
     def __init__(self, steps: int, leak: float = 1.0, seed: int = 0):
         super().__init__(steps, leak, seed)
@@ -225,7 +225,7 @@ class Leaky(Rule):
             trace = tf.where(tf.equal(spike, 0.0), math.exp(-1.0 / self.TAU) * trace, spike)
             traces.append(trace)
         before, behind = (tf.reshape(x, (-1, *x.shape[2:])) for x in (tf.stack(traces), spikes))
-        with tf.GradientTape() as tape:  # which correlates the two over steps, images and places
+        with tf.GradientTape() as tape:  # which correlates the two over steps, images and positions
             tape.watch(layer.kernel)
             currents = tf.nn.conv2d(before, layer.kernel, 1, "SAME")
         total = tape.gradient(currents, layer.kernel, output_gradients=behind)
@@ -241,16 +241,16 @@ class Leaky(Rule):
         return _centred(layer.kernel.numpy())
 
 
-RULES: dict[str, Any] = {"kheradpisheh": First, "lee": Leaky}
+RULES: dict[str, type[Rule]] = {"kheradpisheh": First, "lee": Leaky}
 
 
 def _competing(urgency: tf.Tensor) -> tf.Tensor:
-    """Urgency `[B, H, W, C]` of the first map to fire at every place, 0 of the others."""
+    """Urgency `[B, H, W, C]` of the first map to fire at every position, 0 of the others."""
     return tf.where(tf.equal(urgency, tf.reduce_max(urgency, axis=-1, keepdims=True)), urgency, 0.0)
 
 
 def _centred(kernel: np.ndarray) -> np.ndarray:
-    """Without its mean, so that a map answers to a pattern and not to how much fires."""
+    """Without its mean, so that a map responds to a pattern and not to how much fires."""
     return kernel - kernel.mean((0, 1, 2))
 
 

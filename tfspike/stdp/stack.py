@@ -1,4 +1,4 @@
-"""The convolutions of a network, one after the other: each learns from what those in front of it answer to images."""
+"""The convolutions of a network, one after the other: each learns from what those in front of it make of images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def pretrain(model: SpikingModel, images: np.ndarray, rule: Rule, shown: int,
         change = np.linalg.norm(layer.kernel - first.kernel) / np.linalg.norm(first.kernel)
         found.append(Learnt(call.name, maps, float(change)))
         say(f"{call.name}: {maps} maps have seen {shown} images; their weights moved by {100 * change:.0f} %.")
-        front.append(_answer(rule, layer))
+        front.append(_response(rule, layer))
     initialise_rates(model, few, {name: min(rate, _MOST) for name, rate in rates.items() if rate > 0.0}, rule.seed)
     return found
 
@@ -126,7 +126,7 @@ def _learnt(rule: Rule, layer: Learning, front: tuple[Callable[[tf.Tensor], tf.T
     return layer
 
 
-def _answer(rule: Rule, layer: Learning) -> Callable[[tf.Tensor], tf.Tensor]:
+def _response(rule: Rule, layer: Learning) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda activity: rule.respond(activity, layer)
 
 
