@@ -26,11 +26,15 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype("f")
 
 
 def oracle(factor: np.ndarray, fired: np.ndarray, rho: float) -> np.ndarray:
-    """Lee et al. 2016 for every record: those that fire gain, and all lose; `fired` is `[B, C]`."""
+    """Lee et al. 2016 at every position of every record: those that fire gain, and all lose; `fired` is `[B, n, C]`."""
     moved = np.zeros(len(factor))
     for record in fired:
-        moved[record] += rho
-        moved -= rho * (record.mean() if record.mean() >= 0.1 else 1.0)
+        if record.mean() < 0.05:
+            moved -= rho * (1.0 - record.mean(0))
+            continue
+        for position in record:
+            moved[position] += rho / len(record)
+            moved -= rho * position.mean() / len(record)
     return np.maximum(factor + moved / len(fired), 0.1)
 
 
@@ -47,7 +51,7 @@ def test_thresholds_follow_who_fires(shape: tuple[int, ...]) -> None:
             count += u > theta * factor
             v = 0.9 * np.where(u > theta * factor, 0, u)
         np.testing.assert_array_equal(tf.reduce_sum(neurons(currents, training=True), axis=0), count)
-        fired = (count > 0).any(axis=tuple(range(1, len(shape) - 1)))
+        fired = (count > 0).reshape(4, -1, 5)
         assert i == 2 or 0 < fired.mean() < 1
         factor = oracle(factor, fired, rho)
         np.testing.assert_allclose(neurons.threshold_factor.value, factor, rtol=1e-5)
@@ -57,10 +61,10 @@ def test_thresholds_follow_who_fires(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(neurons.threshold_factor.value, before)
 
 
-def test_where_hardly_a_channel_fires_thresholds_of_the_others_fall() -> None:
+def test_where_hardly_a_neuron_fires_thresholds_of_the_others_fall() -> None:
     neurons = LIF(1.0, 1.0, homeostasis=0.3)
-    neurons(tf.constant(2.0 * np.eye(1, 11)[None], tf.float32), training=True)  # one of eleven
-    np.testing.assert_allclose(neurons.threshold_factor.value, [1.0, *[0.7] * 10])
+    neurons(tf.constant(2.0 * np.eye(1, 21)[None], tf.float32), training=True)  # one of twenty-one
+    np.testing.assert_allclose(neurons.threshold_factor.value, [1.0, *[0.7] * 20])
 
 
 def test_the_mean_stays_until_nothing_fires_and_there_is_a_least() -> None:
