@@ -178,7 +178,7 @@ class Net(nn.Module):
 
 def signed_poisson(x: Tensor, *window: int) -> Tensor:
     """Spikes of value sign(x) with probability |x|, drawn afresh: x [B, ...] to [*window, B, ...]."""
-    return (torch.rand(*window, *x.shape) < x.abs()) * x.sign()
+    return (torch.rand(*window, *x.shape, device=x.device) < x.abs()) * x.sign()
 
 
 def output(net: Net, x: Tensor, timesteps: int) -> Tensor:

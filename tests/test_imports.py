@@ -28,7 +28,7 @@ WITHOUT_TENSORFLOW = ("__main__", "checks", "config", "config.commands", "config
                       "datasets.tfds_source", "errors", "evaluation.options", "export.formats", "export.options",
                       "files", "models", "neurons", "output", "pretrained", "pretrained.cards", "pretrained.files",
                       "runs", "runs.checkpoints", "runs.loading", "runs.results", "runs.standing", "runs.starting",
-                      "runs.workdir", "stdp", "stdp.options", "training", "training.signals", "variants")
+                      "runs.workdir", "stdp", "stdp.options", "training", "training.schedule", "training.signals", "variants")
 LARGEST_FACE = 40  # lines of a package's __init__
 
 

@@ -23,7 +23,7 @@ from tfspike.models import diagnosis
 from tfspike.runs import checkpoints, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
-from tfspike.training import optimisation
+from tfspike.training import optimisation, schedule
 from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
 from tfspike.training.trainer import Trainer
@@ -219,14 +219,14 @@ def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:
 
 def test_milestones_multiply_the_learning_rate_after_finished_epochs() -> None:
     settings = runs.tiny("unused", learning_rate=1.0, lr_milestones=(2, 5), lr_factor=0.1)
-    rates = [optimisation.learning_rate(settings, 10 * done, 10) for done in (0, 1, 2, 4, 5)]
+    rates = [schedule.learning_rate(settings, 10 * done, 10) for done in (0, 1, 2, 4, 5)]
     assert rates == pytest.approx([1, 1, .1, .1, .01])
-    assert optimisation.learning_rate(settings, 19, 10) == 1  # an epoch has ended only after its last step
+    assert schedule.learning_rate(settings, 19, 10) == 1  # an epoch has ended only after its last step
 
 
 def test_cosine_falls_to_zero_over_all_epochs_after_the_warm_up() -> None:
     settings = runs.tiny("unused", learning_rate=2.0, epochs=5, lr_schedule="cosine", lr_milestones=(), warmup_epochs=1)
-    rates = [optimisation.learning_rate(settings, step, 10) for step in range(51)]
+    rates = [schedule.learning_rate(settings, step, 10) for step in range(51)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert rates[10] == 2.0 and rates[30] == pytest.approx(1.0) and rates[50] == 0.0
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))

@@ -85,12 +85,12 @@ def _training(model: Any, case: cases.Case) -> tuple[bytes, dict[str, Any]]:
     compiled, plain = (steps.training_step(model, optimizer, case, jit) for jit in ("on", "off"))
     values = [runner.value(argument, i) for i, argument in enumerate(batch)]
     images, labels = map(tf.constant, values)
-    variables = _variables(compiled.graph(images, labels))
+    variables = held_variables(compiled.graph(images, labels))
     hlo, text = (compiled.module(images, labels, stage) for stage in ("hlo_serialized", "hlo"))
     arguments = [*batch, {"name": "stop", "kind": "constant", "value": 0.0, **_form((), "float32")},
                  *map(_described, variables)]
     values = [runner.value(argument, i) for i, argument in enumerate(arguments)]
-    updates, held = _updates(text), len(arguments) - len(variables)
+    updates, held = updates_of(text), len(arguments) - len(variables)
     for variable, value in zip(variables, values[held:]):
         variable.assign(value)
     found = plain(images, labels)
@@ -109,7 +109,7 @@ def _inference(model: Any, case: cases.Case) -> tuple[bytes, dict[str, Any]]:
     images = {"name": "images", "kind": "pixels", **_form((case.batch, *cases.image_shape(case.net)), "float32")}
     compiled = tf.function(one_program, jit_compile=True, autograph=False)
     pixels = tf.constant(runner.value(images, 0))
-    variables = _variables(compiled.get_concrete_function(pixels))
+    variables = held_variables(compiled.get_concrete_function(pixels))
     arguments = [images, *map(_described, variables)]
     hlo = compiled.experimental_get_compiler_ir(pixels)(stage="hlo_serialized")
     values = [runner.value(argument, i) for i, argument in enumerate(arguments)]
@@ -124,7 +124,7 @@ def _form(shape: Iterable[int], dtype: str) -> dict[str, Any]:
     return {"shape": list(shape), "dtype": dtype}
 
 
-def _variables(function: Any) -> list[tf.Variable]:
+def held_variables(function: Any) -> list[tf.Variable]:
     """The variables of a concrete function, in the order of the arguments that XLA makes of them.
 
     Raises:
@@ -151,7 +151,7 @@ def _described(variable: tf.Variable) -> dict[str, Any]:
     return {**form, "kind": "constant", "value": start.flat[0].item()}
 
 
-def _updates(text: str) -> list[tuple[int, int]]:
+def updates_of(text: str) -> list[tuple[int, int]]:
     """Pairs (result, argument) of an HLO module's text: this result is the new value of that argument."""
     head = text.partition("\n")[0]
     return [(int(result), int(argument)) for result, argument in re.findall(r"\{(\d+)\}: \((\d+), \{\}", head)]

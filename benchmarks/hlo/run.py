@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if seconds < FEWEST_SECONDS:
             left.append(cell.key)
             continue
-        record = _measured(cell, given, min(seconds, MOST_SECONDS))
+        record = _measured(cell, given, min(seconds, given.most))
         if record["status"] == "unusable":
             missing[side] = " ".join(record["error"])
             print(f"The rows of {side} are left out: {missing[side]}", file=sys.stderr)
@@ -146,6 +146,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--platform", choices=("gpu", "cpu"), default="gpu", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="timed steps; default: %(default)s")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all of it; default: %(default)s")
+    parser.add_argument("--most", type=float, default=MOST_SECONDS, help="seconds of one process; default: %(default)s")
     parser.add_argument("--out", default="gpu.json", help="results, the table beside it; default: %(default)s")
     return parser.parse_args(argv)
 

@@ -14,7 +14,7 @@ import numpy as np
 from tfspike.checks import is_count, number
 from tfspike.errors import UserError
 
-_SIDE_PER_SHIFT = 8  # an image is shifted by at most an eighth of its side: 4 pixels of 32
+SIDE_PER_SHIFT = 8  # an image is shifted by at most an eighth of its side: 4 pixels of 32
 TEST_SHARE = 0.2  # of the records of each class, where data of the user's come without a test part
 _SPLIT, _EPOCH, _AUGMENT, _TEST = 1, 2, 3, 4  # kinds of random numbers, so that no two uses share a stream
 
@@ -93,15 +93,23 @@ def augment(images: np.ndarray, mirror: bool, seed: int, step: int, batch_size: 
       batch_size: of the global batch.
       part: which of its places `images` has.
     """
-    bits = _random_bits(batch_size, seed, _AUGMENT, step)[part]
     height, width = images.shape[1:3]
-    above, before = height // _SIDE_PER_SHIFT, width // _SIDE_PER_SHIFT
+    above, before = height // SIDE_PER_SHIFT, width // SIDE_PER_SHIFT
     padded = np.pad(images, ((0, 0), (above, above), (before, before), (0, 0)))
-    tops = (bits >> np.uint64(8)) % np.uint64(2 * above + 1)  # bias below 1e-6
-    lefts = (bits >> np.uint64(32)) % np.uint64(2 * before + 1)
-    flips = bits & np.uint64(mirror)
+    tops, lefts, flips = (moved[part] for moved in shifts(mirror, seed, step, batch_size, height, width))
     out = np.empty_like(images)
     for i, (top, left, flip) in enumerate(zip(tops.tolist(), lefts.tolist(), flips.tolist())):
         crop = padded[i, top:top + height, left:left + width]
         out[i] = crop[:, ::-1] if flip else crop
     return out
+
+
+def shifts(mirror: bool, seed: int, step: int, batch_size: int, height: int,
+           width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `augment` does to the images of a global batch: where each is cut out of its padding, and whether it is
+    mirrored; whole numbers [B]."""
+    bits = _random_bits(batch_size, seed, _AUGMENT, step)
+    above, before = height // SIDE_PER_SHIFT, width // SIDE_PER_SHIFT
+    tops = (bits >> np.uint64(8)) % np.uint64(2 * above + 1)  # bias below 1e-6
+    lefts = (bits >> np.uint64(32)) % np.uint64(2 * before + 1)
+    return tops.astype(np.int32), lefts.astype(np.int32), (bits & np.uint64(mirror)).astype(np.int32)

@@ -70,6 +70,9 @@ class Evaluator:
       worker: this worker.
       loss: what the network was trained with, for `Result.loss`.
       compiled: with XLA as a whole (`distribution.compiles`); of one replica.
+
+    Attributes:
+      step: the function of one part, (images, weights, first seed) to outputs and sums of rates.
     """
 
     def __init__(self, model: Network, images: Any, labels: np.ndarray, info: datasets.DatasetInfo, part: int,
@@ -84,7 +87,7 @@ class Evaluator:
         self.stream = streams.EvalStream(images, labels, part * self._replicas, info, indices, pad=True,
                                          shard=(worker.index, worker.count))
         compute = noise.as_one_program(self._compute) if compiled else self._compute
-        self._step = tf.function(compute, autograph=False, reduce_retracing=True, jit_compile=compiled or None)
+        self.step = tf.function(compute, autograph=False, reduce_retracing=True, jit_compile=compiled or None)
 
     def run(self, draw: int = 0) -> Result:
         """All records once, under the noise of draw number `draw`."""
@@ -92,7 +95,7 @@ class Evaluator:
         batches = distribution.distribute(self.strategy, self.stream.dataset(), self.worker)
         for k, (images, _, weights) in enumerate(batches):
             first_seed = tf.constant(draw * _DRAW + k * self._replicas, tf.int64)
-            output, sums = self._step(images, weights, first_seed)
+            output, sums = self.step(images, weights, first_seed)
             outputs.append(output.numpy())
             for part in sums.numpy():  # one after the other: the same sum for any number of replicas
                 totals += part

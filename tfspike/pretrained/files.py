@@ -28,7 +28,7 @@ from tfspike.errors import UserError
 
 FOLDER = os.path.join(files.PACKAGE, "weights")
 FORMAT = 1
-LARGEST = 5_000_000  # bytes of one .npz: every clone of the repository carries it
+LARGEST = 12_000_000  # bytes of one .npz: every clone of the repository carries it
 _PARTS = {"config": dict, "info": dict, "card": dict, "fingerprint": dict, "sha256": str}
 
 

@@ -9,7 +9,7 @@ from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.runs import checkpoints
 from tfspike.runs.checkpoints import Checkpoint
-from tfspike.runs.workdir import CHECKPOINTS, Say
+from tfspike.runs.workdir import CHECKPOINTS, Say, steps_finished
 
 
 def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint:
@@ -95,5 +95,5 @@ def standing(config: Config, which: str, checkpoint: Checkpoint) -> Standing:
         return Standing(which, checkpoint.step, checkpoint.step)
     folder = os.path.join(str(config.workdir), CHECKPOINTS)
     chosen = which == "best" and checkpoint.step in (checkpoints.target_of(folder, which), _best_step(checkpoint))
-    return Standing("best" if chosen else "last", checkpoint.step, max([checkpoint.step, *checkpoints.steps(folder)]),
-                    config.epochs * length)
+    trained = max([checkpoint.step, *checkpoints.steps(folder), steps_finished(str(config.workdir), config)])
+    return Standing("best" if chosen else "last", checkpoint.step, trained, config.epochs * length)

@@ -81,12 +81,24 @@ def prepare(workdir: str) -> Any:
 
 def is_finished(workdir: str, config: Config) -> bool:
     """Whether the run in `workdir` has trained all epochs and written all exports of `config`."""
+    done = _finished(workdir, config)
+    return done is not None and set(config.export) <= set(done["export"])
+
+
+def steps_finished(workdir: str, config: Config) -> int:
+    """Training steps of the run in `workdir` if it has trained all epochs of `config`, else 0."""
+    done = _finished(workdir, config)
+    return 0 if done is None or type(done.get("step")) is not int else done["step"]
+
+
+def _finished(workdir: str, config: Config) -> dict[str, Any] | None:
+    """finished.json of a run that has trained all epochs; None where it has not."""
     try:
         with open(os.path.join(workdir, FINISHED), encoding="utf-8") as file:
             done = json.loads(file.read(100_000))
-        return done["epochs"] == config.epochs and set(config.export) <= set(done["export"])
+        return done if done["epochs"] == config.epochs and isinstance(done["export"], list) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def mark_finished(workdir: str, config: Config, step: int) -> None:

@@ -17,7 +17,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.models import diagnosis, variables
 from tfspike.runs import checkpoints, starting, workdir
-from tfspike.training.optimisation import learning_rate
+from tfspike.training.schedule import learning_rate
 from tfspike.training.trainer import Trainer
 
 _BATCH, _RECORDS = 4, 8  # images per device and step; records of the evaluation

@@ -29,6 +29,7 @@ class TrainStep:
 
     Attributes:
       compiled: whether XLA compiles the step as a whole.
+      names: of the numbers that a step returns.
 
     Raises:
       UserError: `--jit=on` with several devices.
@@ -37,7 +38,7 @@ class TrainStep:
     def __init__(self, model: Network, optimizer: Any, strategy: tf.distribute.Strategy, config: Config):
         self.model, self.optimizer, self.strategy, self.config = model, optimizer, strategy, config
         penalised = ["firing_rate", "spike_penalty"] if config.spike_penalty > 0 else []
-        self._names = ["loss", *penalised, "correct", "stop",
+        self.names = ["loss", *penalised, "correct", "stop",
                        *diagnosis.statistic_names(model.spiking_layers, model.trainable_variables)]
         self.compiled = distribution.compiles(config.jit, strategy.num_replicas_in_sync, config.deterministic)
         compute = noise.as_one_program(self._compute) if self.compiled else self._compute
@@ -64,7 +65,7 @@ class TrainStep:
     def numbers(self, values: tf.Tensor) -> dict[str, float]:
         """`{name: value}` of a step: loss (without the penalty of spikes), correct, stop, `diagnosis.layer_statistics`,
         and with a penalty firing_rate, spikes per neuron and step, and spike_penalty, what it adds to the loss."""
-        return dict(zip(self._names, values.numpy().tolist()))
+        return dict(zip(self.names, values.numpy().tolist()))
 
     def _compute(self, images: Any, labels: Any, stop: tf.Tensor) -> tf.Tensor:
         return distribution.first(self.strategy, self.strategy.run(self._replica, args=(images, labels, stop)))
@@ -88,7 +89,7 @@ class TrainStep:
         self._apply(grads, variables, replicas)
         sums |= {"correct": tf.reduce_sum(tf.cast(correct, tf.float32)), "stop": stop}
         sums |= {name: value / replicas for name, value in stats.items()}  # a mean over replicas, as a sum
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([sums[name] for name in self._names]))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([sums[name] for name in self.names]))
 
     def _apply(self, grads: list[tf.Tensor], variables: Sequence[Any], replicas: int) -> None:
         config = self.config

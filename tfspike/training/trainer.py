@@ -29,10 +29,11 @@ from tfspike.runs import initial_weights, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training.board import Board
-from tfspike.training.optimisation import learning_rate, make_optimizer
+from tfspike.training.optimisation import make_optimizer
 from tfspike.training.pace import Pace, Speed, clock
 from tfspike.training.profiling import Profile
 from tfspike.training.progress import Progress, Sums
+from tfspike.training.schedule import learning_rate
 from tfspike.training.signals import Signals, Stopped
 from tfspike.training.windows import Window, Windows
 
