@@ -55,6 +55,24 @@ def test_layers_have_rates_of_their_own_and_those_without_one_keep_their_weights
     np.testing.assert_array_equal(model.get_layer("hidden").layer.kernel, before)
 
 
+def test_a_layer_whose_currents_are_mostly_negative_takes_half_of_the_most_it_can():
+    """An ANN's weights: without the limit they would grow to the end of the search, and the gradient with them."""
+    inputs = keras.Input((30,))
+    dense = keras.layers.Dense(40, use_bias=False)
+    x = LIF(0.9, name="hidden")(OverTime(dense)(PoissonEncoder(20)(inputs)))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3, use_bias=False))(x)))
+    random = np.random.default_rng(1)
+    images = random.uniform(0.2, 0.8, (8, 30)).astype("float32")
+    first = random.normal(-0.03, 0.1, (30, 40)).astype("float32")
+    dense.kernel.assign(first)
+    reached = initialise_rates(model, images, 0.3)["hidden"]
+    factor = float(np.abs(dense.kernel.value).max() / np.abs(first).max())
+    dense.kernel.assign(first * 256)
+    most = float(tf.reduce_mean(model.observe(images, seed=0)[1]["hidden"])) / 20
+    assert 0.01 < most < 0.3, "the fixture must not be able to reach the target"
+    assert reached == pytest.approx(most / 2, rel=0.1) and factor < 64
+
+
 def test_a_silent_input_is_refused_by_the_layers_name():
     model = models.create("lenet", (28, 28, 1), 10, 5)
     with pytest.raises(UserError, match="conv1_1_lif"):

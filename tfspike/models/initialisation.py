@@ -21,6 +21,8 @@ from tfspike.neurons import gradients
 from tfspike.neurons.layers import OverTime, PoolingIF, SpikingLayer
 
 _HALVINGS = 12
+_WIDEST = 8.0  # factors from 2 ** -8 to 2 ** 8
+_OF_THE_MOST = 0.5
 
 
 def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
@@ -35,7 +37,8 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
       seed: keys the encoder's noise.
 
     Returns:
-      The rate reached by every LIF layer, by name; a layer fed by weights of an earlier one alone is left out.
+      The rate reached by every LIF layer, by name; a layer fed by weights of an earlier one alone is left out. A layer
+      that no scale brings to the target has half of the most that one does.
 
     Raises:
       UserError: `target_rate` out of range, or no scale makes a layer fire (its input is silent).
@@ -105,7 +108,11 @@ def _currents(call: plans.Call, plan: plans.Plan, values: plans.Values) -> tf.Te
 
 def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: list[keras.Variable],
              target: float) -> float:
-    """Scales `weights` until the layer's mean rate is at the target, by bisection of the factor's logarithm."""
+    """Scales `weights` until the layer's mean rate is at the target, by bisection of the factor's logarithm.
+
+    Where most currents of a layer are negative, as in an ANN's, no scale may bring it there: its rate stops growing
+    while its weights, and the gradient that it passes on with them, grow on. Half of the most is taken then.
+    """
     with_weights = tf.cast(values[call.source], tf.float32)
     originals = [tf.convert_to_tensor(weight.value) for weight in weights]
     for weight in weights:
@@ -119,10 +126,12 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: 
         spikes, _ = gradients.simulate(currents, state, call.layer.neuron)
         return tf.reduce_mean(spikes)
 
-    low, high = -8.0, 8.0  # powers of two
+    low, high = -_WIDEST, _WIDEST
+    most = float(rate_at(tf.constant(2.0 ** high)))
+    wanted = target if most >= target else most * _OF_THE_MOST
     for _ in range(_HALVINGS + 4):
         middle = (low + high) / 2.0
-        if float(rate_at(tf.constant(2.0 ** middle))) < target:
+        if float(rate_at(tf.constant(2.0 ** middle))) < wanted:
             low = middle
         else:
             high = middle

@@ -42,6 +42,7 @@ _DESCRIBED = 32  # first images of training and validation that pictures and ene
 _NAMELESS = re.compile(r"variable(_\d+)?")  # Keras' own name, with a number that counts what a process made
 _KERNELS = {"dense": "dense convolutions", "events": "event-driven"}
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
+_REACHED = 0.8  # share of the wanted rate below which a layer has not reached it
 
 
 def _check_own_neurons(config: Config, model: Any) -> None:
@@ -127,7 +128,10 @@ class Trainer:
             first = streams.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
                                         self.config.seed, self.info).batch(0)[0]
             rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
-            self.say(f"First weights scaled to {self.config.target_rate:g} spikes per step in {len(rates)} layers.")
+            target = self.config.target_rate
+            below = {name: rate for name, rate in rates.items() if rate < _REACHED * target}
+            self.say(f"First weights scaled to {target:g} spikes per step in {len(rates) - len(below)} layers."
+                     + "".join(f" No scale brings {name} there: {rate:.3g}." for name, rate in below.items()))
 
     def choose_kernel(self, restored: bool) -> None:
         """What --kernel=auto is: in a new run measured, on its first batch with its first weights, and then the same in
