@@ -42,6 +42,7 @@ SUBJECTS = {
     "Looking at a network": ["analysis", "analysis.*"],
     "Training": ["training", "training.*"],
     "Evaluation and reports": ["evaluation", "evaluation.*"],
+    "Before training": ["stdp", "stdp.*"],
     "Conversion": ["conversion", "conversion.*"],
     "Exports": ["export", "export.*"],
     "What all rooms share": ["checks", "distribution", "errors", "faces", "files", "output"],

@@ -1,4 +1,4 @@
-"""`tfspike train | eval | export | convert | results`: the same commands as scripts and modules, in the words of the caller."""
+"""`tfspike train | eval | export | stdp | convert | results`: the same commands as scripts and modules, in the words of the caller."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("name", "flag"), [("train", "--learning_rate"), ("eval", "--predict"), ("export", "--target"),
-                                            ("convert", "--percentile"), ("results", "--evaluation")])
+                                            ("stdp", "--rule"), ("convert", "--percentile"), ("results", "--evaluation")])
 def test_every_command_has_its_help(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         program.main([name, "--help"])
@@ -185,7 +185,7 @@ def test_a_gpu_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", ["train.py --dry_run", "-m tfspike train --dry_run", "eval.py --weights=lenet_mnist",
                                        "-m tfspike.export --workdir=tests/goldens/run",
-                                       "-m tfspike.conversion --run=tests/goldens/run",
+                                       "-m tfspike.conversion --run=tests/goldens/run", "-m tfspike.stdp --images=1",
                                        "-m tfspike.pretrained --workdir=tests/goldens/run"])
 def test_every_command_starts_tensorflow_so(arguments: str, tmp_path: Path) -> None:
     (tmp_path / "tensorflow.py").write_text(FAKE.format(then="raise ImportError(os.environ['TF_CPP_MIN_LOG_LEVEL'])"))

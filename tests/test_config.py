@@ -357,7 +357,8 @@ CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "short
            "optimizer": "adam", "weight_decay": 0.3, "clip_norm": 3.0, "val_fraction": 0.3, "augment": True, "seed": 3,
            "precision": "mixed_bfloat16", "strategy": "mirrored", "jit": "on", "deterministic": True, "neuron": "relu",
            "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events", "levels": 4,
-           "learn": ("leak",), "feedback": "random", "readout": "first", "running_start": True}
+           "learn": ("leak",), "feedback": "random", "readout": "first", "running_start": True,
+           "homeostasis": 0.1}
 
 
 def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():

@@ -245,12 +245,13 @@ WITH_COMMANDS = [path for path in ALL_PROSE if path.name != "CHANGELOG.md"]  # w
 READERS: dict[str, Callable[[list[str]], Any]] = {
     "train.py": flags.parse, "eval.py": eval_options.parse_eval,
     "tfspike.conversion": lambda words: importlib.import_module("tfspike.conversion.options").parse(words),
+    "tfspike.stdp": lambda words: importlib.import_module("tfspike.stdp.options").parse(words),
     "tfspike.export": lambda words: importlib.import_module("tfspike.export.options").parse(words),
     "tfspike.pretrained": lambda words: flags.parse_as(importlib.import_module("tfspike.pretrained").PackOptions, words, ""),
     "tfspike.results": lambda words: flags.parse_as(importlib.import_module("tfspike.results").ResultOptions, words, "")}
 # `tfspike train` takes what train.py does.
 READERS |= {"tfspike train": READERS["train.py"], "tfspike eval": READERS["eval.py"], "tfspike export": READERS["tfspike.export"],
-            "tfspike convert": READERS["tfspike.conversion"], "tfspike results": READERS["tfspike.results"]}
+            "tfspike stdp": READERS["tfspike.stdp"], "tfspike convert": READERS["tfspike.conversion"], "tfspike results": READERS["tfspike.results"]}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -313,7 +314,8 @@ def complaint(words: list[str]) -> str | None:
 
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_the_pages_exist(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runs" / "lenet_mnist").mkdir(parents=True)  # weights of --init_from must be there
+    for name in ("lenet_mnist", "stdp"):
+        (tmp_path / "runs" / name).mkdir(parents=True)  # weights of --init_from must be there
     monkeypatch.chdir(tmp_path)
     wrong = {" ".join(words): complaint(words) for words in commands(path.read_text(encoding="utf-8"))}
     assert not {words: why for words, why in wrong.items() if why}

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tfspike"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top down: a room imports only rooms on later lines, and itself.
-ROOMS = (("__main__",), ("training", "pretrained"), ("export", "conversion", "evaluation"),
+ROOMS = (("__main__",), ("training", "pretrained"), ("export", "conversion", "evaluation", "stdp"),
          ("analysis", "runs"), ("models",), ("engine",), ("neurons", "config"), ("datasets",),
          ("checks", "files", "distribution", "output"), ("errors", "variants", "faces"))
 WITHOUT_TENSORFLOW = ("__main__", "checks", "config", "config.commands", "config.flags", "config.recipes", "conversion.options", "datasets",
@@ -28,7 +28,7 @@ WITHOUT_TENSORFLOW = ("__main__", "checks", "config", "config.commands", "config
                       "datasets.tfds_source", "errors", "evaluation.options", "export.formats", "export.options",
                       "files", "models", "neurons", "output", "pretrained", "pretrained.cards", "pretrained.files",
                       "runs", "runs.checkpoints", "runs.loading", "runs.results", "runs.standing", "runs.starting",
-                      "runs.workdir", "training", "training.schedule", "training.signals", "variants")
+                      "runs.workdir", "stdp", "stdp.options", "training", "training.schedule", "training.signals", "variants")
 LARGEST_FACE = 40  # lines of a package's __init__
 
 
@@ -178,7 +178,7 @@ def test_an_export_loads_tensorflow_when_it_is_used(heavy: dict[str, list[str]])
     assert heavy["tfspike.LIF"] == ["keras", "tensorflow"]
 
 
-@pytest.mark.parametrize("command", ["", ".conversion", ".export", ".pretrained", ".results", ".runs.results"])
+@pytest.mark.parametrize("command", ["", ".conversion", ".export", ".pretrained", ".stdp", ".results", ".runs.results"])
 def test_commands_are_found_by_their_module(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"tfspike{command}", "--help"], cwd=ROOT, capture_output=True,
                           text=True, timeout=60)

@@ -47,6 +47,14 @@ def test_weights_that_feed_two_layers_are_scaled_for_the_first():
     np.testing.assert_allclose(reached["first"], TARGET, atol=0.02)
 
 
+def test_layers_have_rates_of_their_own_and_those_without_one_keep_their_weights():
+    model = models.create("lenet", (28, 28, 1), 10, 10, hidden=50, kappa=1.0)
+    before = model.get_layer("hidden").layer.kernel.numpy()
+    reached = initialise_rates(model, IMAGES, {"conv1_1_lif": 0.05, "conv2_1_lif": 0.2})
+    assert reached == {"conv1_1_lif": pytest.approx(0.05, abs=0.01), "conv2_1_lif": pytest.approx(0.2, abs=0.01)}
+    np.testing.assert_array_equal(model.get_layer("hidden").layer.kernel, before)
+
+
 def test_a_layer_whose_currents_are_mostly_negative_takes_half_of_the_most_it_can():
     """An ANN's weights: without the limit they would grow to the end of the search, and the gradient with them."""
     inputs = keras.Input((30,))

@@ -1,4 +1,4 @@
-"""The commands: `tfspike train | eval | export | convert | results`, and the same as `python -m tfspike`.
+"""The commands: `tfspike train | eval | export | stdp | convert | results`, and the same as `python -m tfspike`.
 
 `tfspike --help` lists them, `tfspike train --help` is that command's. train.py and eval.py of the checkout call `train`
 and `evaluate`. Exit codes: 0, 2 for a mistake that is explained in one sentence, and those of `tfspike.training.run`.
@@ -49,6 +49,12 @@ def _export(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _stdp(argv: Sequence[str]) -> int:
+    from tfspike.stdp.__main__ import main
+
+    return main(argv)
+
+
 def _convert(argv: Sequence[str]) -> int:
     from tfspike.conversion.__main__ import main
 
@@ -62,7 +68,7 @@ def _results(argv: Sequence[str]) -> int:
 
 
 _RUN: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "eval": evaluate, "export": _export, "convert": _convert, "results": _results}
+    "train": train, "eval": evaluate, "export": _export, "stdp": _stdp, "convert": _convert, "results": _results}
 
 
 def help_text() -> str:

@@ -148,8 +148,14 @@ def record(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, 
     layers = tuple(
         LayerRecording(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
                    np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
-                   float(call.layer.neuron.threshold) if i else None) for i, call in enumerate(calls))
+                   _threshold(call, middling[i]) if i else None) for i, call in enumerate(calls))
     return Recording(layers, np.concatenate(readout))
+
+
+def _threshold(call: plans.Call, neuron: int) -> float:
+    """Of one neuron of a layer, whose channels may have thresholds of their own."""
+    thresholds = np.ravel(call.layer.neuron.threshold)
+    return float(thresholds[neuron % len(thresholds)])
 
 
 def _windows(simulation: Simulation, image: Any, seed: int) -> Iterator[Stretch]:

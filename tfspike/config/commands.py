@@ -15,13 +15,15 @@ COMMANDS = {
     "train": "Train a spiking network, or an ANN to convert, and export it.",
     "eval": "Test a trained network: accuracy, predictions, reports, comparisons.",
     "export": "Write the network of a run as files for other programs.",
+    "stdp": "Have convolutions learn from spikes without labels, before train does.",
     "convert": "Turn the ANN of a run into a spiking network.",
     "results": "Record a finished run as a row of a table.",
 }
 """`{name: what it does}`."""
 
 _CHECKOUT = Path(__file__).resolve().parents[2]  # where train.py and eval.py lie, unless the package is installed
-_MODULES = {"export": "tfspike.export", "convert": "tfspike.conversion", "results": "tfspike.results"}
+_MODULES = {"export": "tfspike.export", "stdp": "tfspike.stdp", "convert": "tfspike.conversion",
+            "results": "tfspike.results"}
 
 
 def front() -> list[str]:

@@ -31,7 +31,7 @@ NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
 SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
                 "surrogate", "surrogate_width", "credit", "reset", "start", "running_start", "feedback", "learn",
-                "readout", "pooling", "spike_penalty", "kernel")
+                "homeostasis", "readout", "pooling", "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -130,6 +130,8 @@ class Config:
     learn: tuple[str, ...] = setting(
         (), "What every layer of LIF neurons learns besides its weights, from --leak and --threshold on.",
         group="Network", choices=LEARNABLE)
+    homeostasis: float = setting(0.0, "How fast thresholds adapt in training until every channel fires about as often, "
+                                 "such as .01; 0 keeps them.", group="Network", **_SHARE)
     hidden: int | None = setting(None, "Neurons of the hidden dense layer, 0 for no such layer; none means the "
                                  "network's own.", group="Network", **_at_least(0))
     dropout: float | None = setting(None, "Share of neurons silenced for a window; none means the network's own.",
@@ -249,6 +251,10 @@ class Config:
         if self.running_start and (self.reset == "silent" or self.surrogate in TANDEM):
             raise UserError("--running_start is of membranes that go on after a spike and may begin anywhere; received "
                             f"--reset={self.reset} and --surrogate={self.surrogate}. Leave it out.")
+        if self.homeostasis and (self.learn or self.start or self.running_start or self.gradient == "eprop"):
+            raise UserError(f"--homeostasis={self.homeostasis:g} is of neurons that learn no constants and begin at 0, "
+                            "with --gradient=event or rate; leave out --learn, --start, --running_start and "
+                            "--gradient=eprop, or it.")
         self._validate_learn()
         if self.jit == "on" and self.kernel == "events":
             raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "

@@ -74,6 +74,18 @@ def parse_as(options: type[Any], argv: Sequence[str] | None, usage: str) -> Any:
     return options(**_given(argv, (options,), usage))
 
 
+def parse_with_settings(options: type[Any], argv: Sequence[str] | None, usage: str,
+                        notes: str) -> tuple[dict[str, Any], Any]:
+    """Reads the command line of a command that also takes the settings of train.py; errors as for `parse`.
+
+    Returns:
+      The settings that were given, by name, and the command's dataclass.
+    """
+    given = _given(argv, (options, Config), usage, notes)
+    own = {name: given.pop(name) for name in options.__dataclass_fields__ if name in given}
+    return given, options(**own)
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, and as

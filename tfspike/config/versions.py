@@ -33,6 +33,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "feedback": Added("symmetric"),
     "readout": Added("membrane"),
     "learn": Added(()),
+    "homeostasis": Added(0.0),
     "norm": Added("none"),
     "pooling": Added("neuron"),
     "shortcut": Added("spikes"),

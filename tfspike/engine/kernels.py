@@ -98,7 +98,7 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str 
             spikes, state, *_ = fire(currents[start:start + MOST_STEPS], state, neuron, gradient, kernel)
             parts.append(spikes)
         return Fired(tf.concat(parts, axis=0), state, None, None)
-    compiled = kernel == "xla" and not neuron.learn  # which keeps a tracing for every set of constants
+    compiled = kernel == "xla" and not neuron.varies  # which keeps a tracing for every set of constants
     return (_fire_xla if compiled else _fire_plain)(currents, state, neuron, gradient)
 
 
@@ -266,7 +266,7 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
     def replay(currents: tf.Tensor, *_learnt: tf.Tensor):
         def grad(upstream):
             rule = neuron.slope_rule
-            credit = _credit_xla if kernel == "xla" and not neuron.learn else _credit
+            credit = _credit_xla if kernel == "xla" and not neuron.varies else _credit
             delta, first = credit(bits, known, carry, upstream, rule)
             give(first)
             return (delta, *rule.credit_constants(known, train, upstream, delta, carry))

@@ -164,7 +164,7 @@ class _Writer:
             if neuron.reset != "zero" or neuron.start != 0.0:
                 raise UserError(f"The neurons of NIR begin at 0 and reset to 0, and {call.name!r} has "
                                 f"reset={neuron.reset!r} and start={neuron.start:g}: export another format.")
-            node = self._neuron(_first(source.shape), float(neuron.leak), float(neuron.threshold))
+            node = self._neuron(_first(source.shape), float(neuron.leak), np.asarray(neuron.threshold, np.float32))
             return self._add(call.name, node, source)
         if isinstance(layer, Readout):
             if layer.growth != 1.0:
@@ -188,11 +188,13 @@ class _Writer:
 
     # ---- neurons -----------------------------------------------------------------------------------------------
 
-    def _neuron(self, shape: tuple[int, ...], leak: float, threshold: float) -> Any:
+    def _neuron(self, shape: tuple[int, ...], leak: float, threshold: np.ndarray) -> Any:
         full, dt = _filler(shape), self.to.dt
+        if threshold.ndim:  # one for each channel, which comes first here
+            threshold = threshold.reshape(-1, *[1] * (len(shape) - 1))
 
-        def limit(value: float) -> np.ndarray:
-            single = np.float32(value)
+        def limit(value: np.ndarray) -> np.ndarray:
+            single = np.asarray(value, np.float32)
             return full(np.nextafter(single, np.float32(np.inf)) if self.to.inclusive else single)
 
         zero = full(0.0)

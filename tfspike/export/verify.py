@@ -108,16 +108,17 @@ def expected_of(model: Any, train: np.ndarray) -> dict[str, np.ndarray]:
         for i, (call, layer) in enumerate(zip(plan.spiking, stretch.layers.values())):
             fired = tf.cast(layer.spikes, tf.float32)
             spikes[:, i] += tf.reduce_sum(fired, (0, *range(2, len(fired.shape)))).numpy().astype(np.int64)
-            closest = min(closest, _nearest(tf.stack(layer.potentials).numpy(), float(call.layer.neuron.threshold)))
+            thresholds = np.asarray(call.layer.neuron.threshold, np.float32)
+            closest = min(closest, _nearest(tf.stack(layer.potentials).numpy(), thresholds))
     steps = np.arange(1, len(train) + 1, dtype=np.float32)[:, None, None]
     every_step = np.moveaxis(np.concatenate(readouts) / steps, 0, 1)
     scores, = plan.behind_readout(tf.constant(every_step[:, -1]))
     return {"scores": scores.numpy(), "every_step": every_step, "closest": np.float32(closest), "layer_spikes": spikes}
 
 
-def _nearest(potentials: np.ndarray, threshold: float) -> float:
+def _nearest(potentials: np.ndarray, threshold: np.ndarray) -> float:
     """The smallest |u - threshold| above 0 (a pooling neuron's quarters meet .75 exactly, in every simulator)."""
-    distance = np.abs(potentials - np.float32(threshold))
+    distance = np.abs(potentials - threshold)
     return float(np.min(distance, where=distance > 0, initial=np.inf))
 
 

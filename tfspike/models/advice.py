@@ -103,8 +103,9 @@ class RunAdvice:
     def louder(self, layer: str) -> str:
         """Flags that make a layer fire more, the likely culprit first."""
         if self.normalised:  # currents have the size of the threshold already
-            return f"more --timesteps (now {self.config.timesteps}) or a smaller --learning_rate (now " \
-                   f"{self.config.learning_rate:g})"
+            ways = [f"more --timesteps (now {self.config.timesteps})",
+                    f"a smaller --learning_rate (now {self.config.learning_rate:g})", *self._homeostasis()]
+            return f"{', '.join(ways[:-1])} or {ways[-1]}"
         usual = VARIANTS[self.config.model].kappa
         ways = [f"lower --threshold (now {self.config.threshold:g}, usually 1)"] if self.config.threshold > 1.0 else []
         if self._kappa() < usual:
@@ -117,7 +118,15 @@ class RunAdvice:
             ways.append(f"raise --kappa (now {self._kappa():g})")
         if self.config.threshold <= 1.0:
             ways.append(f"lower --threshold (now {self.config.threshold:g})")
+        ways += self._homeostasis()
         return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+    def _homeostasis(self) -> list[str]:
+        """The flag that lowers thresholds where channels do not fire, if the network may have it and has it not."""
+        config = self.config
+        if config.homeostasis or config.learn or config.start or config.running_start or config.gradient == "eprop":
+            return []
+        return ["--homeostasis=0.01 (lowers thresholds of channels that do not fire)"]
 
     def smaller_steps(self) -> str:
         """Flags that make updates smaller, or their cause."""

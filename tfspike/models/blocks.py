@@ -49,7 +49,7 @@ def neurons(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     s = b.settings
     kind = LIF if isinstance(s.neuron, str) else s.neuron
     return kind(s.leak, s.threshold, s.gradient, s.surrogate, s.surrogate_width, s.credit, s.reset, s.start, s.learn,
-                s.running_start, feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
+                s.running_start, s.homeostasis, feedback=s.feedback, dtype=s.dtype, name=f"{name}_lif")(x)
 
 
 def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:

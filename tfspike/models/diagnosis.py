@@ -22,6 +22,7 @@ from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.models.advice import Advice, RunAdvice, counted, factor, listed, named, percent
 from tfspike.models.network import window_of
+from tfspike.neurons.homeostasis import longest_fall
 from tfspike.neurons.layers import SpikingLayer
 
 SATURATED_RATE = 0.95    # spikes per step from which a neuron counts as saturated
@@ -167,6 +168,9 @@ class Watch:
         self._said: set[tuple[str, str]] = set()
         self._alive: set[str] = set()                 # layers that were seen firing
         self._first_step: int | None = None
+        layers = [] if window is None else [call.layer for call in window.spiking]
+        self._fall = max((longest_fall(layer.homeostasis) for layer in layers), default=0)
+        self._collapse_patience += self._fall  # thresholds may still fall until neurons fire
 
     # ---- public ------------------------------------------------------------------------------------------------
 
@@ -338,6 +342,8 @@ class Watch:
                f"{self._advice.louder(layer)}."
 
     def _fate(self) -> str:
+        if self._fall:
+            return "Its thresholds fall until it fires; if they do not help, start again"
         if self._advice.needs_spikes:
             return "Silent neurons get no gradient and stay silent: start again"
         return "If it does not recover, start again"

@@ -7,6 +7,7 @@ trial factor finds the scale; layers are set in the order of the forward pass (c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -24,15 +25,15 @@ _WIDEST = 8.0  # factors from 2 ** -8 to 2 ** 8
 _OF_THE_MOST = 0.5
 
 
-def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target_rate: float = 0.1,
-                     seed: int = 0) -> dict[str, float]:
+def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
+                     target_rate: float | Mapping[str, float] = 0.1, seed: int = 0) -> dict[str, float]:
     """Rescales the model's weights in place.
 
     Args:
       model: a `SpikingModel`.
       inputs: one batch of what the model takes, `[B, ...]`; 16 to 64 samples are enough.
-      target_rate: mean rate wanted of every LIF layer, spikes per step, in (0, .5). Pooling neurons have no weights and
-        follow the layer below.
+      target_rate: mean rate wanted of every LIF layer, spikes per step, in (0, .5); or of each by its name, those that
+        are not named keep their weights. Pooling neurons have no weights and follow the layer below.
       seed: keys the encoder's noise.
 
     Returns:
@@ -42,10 +43,11 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target
     Raises:
       UserError: `target_rate` out of range, or no scale makes a layer fire (its input is silent).
     """
-    if not 0.0 < target_rate < 0.5:
-        raise UserError(f"`target_rate` must be in (0, .5) spikes per step. Received: target_rate={target_rate!r}.")
     plan = model._required_plan()
     plan.refuse_own_neurons("Rate-targeted initialisation")
+    targets = target_rate if isinstance(target_rate, Mapping) else dict.fromkeys(model.spiking_layers, target_rate)
+    if not all(0.0 < target < 0.5 for target in targets.values()):
+        raise UserError(f"`target_rate` must be in (0, .5) spikes per step. Received: target_rate={target_rate!r}.")
     reached: dict[str, float] = {}
     # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
     kernels: dict[Any, list[keras.Variable]] = {}
@@ -57,9 +59,9 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor, target
             feeding = feeding + list(call.layer.trainable_variables)
         if isinstance(call.layer, SpikingLayer):
             feeding = [kernel for kernel in feeding if id(kernel) not in scaled]
-            if feeding and not isinstance(call.layer, PoolingIF):
+            if feeding and not isinstance(call.layer, PoolingIF) and call.name in targets:
                 scaled.update(map(id, feeding))
-                reached[call.name] = _rescale(call, plan, values_before, feeding, target_rate)
+                reached[call.name] = _rescale(call, plan, values_before, feeding, targets[call.name])
                 args = (_currents(call, plan, values_before),)
             feeding = []
         for output in call.outputs:

@@ -31,7 +31,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            dtype: Any = None, surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, norm: str | None = None,
            pooling: str = "neuron", neuron: str | type[LIF] = "lif", shortcut: str = "spikes", reset: str = "zero",
            readout: str = "membrane", start: float = 0.0, running_start: bool = False, credit: str = "mean",
-           feedback: str = "symmetric", learn: Sequence[str] = (), kernel: str = "auto",
+           feedback: str = "symmetric", learn: Sequence[str] = (), homeostasis: float = 0.0, kernel: str = "auto",
            levels: int = 0) -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
@@ -60,9 +60,9 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         averages on, which loses nothing in a window of few steps.
       neuron: "lif", or "relu" for the same stack as an ordinary ANN (`tfspike.models.ann`): same weights in the same
         order, no time. `timesteps` is not used then, and the other settings of spiking neurons (gradient, encoder,
-        leak, threshold, surrogate and its width, reset, start, running_start, credit, feedback, learn, readout,
-        pooling) keep their defaults. Or a subclass of `LIF` that is constructed as `LIF` is: it takes the place of the
-        LIF neurons.
+        leak, threshold, surrogate and its width, reset, start, running_start, credit, feedback, learn, homeostasis,
+        readout, pooling) keep their defaults. Or a subclass of `LIF` that is constructed as `LIF` is: it takes the
+        place of the LIF neurons.
       shortcut: what the shortcut of a residual block carries: "spikes", as in the paper (neurons behind the sum), or
         "currents" past the neurons, with which many layers learn (neurons in front of every convolution).
       reset: what a spike leaves of the membrane of a LIF neuron: "zero", as in the paper, "subtract", what is above the
@@ -76,6 +76,8 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
       feedback: how "eprop" tells a layer of the error: "symmetric", through the weights behind it, or "random".
       learn: which of "leak" and "threshold" each layer of LIF neurons learns as a weight, from the values given here on
         (`tfspike.neurons.learnt`).
+      homeostasis: how fast thresholds of LIF neurons adapt in training until every channel fires about as often, in
+        [0, 1); 0 keeps them (`tfspike.neurons.homeostasis`).
       kernel: "dense" convolutions, or "events", which adds weights where spikes are, on CPUs: its time follows the
         spikes. "auto" is "dense" until `SpikingModel.choose_kernel` measures both.
       levels: of neuron="relu": L steps of its ReLUs up to a learnt ceiling, which spiking neurons compute in L time
@@ -93,7 +95,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
         readout=readout, start=start, running_start=running_start, credit=credit, feedback=feedback, learn=learn,
-        kernel=kernel, levels=levels))
+        homeostasis=homeostasis, kernel=kernel, levels=levels))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:

@@ -22,6 +22,7 @@ from tfspike.errors import UserError
 from tfspike.neurons import encoders, learnt, slopes
 from tfspike.neurons.backend import check_image_data_format
 from tfspike.neurons.gradients import check_options
+from tfspike.neurons.homeostasis import check_homeostasis
 from tfspike.neurons.layers import LIF
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import SHORTCUTS, VARIANTS, Variant
@@ -46,6 +47,7 @@ class LayerSettings:
       credit: how the gradient "rate" takes a surrogate: its "mean", or with what a lasting drive does in "time".
       feedback: how "eprop" tells a layer of the error, "symmetric" or "random".
       learn: which of "leak" and "threshold" each layer of LIF neurons learns, from these values on.
+      homeostasis: how fast thresholds of LIF neurons adapt in training (`tfspike.neurons.homeostasis`), in [0, 1).
       dropout: share of neurons silenced per window.
       kappa: weights start normal with standard deviation sqrt(kappa / fan_in).
       norm: "tdbn" normalises the currents of every spiking convolution and dense layer; None does not.
@@ -71,6 +73,7 @@ class LayerSettings:
     credit: str = "mean"
     feedback: str = "symmetric"
     learn: tuple[str, ...] = ()
+    homeostasis: float = 0.0
     dropout: float = 0.0
     kappa: float = 2.0
     norm: str | None = None
@@ -90,6 +93,7 @@ class LayerSettings:
                             f"Received: reset={self.reset!r}, norm={self.norm!r}.")
         learn = learnt.check_learn(self.learn)
         learnt.check_options(learn, self.gradient, self.surrogate, self.credit, self.start, self.reset)
+        homeostasis = check_homeostasis(self.homeostasis, learn, self.start, self.running_start, self.gradient)
         check_choice("readout", self.readout, READOUTS)
         if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
             raise UserError("readout='first' is of neurons that fire once: take gradient='event' and reset='silent'. "
@@ -104,7 +108,8 @@ class LayerSettings:
         if kind is slopes.Tandem and self.pooling != "average":
             raise UserError(f"surrogate={self.surrogate!r} is of neurons that lose nothing, and pooling neurons reset "
                             f"to 0: take pooling='average'. Received: pooling={self.pooling!r}.")
-        _settle(self, learn=learn, leak=check_leak(self.leak), threshold=check_threshold(self.threshold),
+        _settle(self, learn=learn, homeostasis=homeostasis, leak=check_leak(self.leak),
+                threshold=check_threshold(self.threshold),
                 surrogate_width=check_positive("surrogate_width", self.surrogate_width),
                 start=check_fraction("start", self.start),
                 dropout=check_fraction("dropout", self.dropout), kappa=check_positive("kappa", self.kappa),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 
-CONSTANTS = ("leak", "threshold", "moving_start")
+CONSTANTS = ("leak", "threshold", "moving_start", "threshold_factor")
 """Names of the weights that are constants of neurons, which not every network has."""
 
 
@@ -24,9 +24,9 @@ def collect(variables: Iterable[keras.Variable]) -> Arrays:
 
 
 def learnt(model: keras.Model) -> list[keras.Variable]:
-    """What training has learnt: trainable variables in the order of the forward pass, then running statistics."""
-    return [*model.trainable_variables,
-            *(v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance", "moving_start"))]
+    """What training has learnt: trainable variables in the order of the forward pass, then what followed windows."""
+    followed = ("moving_mean", "moving_variance", "moving_start", "threshold_factor")
+    return [*model.trainable_variables, *(v for v in model.non_trainable_variables if v.name in followed)]
 
 
 def restore(variables: Iterable[keras.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -111,7 +111,8 @@ class Neuron(NamedTuple):
     spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`. `reset` is what a spike does to the
     membrane, "zero", "subtract" or "silent"; `start` is the share of the threshold that the membrane begins a window
     with, in [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time". `learn` names which of leak and
-    threshold are tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one.
+    threshold are tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one. With
+    `by_channel` threshold and gain are tensors `[C]` that pass none (`tfspike.neurons.homeostasis`).
     """
 
     leak: float
@@ -123,11 +124,12 @@ class Neuron(NamedTuple):
     start: float = 0.0
     credit: str = "mean"
     learn: tuple[str, ...] = ()
+    by_channel: bool = False
 
     @classmethod
     def lif(cls, leak: float, threshold: float, surrogate: str = LEAK_AWARE, width: float = 1.0, reset: str = "zero",
-            start: float = 0.0, credit: str = "mean", learn: tuple[str, ...] = ()) -> Neuron:
-        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit, learn)
+            start: float = 0.0, credit: str = "mean", learn: tuple[str, ...] = (), by_channel: bool = False) -> Neuron:
+        return cls(leak, threshold, 1.0 / threshold, surrogate, width, reset, start, credit, learn, by_channel)
 
     @classmethod
     def pooling(cls, threshold: float = 0.75, surrogate: str = LEAK_AWARE, width: float = 1.0,
@@ -141,6 +143,11 @@ class Neuron(NamedTuple):
             kind = learnt.LearntInTime if self.credit == "time" else learnt.LearntConstants
             return kind(self.leak, self.threshold, self.gain, self.surrogate, self.width, self.reset, self.learn)
         return slopes.rule(self)
+
+    @property
+    def varies(self) -> bool:
+        """Whether a constant is a tensor, which no compiled function can be kept for."""
+        return bool(self.learn) or self.by_channel
 
     @property
     def learnt(self) -> list[tf.Tensor]:
@@ -157,7 +164,7 @@ class Neuron(NamedTuple):
         learnt.check_options(self.learn, gradient, self.surrogate, self.credit, self.start, self.reset)
         if "leak" not in self.learn:
             check_leak(self.leak)
-        if "threshold" not in self.learn:
+        if "threshold" not in self.learn and not self.by_channel:
             check_threshold(self.threshold)
             check_positive("gain", self.gain)
         check_positive("width", self.width)
@@ -197,7 +204,7 @@ def initial_state(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> NeuronS
 
 def initial_membrane(shape: tf.Tensor | tuple[int, ...], neuron: Neuron) -> tf.Tensor:
     """v_0, `[B, ...]` float32."""
-    return tf.fill(shape, tf.cast(neuron.start * neuron.threshold, tf.float32))
+    return tf.fill(shape, tf.cast(neuron.start * neuron.threshold if neuron.start else 0.0, tf.float32))
 
 
 def slope(count: tf.Tensor, trace: tf.Tensor, neuron: Neuron, steps: tf.Tensor | int = 1) -> tf.Tensor:

@@ -18,6 +18,7 @@ from tfspike.checks import check_choice, check_fraction, check_leak, check_posit
 from tfspike.errors import UserError
 from tfspike.neurons import gradients, learnt, moving_start, noise, slopes
 from tfspike.neurons.gradients import NeuronState
+from tfspike.neurons.homeostasis import adapted, check_homeostasis
 from tfspike.neurons.surrogates import LEAK_AWARE
 
 
@@ -91,6 +92,8 @@ class SpikingLayer(TimeMajor):
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
         self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
         self.moving_start: keras.Variable | None = None  # share of the threshold that takes the place of its start
+        self.threshold_factor: keras.Variable | None = None  # of every channel, where thresholds adapt
+        self.homeostasis = 0.0  # how fast they do
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -107,7 +110,11 @@ class SpikingLayer(TimeMajor):
         return state._replace(membrane=tf.fill(shape, begin))
 
     def follow(self, state: NeuronState) -> None:
-        """Moves the start of later windows after a training window that ended in this state, where it moves."""
+        """Moves what follows training windows, after one that ended in this state: the start of later windows, and
+        thresholds that adapt."""
+        if self.threshold_factor is not None:
+            factor = tf.convert_to_tensor(self.threshold_factor.value)
+            self.threshold_factor.assign(adapted(factor, state.count, self.homeostasis))
         if self.moving_start is not None:
             start = tf.convert_to_tensor(self.moving_start.value)
             self.moving_start.assign(moving_start.after(start, state, self.neuron.threshold))
@@ -120,7 +127,7 @@ class SpikingLayer(TimeMajor):
           currents: `[T, B, ...]`.
           initial_state: state after an earlier window; that before the first step unless given.
           return_state: also return the state after the last step.
-          training: let the start of later windows follow this one, where it moves.
+          training: let starts that move and thresholds that adapt follow this window.
 
         Returns:
           spikes `[T, B, ...]` in the layer's compute dtype, or `(spikes, NeuronState)`.
@@ -201,6 +208,8 @@ class LIF(SpikingLayer):
         are trained with the others (`tfspike.neurons.learnt`). They take a surrogate, and under "rate" credit="time".
       running_start: begin where membranes that fired in earlier windows ended, on average, and with `start` before the
         first (`tfspike.neurons.moving_start`).
+      homeostasis: how fast thresholds adapt in training until every channel fires about as often, in [0, 1), such as
+        .01; 0 keeps them (`tfspike.neurons.homeostasis`).
 
     Raises:
       UserError: a constant out of range, or options that say nothing together.
@@ -214,7 +223,8 @@ class LIF(SpikingLayer):
 
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
-                 start: float = 0.0, learn: Sequence[str] = (), running_start: bool = False, **kwargs: Any):
+                 start: float = 0.0, learn: Sequence[str] = (), running_start: bool = False, homeostasis: float = 0.0,
+                 **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
@@ -224,9 +234,13 @@ class LIF(SpikingLayer):
         if self.running_start and (reset == "silent" or slopes.kind_of(surrogate) is slopes.Tandem):
             raise UserError("running_start=True is of membranes that go on after a spike and may begin anywhere. "
                             f"Received: reset={reset!r}, surrogate={surrogate!r}.")
+        self.homeostasis = check_homeostasis(homeostasis, self.learn, self.start, self.running_start, gradient)
         self._constants().checked(gradient)
 
     def build(self, input_shape: Any) -> None:
+        if self.homeostasis:
+            self.threshold_factor = self.add_weight((input_shape[-1],), "ones", "float32", trainable=False,
+                                                    autocast=False, aggregation="mean", name="threshold_factor")
         if self.running_start:
             self.moving_start = self.add_weight((), keras.initializers.Constant(self.start), "float32", trainable=False,
                                                 autocast=False, aggregation="mean", name="moving_start")
@@ -241,12 +255,15 @@ class LIF(SpikingLayer):
     def _constants(self) -> gradients.Neuron:
         found = {"leak": self.leak, "threshold": self.threshold,
                  **{name: tf.convert_to_tensor(variable.value) for name, variable in self.learnt.items()}}
+        if self.threshold_factor is not None:
+            found["threshold"] *= tf.stop_gradient(tf.convert_to_tensor(self.threshold_factor.value))
         return gradients.Neuron.lif(found["leak"], found["threshold"], self.surrogate, self.surrogate_width, self.reset,
-                                    self.start, self.credit, self.learn)
+                                    self.start, self.credit, self.learn, self.threshold_factor is not None)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
-                "start": self.start, "learn": self.learn, "running_start": self.running_start}
+                "start": self.start, "learn": self.learn, "running_start": self.running_start,
+                "homeostasis": self.homeostasis}
 
     def constants(self) -> dict[str, Any]:
         """The configuration of a layer that has as constants what is learnt or moves here, as it is now."""

@@ -38,6 +38,11 @@ def load(model: Any, path: str, say: workdir.Say) -> bool:
         lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
         if lost:
             raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
+        adapted = [name for name in found if name.split("#")[0].endswith("/threshold_factor")
+                   and name not in dict(named)]
+        if adapted:
+            raise UserError(f"{source} has thresholds that adapted ({adapted[0]}), and those of this network do not; "
+                            "give --homeostasis.")
         homes = {name: name if name in found else _in_twin(name) for name, _ in named}
         of_twin = any(home in found and home != name for name, home in homes.items())
         found = {name: found[home] for name, home in homes.items() if home in found}

@@ -118,6 +118,8 @@ class Program:
             raise Unsupported("has gradient='eprop', whose traces the event-driven road does not follow")
         if neuron.learn:
             raise Unsupported(f"learns its {' and its '.join(neuron.learn)}")
+        if neuron.by_channel:
+            raise Unsupported("has a threshold for every channel")
         if (neuron.reset, neuron.start, neuron.credit) != ("zero", 0.0, "mean"):
             raise Unsupported("has neurons of another reset than 'zero', another start than 0 or credit='time'")
 
