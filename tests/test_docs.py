@@ -287,6 +287,10 @@ def complaint(words: list[str]) -> str | None:
         return None
     program, arguments = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
     program = program.removeprefix("./")
+    if "--" in arguments:  # what follows are flags of train.py
+        place = arguments.index("--")
+        return complaint(["python", program, *arguments[:place]]) or complaint(
+            ["python", "train.py", *arguments[place + 1:]])
     if program == "tfspike" and arguments:
         if arguments[0] not in ("--help", "--version") and f"tfspike {arguments[0]}" not in READERS:
             return f"tfspike has no {arguments[0]}"
@@ -314,7 +318,7 @@ def complaint(words: list[str]) -> str | None:
 
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_the_pages_exist(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("lenet_mnist", "stdp"):
+    for name in ("lenet_mnist", "stdp", "lee_vgg9"):
         (tmp_path / "runs" / name).mkdir(parents=True)  # weights of --init_from must be there
     monkeypatch.chdir(tmp_path)
     wrong = {" ".join(words): complaint(words) for words in commands(path.read_text(encoding="utf-8"))}
