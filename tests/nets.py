@@ -1,7 +1,7 @@
 """Small nets that exist twice, as a Keras model and as the oracle's, and what is needed to compare the two.
 
 Weights lie on a grid of 1/512 and dropout scales by 1.25, so that currents are exact in float32 in whatever order they
-are summed: two roads through the library decide about every spike alike. The oracle is given the model's spikes, and
+are summed: two paths through the library decide about every spike alike. The oracle is given the model's spikes, and
 its report about flips bounds how far they are from those that float64 would have decided on.
 """
 

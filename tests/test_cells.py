@@ -1,4 +1,4 @@
-"""Cells on the Keras RNN protocol: the readable second road to the window layers."""
+"""Cells on the Keras RNN protocol: the readable second way to the window layers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 import runs
 from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, distribution, models, training
 from tfspike.config import RunOptions
-from tfspike.engine.events import choice, road
+from tfspike.engine.events import choice, runner
 from tfspike.evaluation import command
 from tfspike.evaluation.options import EvalOptions
 from tfspike.runs import checkpoints, loading, standing
@@ -55,7 +55,7 @@ def test_few_spikes_of_many_synapses_are_added_and_many_of_few_are_multiplied(
 
 def test_the_margin_goes_to_dense_convolutions(monkeypatch: pytest.MonkeyPatch, measured: Any) -> None:
     model, inputs = dense_net(6, 1.0), np.ones((B, T, 6), "f")
-    monkeypatch.setattr(choice, "_events", lambda road, images: (1.0, 0.5))
+    monkeypatch.setattr(choice, "_events", lambda runner, images: (1.0, 0.5))
     for seconds, kernel in ((1.2, "dense"), (1.3, "events")):
         measured(seconds / T)
         assert model.choose_kernel(inputs)[0] == kernel
@@ -80,13 +80,13 @@ def test_what_cannot_be_event_driven_or_is_too_small_is_not_measured(monkeypatch
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Grows with every window that is traced event-driven."""
-    forward, calls = road.Road.forward, []
+    forward, calls = runner.Runner.forward, []
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(True)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(road.Road, "forward", watched)
+    monkeypatch.setattr(runner.Runner, "forward", watched)
     return calls
 
 

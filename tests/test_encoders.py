@@ -240,20 +240,20 @@ def test_a_gradient_of_the_input_that_does_not_exist_is_refused(encoder: Any, gr
     model = one_layer(type(encoder).from_config(encoder.get_config()))
     x = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 6)).astype("f"))
 
-    def gradient(road: Any) -> Any:
+    def gradient(route: Any) -> Any:
         def run(x: tf.Tensor) -> Any:
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                loss = tf.reduce_sum(road(x))
+                loss = tf.reduce_sum(route(x))
             return tape.gradient(loss, x)
         return (tf.function(run, autograph=False) if graph else run)(x)
 
-    def assert_refused(road: Any) -> None:
+    def assert_refused(route: Any) -> None:
         if graph:
-            assert np.isnan(gradient(road)).all()
+            assert np.isnan(gradient(route)).all()
         else:
             with pytest.raises(UserError, match="call_layers.*encoder=\"direct\"|encoder=\"direct\".*call_layers"):
-                gradient(road)
+                gradient(route)
 
     assert_refused(model)
     assert_refused(lambda x: model(x, training=True))
@@ -267,9 +267,9 @@ def test_gradients_of_weights_are_not_refused_where_a_graph_is_called_under_a_ta
     model = one_layer(PoissonEncoder(4))
     x = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 6)).astype("f"))
     weights = [variable.value for variable in model.trainable_variables]
-    for road in (model, model.call_layers):
+    for route in (model, model.call_layers):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.function(lambda x, road=road: road(x), autograph=False)(x))
+            loss = tf.reduce_sum(tf.function(lambda x, route=route: route(x), autograph=False)(x))
         assert all(np.isfinite(g).all() for g in tape.gradient(loss, weights))
 
 

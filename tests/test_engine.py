@@ -45,9 +45,9 @@ def oracle_gradients(name: str, model: SpikingModel, weights: list[np.ndarray], 
     return record, oracle.backward(net, weights, record, dL_do, gradient)
 
 
-def run(road: str, model: SpikingModel, inputs: np.ndarray, dL_do: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def run(route: str, model: SpikingModel, inputs: np.ndarray, dL_do: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     nets.set_step(model, STEP)
-    return nets.gradients_of(model if road == "engine" else model.call_layers, model, inputs, dL_do)
+    return nets.gradients_of(model if route == "engine" else model.call_layers, model, inputs, dL_do)
 
 
 # --- Against the oracle ---------------------------------------------------------------------------------------------
@@ -67,10 +67,10 @@ def test_nets_equal_the_oracle_on_both_paths(
     for a, b in zip(by_layers, by_engine):
         np.testing.assert_array_equal(a, b)
     record, wanted = oracle_gradients(name, model, weights, inputs, dL_do, by_layers, gradient, leak)
-    for road in ("layers", "engine"):
-        output, got = run(road, model, inputs, dL_do)
+    for route in ("layers", "engine"):
+        output, got = run(route, model, inputs, dL_do)
         np.testing.assert_allclose(output, record.output, rtol=1e-5, atol=1e-5)
-        assert nets.worst_error(got, wanted) < ROUNDING, road
+        assert nets.worst_error(got, wanted) < ROUNDING, route
 
 
 @pytest.mark.parametrize("leak", [0.5, 0.9])
@@ -87,16 +87,16 @@ def test_gradients_of_counts_equal_the_oracle_on_both_paths(name: str, gradient:
     wanted = oracle.backward(net, weights, record, dL_do, gradient, asked)
     assert min(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(wanted[:-1], without)) > 0.05
     variables = [variable.value for variable in model.trainable_variables]
-    for road in ("layers", "engine"):
+    for route in ("layers", "engine"):
         nets.set_step(model, STEP)
         with tf.GradientTape() as tape:
-            output, counts = (model.observe if road == "engine" else model._observe_layers)(inputs, True, None)
+            output, counts = (model.observe if route == "engine" else model._observe_layers)(inputs, True, None)
             loss = tf.reduce_sum(output * dL_do) + tf.add_n(
                 [tf.reduce_sum(count * tf.constant(a, tf.float32)) for count, a in zip(counts.values(), asked)])
         got = [g.numpy() for g in tape.gradient(loss, variables)]
         for count, layer in zip(counts.values(), record.layers):
             np.testing.assert_array_equal(count, layer.window.N)
-        assert nets.worst_error(got, wanted) < ROUNDING, road
+        assert nets.worst_error(got, wanted) < ROUNDING, route
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -131,10 +131,10 @@ def test_real_valued_weights_flip_at_most_one_spike_in_1e5(gradient: str, monkey
     for variable in model.trainable_variables:
         variable.assign(variable.value * rng.uniform(0.99, 1.01, variable.shape).astype("f"))
     weights = [variable.numpy().astype("d") for variable in model.trainable_variables]
-    for road, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
+    for route, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
                          ("engine", nets.engine_spikes(model, inputs, monkeypatch, STEP))):
         _, wanted = oracle_gradients("residual", model, weights, inputs, dL_do, trains, gradient, 0.9)
-        assert nets.worst_error(run(road, model, inputs, dL_do)[1], wanted) < ROUNDING
+        assert nets.worst_error(run(route, model, inputs, dL_do)[1], wanted) < ROUNDING
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -161,8 +161,8 @@ def test_encoded_images_equal_the_oracle(encoder: str, gradient: str, monkeypatc
     train = model.get_layer("encoder")(tf.constant(images), training=True).numpy()
     trains = nets.engine_spikes(model, images, monkeypatch, STEP)
     _, wanted = oracle_gradients("plain", model, weights, train.swapaxes(0, 1), dL_do, trains, gradient, 0.9)
-    for road in ("layers", "engine"):
-        assert nets.worst_error(run(road, model, images, dL_do)[1], wanted) < ROUNDING, road
+    for route in ("layers", "engine"):
+        assert nets.worst_error(run(route, model, images, dL_do)[1], wanted) < ROUNDING, route
 
 
 # --- Negative controls ----------------------------------------------------------------------------------------------
@@ -186,29 +186,29 @@ def no_leak_term(N: Any, F: Any, leak: float, threshold: float) -> np.ndarray:
     return (N > 0) / threshold
 
 
-@pytest.mark.parametrize("road", ["layers", "engine"])
+@pytest.mark.parametrize("route", ["layers", "engine"])
 @pytest.mark.parametrize(("gradient", "attribute", "wrong"), [
     ("event", "event_backward", leak_in_the_carry), ("event", "event_backward", across_resets),
     ("event", "slope", no_leak_term), ("rate", "slope", no_leak_term)])
 @pytest.mark.parametrize("name", ["plain", pytest.param("residual", marks=pytest.mark.slow)])
-def test_the_comparison_rejects_a_wrong_gradient(name: str, road: str, gradient: str, attribute: str, wrong: Any,
+def test_the_comparison_rejects_a_wrong_gradient(name: str, route: str, gradient: str, attribute: str, wrong: Any,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene(name, gradient)
     trains = nets.layer_spikes(model, inputs, STEP)
-    got = run(road, model, inputs, dL_do)[1]
+    got = run(route, model, inputs, dL_do)[1]
     monkeypatch.setattr(oracle, attribute, wrong)
     _, refused = oracle_gradients(name, model, weights, inputs, dL_do, trains, gradient, 0.9)
     assert nets.worst_error(got, refused) > 100 * ROUNDING
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("road", ["layers", "engine"])
-def test_a_library_without_the_leak_term_would_fail(road: str, gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("route", ["layers", "engine"])
+def test_a_library_without_the_leak_term_would_fail(route: str, gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene("plain", gradient)
     trains = nets.layer_spikes(model, inputs, STEP)
     _, wanted = oracle_gradients("plain", model, weights, inputs, dL_do, trains, gradient, 0.9)
     monkeypatch.setattr(slopes.LeakAware, "slope", lambda rule, N, F, T: rule.gain * tf.cast(N > 0, tf.float32))
-    assert nets.worst_error(run(road, model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
+    assert nets.worst_error(run(route, model, inputs, dL_do)[1], wanted) > 100 * ROUNDING
 
 
 def test_an_engine_that_forgets_the_carry_between_chunks_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,17 +318,17 @@ def test_mixed_bfloat16_equals_the_oracle_to_its_rounding(name: str, gradient: s
     net = nets.oracle_net(SPECS[name], 0.9)
     masks = nets.masks_of(model, B, STEP)
     model.configure_engine(chunk=4, kernel="xla" if products else "plain")
-    for road, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
+    for route, trains in (("layers", nets.layer_spikes(model, inputs, STEP)),
                          ("engine", nets.engine_spikes(model, inputs, monkeypatch, STEP))):
         record = oracle.forward(net, weights, inputs.swapaxes(0, 1), masks, given=trains)
         assert min(layer.spikes.mean() for layer in record.layers) > 0.02
         # currents are rounded to 2^-9 of their size: few spikes flip, each close to the threshold
         assert record.flip_share() < 0.01 and record.worst_flip() < 0.1
-        output, got = run(road, model, inputs, dL_do)
+        output, got = run(route, model, inputs, dL_do)
         assert output.dtype == np.float32 and all(g.dtype == np.float32 for g in got)
         np.testing.assert_allclose(output, record.output, atol=0.02 * np.abs(record.output).max())
         # 2^-9 at each of up to ten layers; the control below is what the bound must tell apart
-        assert nets.worst_distance(got, oracle.backward(net, weights, record, dL_do, gradient)) < 0.04, road
+        assert nets.worst_distance(got, oracle.backward(net, weights, record, dL_do, gradient)) < 0.04, route
         with monkeypatch.context() as patch:
             patch.setattr(oracle, "slope", no_leak_term)
             assert nets.worst_distance(got, oracle.backward(net, weights, record, dL_do, gradient)) > 0.08
@@ -365,9 +365,9 @@ def test_frozen_layers_leave_the_other_gradients_as_they_are(gradient: str) -> N
     _, whole = run("engine", model, inputs, dL_do)
     model.layers[[layer.name for layer in model.layers].index("conv2")].trainable = False
     assert len(model.trainable_variables) == len(whole) - 1
-    for road in ("engine", "layers"):
-        _, got = run(road, model, inputs, dL_do)
-        assert nets.worst_error(got, [g for i, g in enumerate(whole) if i != 1]) < ROUNDING, road
+    for route in ("engine", "layers"):
+        _, got = run(route, model, inputs, dL_do)
+        assert nets.worst_error(got, [g for i, g in enumerate(whole) if i != 1]) < ROUNDING, route
 
 
 @pytest.mark.parametrize("chunk", [4, 8])
@@ -382,9 +382,9 @@ def test_the_first_layers_may_be_frozen(frozen: tuple[str, ...], gradient: str, 
         model.get_layer(name).trainable = False
     kept = {variable.path for variable in model.trainable_variables}
     assert len(kept) == len(whole) - len(frozen)
-    for road in ("engine", "layers"):
-        _, got = run(road, model, inputs, dL_do)
-        assert nets.worst_error(got, [g for g, name in zip(whole, names) if name in kept]) < ROUNDING, road
+    for route in ("engine", "layers"):
+        _, got = run(route, model, inputs, dL_do)
+        assert nets.worst_error(got, [g for g, name in zip(whole, names) if name in kept]) < ROUNDING, route
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -510,8 +510,8 @@ def test_step_counters_advance_once_per_training_call_on_both_paths() -> None:
     model, _, inputs, dL_do = scene("plain", encoder=None)
     noisy = [layer for layer in model.layers if hasattr(layer, "step") and not isinstance(layer, SpikeInput)]
     assert len(noisy) == 3
-    for road in ("engine", "layers"):
-        run(road, model, inputs, dL_do)
+    for route in ("engine", "layers"):
+        run(route, model, inputs, dL_do)
         assert {int(layer.step.value) for layer in noisy} == {STEP + 1}
     model(inputs)
     model.predict(inputs, verbose=0)
@@ -634,10 +634,10 @@ def test_layers_around_the_window_know_whether_this_is_training() -> None:
     model = SpikingModel(inputs, keras.layers.Dropout(0.9)(Readout(0.9)(OverTime(keras.layers.Dense(50))(x))))
     nets.set_grid_weights(model, 6.0)
     data = np.random.default_rng(0).uniform(0.5, 1, (B, *SPECS["five"].image)).astype("f")
-    for road in (model, model.call_layers):
-        np.testing.assert_array_equal(road(data), road(data))
-        trained = np.asarray(road(data, training=True))
-        assert np.mean(trained == 0) > 0.5 and np.mean(np.asarray(road(data)) == 0) < 0.1
+    for route in (model, model.call_layers):
+        np.testing.assert_array_equal(route(data), route(data))
+        trained = np.asarray(route(data, training=True))
+        assert np.mean(trained == 0) > 0.5 and np.mean(np.asarray(route(data)) == 0) < 0.1
     np.testing.assert_array_equal(model.predict(data, verbose=0), model.predict(data, verbose=0))
 
 
@@ -649,11 +649,11 @@ def test_layers_whose_default_is_none_know_it_too() -> None:
     nets.set_grid_weights(model, 4.0)
     data = np.random.default_rng(0).uniform(0.5, 1, (B, 6)).astype("f")
     mean = around.layers[0].moving_mean
-    for road in (model.observe, model.call_layers):
+    for route in (model.observe, model.call_layers):
         before = mean.numpy()
-        np.testing.assert_array_equal(first_of(road(data)), first_of(road(data)))
+        np.testing.assert_array_equal(first_of(route(data)), first_of(route(data)))
         np.testing.assert_array_equal(mean.numpy(), before)
-        noisy = [first_of(road(data, training=True)) for _ in range(2)]
+        noisy = [first_of(route(data, training=True)) for _ in range(2)]
         assert not np.array_equal(*noisy) and not np.array_equal(mean.numpy(), before)
 
 

@@ -30,7 +30,7 @@ RECORDING = st.lists(EVENT, min_size=1, max_size=12)
 
 
 def packed(recording: Any) -> bytes:
-    """A recording [(x, y, t, p)] as 40-bit words, one after the other: a second road, one event at a time."""
+    """A recording [(x, y, t, p)] as 40-bit words, one after the other: a second way, one event at a time."""
     return b"".join((x << 32 | y << 24 | p << 23 | t).to_bytes(5, "big") for x, y, t, p in recording)
 
 
@@ -366,7 +366,7 @@ def test_an_archive_with_polarities_of_two_signs_is_read(tmp_path: Path) -> None
     np.testing.assert_array_equal(datasets.load("nmnist", "train", str(tmp_path), timesteps=4).images[np.arange(2)], wanted)
 
 
-# ---- the road to the network ---------------------------------------------------------------------------------------
+# ---- the way to the network ---------------------------------------------------------------------------------------
 
 
 def test_batches_are_spike_trains(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_lenet_on_two_polarities_of_34_by_34_pixels_has_the_papers_weights() -> 
 
 
 def test_a_run_on_the_original_files_trains_and_tests(tmp_path: Path) -> None:
-    """The whole road, from .bin files to an accuracy."""
+    """The whole way, from .bin files to an accuracy."""
     from tfspike import evaluation, training
     from tfspike.evaluation.options import EvalOptions
 

@@ -171,8 +171,8 @@ def test_eager_graph_and_xla_agree(gradient: str, leak: float) -> None:
     eager, delta = both(tf.constant(currents), tf.constant(g))
     window = oracle.lif_forward(currents, leak, 1.0, given=eager.numpy())
     assert 0.05 < window.spikes.mean() < 0.9
-    for road in (tf.function(both), tf.function(both, jit_compile=True)):
-        spikes, credit = road(tf.constant(currents), tf.constant(g))
+    for route in (tf.function(both), tf.function(both, jit_compile=True)):
+        spikes, credit = route(tf.constant(currents), tf.constant(g))
         flipped = spikes.numpy() != eager.numpy()
         assert flipped.sum() <= 1 and (np.abs(window.u - 1.0)[flipped] < 1e-5).all()
         same = ~flipped.any(axis=0)

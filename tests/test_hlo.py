@@ -86,7 +86,7 @@ def test_a_program_expects_a_living_network_and_has_no_copies(exported: Exported
 def test_a_step_that_captures_a_tensor_is_refused() -> None:
     held = tf.ones(3)
     with pytest.raises(ValueError, match="no variables"):
-        export._variables(tf.function(lambda x: x + held).get_concrete_function(tf.zeros(3)))
+        export.held_variables(tf.function(lambda x: x + held).get_concrete_function(tf.zeros(3)))
 
 
 # --- The runner -----------------------------------------------------------------------------------------------------

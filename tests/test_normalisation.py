@@ -53,11 +53,11 @@ def assert_alive(model: SpikingModel) -> None:
     assert min(float(tf.reduce_mean(count)) / 4 for count in model.observe(images())[1].values()) > 0.01
 
 
-def step(model: SpikingModel, road: Any, inputs: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+def step(model: SpikingModel, route: Any, inputs: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """`(output, gradients, running statistics after it)`."""
     wanted = tf.one_hot(np.arange(len(inputs)) % 4, 4)
     with tf.GradientTape() as tape:
-        output = road(inputs, training=True)
+        output = route(inputs, training=True)
         loss = tf.reduce_sum(tf.square(output - wanted))
     grads = [grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)]
     return output.numpy(), grads, [v.numpy() for v in model.non_trainable_variables if "moving" in v.name]

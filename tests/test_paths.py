@@ -258,9 +258,9 @@ def test_a_variable_among_the_constants_of_a_neuron_is_refused_on_both_paths() -
             return gradients.Neuron(self.learnt, 1.0, 1.0)
 
     model, plain = net(neurons=Frozen(0.9))
-    for road in (model, plain):
+    for route in (model, plain):
         with pytest.raises(ValueError, match="`leak`.*constant.*recipe"):
-            road(images())
+            route(images())
 
 
 def test_a_weight_that_nobody_reads_keeps_the_gradients_and_loses_the_fast_path() -> None:
@@ -436,11 +436,11 @@ def test_activity_regularizers_are_the_same_on_both_paths(gradient: str, regular
     model.configure_engine(chunk=4)
     assert model.engine is not None
     results = []
-    for road in (model, plain):
+    for route in (model, plain):
         with tf.GradientTape() as tape:
             tape.watch([v.value for v in model.trainable_variables])
-            road(x, training=True)
-            loss = tf.add_n(road.losses)
+            route(x, training=True)
+            loss = tf.add_n(route.losses)
         found = tape.gradient(loss, [v.value for v in model.trainable_variables], unconnected_gradients="zero")
         results.append((float(loss), [g.numpy() for g in found[:2]]))
         assert not any(np.any(g) for g in found[2:])
@@ -543,8 +543,8 @@ def test_a_loss_that_chunks_of_time_would_lose_is_refused() -> None:
             return y
 
     model, plain = net(dense=Adds(N))
-    for road in (model, tf.function(lambda x: model(x), autograph=False)):
+    for route in (model, tf.function(lambda x: model(x), autograph=False)):
         with pytest.raises(ValueError, match="calls `add_loss`.*activity_regularizer"):
-            road(images())
+            route(images())
     plain(images())
     assert len(plain.losses) == 1

@@ -253,10 +253,10 @@ def network(gradient: str = "rate", **options: Any) -> Any:
     ("rate", {"credit": "time", "shortcut": "currents"})])
 def test_the_engine_does_as_the_layers_do(gradient: str, options: dict[str, Any]) -> None:
     images, found = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("f"), []
-    for road in ("fast", "layers", "usual"):
-        model = network(gradient, **(options if road != "usual" else {"shortcut": options.get("shortcut", "spikes")}))
+    for route in ("fast", "layers", "usual"):
+        model = network(gradient, **(options if route != "usual" else {"shortcut": options.get("shortcut", "spikes")}))
         with tf.GradientTape() as tape:
-            output = model(images, training=True) if road != "layers" else model.call_layers(images, training=True)
+            output = model(images, training=True) if route != "layers" else model.call_layers(images, training=True)
             loss = tf.reduce_sum(tf.square(output - 1.0))
         found.append((output.numpy(), [grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)]))
     (fast, fast_grads), (slow, slow_grads), (usual, usual_grads) = found

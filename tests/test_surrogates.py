@@ -182,9 +182,9 @@ def test_event_through_chunks_is_event_through_the_window(name: str, kernel: str
     inputs = np.random.default_rng(3).uniform(-0.5, 1.5, (B, 6, 6, 2)).astype("f")
     assert min(float(tf.reduce_mean(count)) / 11 for count in model.observe(inputs)[1].values()) > 0.02
 
-    def grads(road: Any) -> list[np.ndarray]:
+    def grads(route: Any) -> list[np.ndarray]:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(road(inputs, training=True) - 1.0))
+            loss = tf.reduce_sum(tf.square(route(inputs, training=True) - 1.0))
         return [grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)]
 
     for fast, slow in zip(grads(model), grads(model.call_layers), strict=True):
@@ -234,9 +234,9 @@ def test_what_a_neuron_says_counts_not_what_its_layer_was_made_with(gradient: st
     model = SpikingModel(image, layers.Readout(0.9)(layers.OverTime(keras.layers.Dense(3))(x)))
     inputs = np.random.default_rng(3).uniform(0.0, 1.5, (B, 6)).astype("f")
     found = []
-    for road in (model, model.call_layers):
+    for route in (model, model.call_layers):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(road(inputs, training=True) - 1.0))
+            loss = tf.reduce_sum(tf.square(route(inputs, training=True) - 1.0))
         found.append([grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)])
     for fast, slow in zip(*found, strict=True):
         assert np.abs(slow).max() > 0

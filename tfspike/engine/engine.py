@@ -22,103 +22,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfspike.engine import convolution, eprop, kernels
 from tfspike.engine import plan as plans
-from tfspike.engine.events.road import Passed, Road
+from tfspike.engine.events.runner import Runner
+from tfspike.engine.records import Carried, Demand, Given, Outputs, Record
 from tfspike.errors import UserError
 from tfspike.neurons import gradients, once
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import NeuronState
 from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
 from tfspike.neurons.normalisation import ThresholdNorm
-
-
-class Record(NamedTuple):
-    """What a forward pass leaves behind.
-
-    Attributes:
-      output: V_T / T, `[B, classes]` float32.
-      states: final state of every spiking layer, in the order of the forward pass.
-      input_rate: mean of the encoded input over the window, `[B, ...]`.
-      bits: recorded spikes of every spiking layer, `[chunks, ...]`, as `kernels.stored` keeps them; empty unless asked
-        for.
-      derivatives: recorded h(x_t) of every spiking layer with a surrogate (`SlopeRule.recorded`), `[chunks, steps, B,
-        ...]`, 0 behind the last step; empty unless asked for.
-      moments: mean and variance of every normalisation, in the order of the forward pass; empty in inference.
-      penalties: what the `activity_regularizer`s add to the loss, one number for every call in `Engine.penalised`.
-      passed: what the event-driven road left behind, where it was taken.
-    """
-
-    output: tf.Tensor
-    states: list[NeuronState]
-    input_rate: tf.Tensor
-    bits: list[tf.Tensor]
-    derivatives: list[tf.Tensor]
-    moments: list[tuple[tf.Tensor, tf.Tensor]]
-    penalties: Sequence[tf.Tensor] = ()
-    passed: Passed | None = None
-
-
-class _Outputs(NamedTuple):
-    """What the differentiable function of the weights returns, and what the gradient comes in."""
-
-    output: tf.Tensor
-    input_rate: tf.Tensor
-    fired: list[tf.Tensor]  # spikes per record of every penalised layer, one number each
-    states: list[NeuronState]
-    moments: list[tuple[tf.Tensor, tf.Tensor]]
-
-
-class _Given(NamedTuple):
-    """What every pass over one window is given."""
-
-    inputs: tf.Tensor  # of the encoder, `[B, ...]`
-    key: tf.Tensor  # of its noise
-    masks: dict[plans.Call, tf.Tensor]  # of dropout layers, `[B, ...]`
-    training: bool
-    weights: Sequence[Any]  # the variables that are trained
-    values: Sequence[tf.Tensor]  # what is read in their place
-    fixed: Sequence[tuple[Any, tf.Tensor]]  # the other variables of the window, and what is read in theirs
-
-    def substituted(self) -> Any:
-        """Within it layers read the values where they would read variables."""
-        return keras.StatelessScope(state_mapping=[*zip(self.weights, self.values), *self.fixed], collect_losses=True)
-
-
-class _Carried(NamedTuple):
-    """What goes from one chunk to the next."""
-
-    states: list[NeuronState]
-    membrane: tf.Tensor  # of the readout
-    total: tf.Tensor  # of the encoded input
-    bits: list[tf.TensorArray]
-    derivatives: list[tf.TensorArray]
-
-
-class Demand(NamedTuple):
-    """What the loss asks of the spikes of one layer directly, besides what comes through the layers behind it.
-
-    Attributes:
-      of_count: dL/dN, `[B, ...]`, the same for the spikes of all steps; None where nothing depends on N.
-      of_spikes: dL/d(sum of s_t^2 / 2), a number; None where the layer has no penalty.
-    """
-
-    of_count: tf.Tensor | None
-    of_spikes: tf.Tensor | None
-
-    def upstream(self, spikes: tf.Tensor, factor: int) -> tf.Tensor:
-        """dL/ds_t of spikes `[steps, B, ...]` for a factor of 1; dL/dr of rates `[1, B, ...]` for a factor of T."""
-        asked = tf.zeros([1], tf.float32)
-        if self.of_count is not None:
-            asked += self.of_count[tf.newaxis]
-        if self.of_spikes is not None:
-            asked += self.of_spikes * tf.cast(spikes, tf.float32)
-        return tf.broadcast_to(tf.cast(factor * asked, spikes.dtype), tf.shape(spikes))
 
 
 class Engine:
@@ -138,7 +55,7 @@ class Engine:
         self.chunk = chunk
         self.kernel = kernels.choose(kernel)
         self._sizes = kernels.BatchSizes() if kernel in kernels.CHOSEN_BY_DEVICE else None
-        self.events = Road(plan, gradient) if kernel == "events" else None
+        self.events = Runner(plan, gradient) if kernel == "events" else None
         if gradient == "eprop":
             eprop.leak_of(plan)
 
@@ -199,12 +116,12 @@ class Engine:
         penalised = self.penalised
         weights, frozen = self._split(weights)
         fixed = [(variable, tf.stop_gradient(tf.convert_to_tensor(variable.value))) for variable in frozen]
-        like = _Outputs(0, 0, [0] * len(penalised), [NeuronState(0, 0, 0)] * len(self.plan.spiking),
+        like = Outputs(0, 0, [0] * len(penalised), [NeuronState(0, 0, 0)] * len(self.plan.spiking),
                         [(0, 0)] * len(self.plan.norms) if training else [])
 
         @custom_gradient
         def window(*values: tf.Tensor):
-            given = _Given(inputs, key, masks, training, weights, values, fixed)
+            given = Given(inputs, key, masks, training, weights, values, fixed)
             record = self._forward(given, keep=training)
 
             def grad(*upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -218,7 +135,7 @@ class Engine:
 
             states = dict(zip(self.plan.spiking, record.states))
             fired = [tf.reduce_sum(states[call].count) / tf.cast(tf.shape(inputs)[0], tf.float32) for call in penalised]
-            outputs = _Outputs(record.output, record.input_rate, fired, record.states, record.moments)
+            outputs = Outputs(record.output, record.input_rate, fired, record.states, record.moments)
             return tuple(tf.nest.flatten(outputs)), grad
 
         found = tf.nest.pack_sequence_as(like, window(*[tf.convert_to_tensor(weight.value) for weight in weights]))
@@ -235,7 +152,7 @@ class Engine:
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
-    def _forward(self, given: _Given, keep: bool) -> Record:
+    def _forward(self, given: Given, keep: bool) -> Record:
         """The window, and with `keep` what the backward pass needs."""
         kernel = self.kernel
         if not keep and self._sizes is not None and not self._sizes.are_usual(given.inputs.shape[0]):
@@ -256,15 +173,15 @@ class Engine:
                             "with a `call` of its own: such models are computed layer by layer.")
         return record
 
-    def _by_events(self, given: _Given) -> Record:
-        """The whole window on the event-driven road."""
+    def _by_events(self, given: Given) -> Record:
+        """The whole window on the event-driven path."""
         assert self.events is not None
         kept = self.gradient if given.training else None
         passed = self.events.forward(given.inputs, given.key, given.masks, given.training, traced=kept == "rate",
                                      recorded=kept == "event")
         return Record(passed.output, passed.states, passed.input_rate, [], [], [], passed=passed)
 
-    def _in_chunks(self, given: _Given, keep: str | None, kernel: str) -> Record:
+    def _in_chunks(self, given: Given, keep: str | None, kernel: str) -> Record:
         """Chunk after chunk from the first step to the last; `keep` is the gradient that will be asked for."""
         chunk, rest = self.chunks(given.inputs.shape[0], given.training)
         count = self.timesteps // chunk
@@ -278,7 +195,7 @@ class Engine:
             moments.append(tuple(of_window))
             return normalised
 
-        def body(i: tf.Tensor, steps: int, before: _Carried) -> tuple[tf.Tensor, _Carried]:
+        def body(i: tf.Tensor, steps: int, before: Carried) -> tuple[tf.Tensor, Carried]:
             train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
             states = dict(zip(spiking, before.states))
             fired: dict[plans.Call, kernels.Fired] = {}
@@ -291,7 +208,7 @@ class Engine:
             membrane = before.membrane
             for t in range(steps):
                 membrane = gradients.integrate(membrane, current[t], self.plan.readout.layer.factor)
-            return i + 1, _Carried(
+            return i + 1, Carried(
                 [fired[call].state for call in spiking], membrane,
                 before.total + tf.reduce_sum(tf.cast(train, tf.float32), axis=0),
                 [array.write(i, kernels.stored(fired[call].bits, kernel)) for call, array in zip(spiking, before.bits)],
@@ -299,7 +216,7 @@ class Engine:
                  for call, array in zip(with_surrogate, before.derivatives)])
 
         keep_steps = keep == "event"
-        loop = (tf.constant(0), _Carried(
+        loop = (tf.constant(0), Carried(
             [call.layer.get_initial_state((batch, *_feature_shape(call))) for call in spiking],
             tf.zeros((batch, *_feature_shape(self.plan.readout)), tf.float32),
             tf.zeros((batch, *self.plan.encoder.output.shape[2:]), tf.float32),
@@ -319,7 +236,7 @@ class Engine:
 
     # ---- backward ----------------------------------------------------------------------------------------------
 
-    def _backward_rate(self, record: Record, given: _Given, upstream: tf.Tensor,
+    def _backward_rate(self, record: Record, given: Given, upstream: tf.Tensor,
                        demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Once through means: a "window" of one step whose spikes are the rates."""
         states = dict(zip(self.plan.spiking, record.states))
@@ -337,7 +254,7 @@ class Engine:
             delta *= float(once.weights(self.timesteps, growth).mean())
         return self._gradient(record.input_rate[tf.newaxis], given, neurons, norms, delta, demands, self.timesteps)
 
-    def _backward_event(self, record: Record, given: _Given, upstream: tf.Tensor,
+    def _backward_event(self, record: Record, given: Given, upstream: tf.Tensor,
                         demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Chunk by chunk from the last to the first, on the recorded spikes."""
         chunk, rest = self.chunks(given.inputs.shape[0], given.training)
@@ -379,16 +296,16 @@ class Engine:
                              maximum_iterations=count, parallel_iterations=1)
         return loop[2]
 
-    def _backward_by_events(self, record: Record, given: _Given, upstream: tf.Tensor,
+    def _backward_by_events(self, record: Record, given: Given, upstream: tf.Tensor,
                             demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
-        """The same on the event-driven road."""
+        """The same on the event-driven path."""
         assert self.events is not None and record.passed is not None
         of_count = {call: asked.of_count for call, asked in demands.items() if asked.of_count is not None}
         of_spikes = {call: asked.of_spikes for call, asked in demands.items() if asked.of_spikes is not None}
         return self.events.backward(record.passed, given.masks, upstream, of_count, of_spikes, given.values,
                                     given.substituted())
 
-    def _backward_eprop(self, record: Record, given: _Given, upstream: tf.Tensor,
+    def _backward_eprop(self, record: Record, given: Given, upstream: tf.Tensor,
                         demands: dict[plans.Call, Demand]) -> list[tf.Tensor]:
         """Chunk by chunk from the first to the last, with traces that run along."""
         given = given._replace(values=self._cast(given.weights, given.values))
@@ -406,7 +323,7 @@ class Engine:
         return eprop.backward(self.plan, self.chunks(given.inputs.shape[0], given.training), encode, walk, given.values,
                               membranes, upstream / self.timesteps, demands)
 
-    def _gradient(self, train: tf.Tensor, given: _Given, neurons: Any, norms: Any, delta: tf.Tensor,
+    def _gradient(self, train: tf.Tensor, given: Given, neurons: Any, norms: Any, delta: tf.Tensor,
                   demands: dict[plans.Call, Demand], factor: int = 1) -> list[tf.Tensor]:
         """Gradient of the weights for `delta` = dL/dI of the readout, `[steps, B, classes]`, and for what the loss asks
         of spikes (`Demand.upstream`), on recorded activity."""
@@ -459,7 +376,7 @@ class Engine:
                                                                           over.layer.padding))
         return plans.plain(call, args, kwargs)
 
-    def _demands(self, asked: _Outputs, penalised: list[plans.Call], counted: bool) -> dict[plans.Call, Demand]:
+    def _demands(self, asked: Outputs, penalised: list[plans.Call], counted: bool) -> dict[plans.Call, Demand]:
         """What the gradients of `run`'s further outputs ask of the spikes."""
         batch = tf.cast(tf.shape(asked.output)[0], tf.float32)
         of_spikes = {call: g / batch for call, g in zip(penalised, asked.fired)}

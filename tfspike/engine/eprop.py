@@ -109,7 +109,7 @@ def backward(plan: plans.Plan, steps: tuple[int, int], encode: Callable[[tf.Tens
       values: what the gradient is wanted of.
       membranes: before the first step, of every spiking layer, `[B, ...]` float32.
       delta: dL/dI of the output neurons at every step, `[B, classes]` float32.
-      demands: what the loss asks of spikes directly (`engine.Demand`), of the layers it asks anything of.
+      demands: what the loss asks of spikes directly (`records.Demand`), of the layers it asks anything of.
     """
     (chunk, rest), spiking, leak = steps, plan.spiking, leak_of(plan)
     count = plan.encoder.layer.timesteps // chunk

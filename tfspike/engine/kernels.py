@@ -321,7 +321,7 @@ class BatchSizes:
 
 
 def choose(kernel: str) -> str:
-    """The kernel of the dense road: "plain" or "xla" where the device says which; itself otherwise."""
+    """The kernel of the dense path: "plain" or "xla" where the device says which; itself otherwise."""
     if kernel not in CHOSEN_BY_DEVICE:
         return kernel
     return "plain" if distribution.has_gpu() else ON_CPU

@@ -64,15 +64,18 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
         return 5
     except tf.errors.ResourceExhaustedError as error:
         if files.disk_is_full(error):
-            raise UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make "
-                            "room and start the same command again.") from error
+            raise _full(config) from error
         raise UserError("Out of memory. Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
                         "--dry_run shows what a setting needs.") from error
     except OSError as error:
         if files.disk_is_full(error):
-            raise UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make "
-                            "room and start the same command again.") from error
+            raise _full(config) from error
         raise
+
+
+def _full(config: Config) -> UserError:
+    return UserError(f"The disk that holds {config.workdir} is full. The last good checkpoint is intact: make room and "
+                     "start the same command again.")
 
 
 def _run(config: Config, options: RunOptions, worker: Worker, say: workdir.Say) -> int:

@@ -1,1 +1,1 @@
-"""The event-driven road on CPUs."""
+"""The event-driven path on CPUs."""

@@ -44,7 +44,7 @@ def list_recorded(row: Any, out: Any, first: int, steps: int, spikes: Any, start
 
 @compiled
 def ask(row: Any, out: Any, steps: int, starts: Any, entries: Any, values: Any, of_count: Any, of_spikes: Any) -> None:
-    """Begins dL/ds of every listed spike with what the loss asks of it directly (`engine.Demand`)."""
+    """Begins dL/ds of every listed spike with what the loss asks of it directly (`records.Demand`)."""
     width, pixels, begin = row[col.OW], row[col.OH] * row[col.OW], out[col.STARTS]
     for i in range(steps * pixels):
         place = row[col.PLACE] + i % pixels * row[col.PADDED] - i % width * row[col.COUT]

@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.convolution import macs_of
-from tfspike.engine.events.road import Road, threads
+from tfspike.engine.events.runner import Runner, threads
 
 MARGIN = 1.25  # so many times as fast as the dense convolutions alone
 SMALLEST_BATCH = 1e9  # multiply-accumulates of a window that are worth the seconds in which numba loads or compiles
@@ -50,26 +50,26 @@ def choose(plan: plans.Plan, gradient: str, inputs: tf.Tensor, training: bool) -
       inputs: of the encoder, a whole batch, `[B, ...]`; its first images are computed.
       training: whether the network will be trained.
     """
-    road, timesteps, batch = Road(plan, gradient), plan.encoder.layer.timesteps, inputs.shape[0]
-    why = road.hindrance(training) or road.hindrance(False)
+    runner, timesteps, batch = Runner(plan, gradient), plan.encoder.layer.timesteps, inputs.shape[0]
+    why = runner.hindrance(training) or runner.hindrance(False)
     if why is not None:
         return Choice("dense", f"not event-driven: {why}")
     per_step = sum(_macs(call) for call in plan.window)
     total = per_step * timesteps * batch
     if total < SMALLEST_BATCH:
         return Choice("dense", f"a batch has {total / 1e6:.0f} million multiply-accumulates, too few to measure")
-    by_events, rate = _events(road, inputs[:2 * threads()])
+    by_events, rate = _events(runner, inputs[:2 * threads()])
     densely = timesteps * _dense(plan, int(min(batch * kernels.MOST_STEPS, max(1, _DENSE_MACS // per_step))))
     return Choice("events" if densely >= MARGIN * by_events else "dense",
                   f"{rate:.3f} spikes per step and neuron; an image takes {1e3 * by_events:.3g} ms of CPU where spikes "
                   f"are, and {1e3 * densely:.3g} ms in dense convolutions")
 
 
-def _events(road: Road, images: tf.Tensor) -> tuple[float, float]:
+def _events(runner: Runner, images: tf.Tensor) -> tuple[float, float]:
     """`(CPU seconds of an image's window, spikes per step and neuron)`."""
-    seconds, (_, counts, *_) = _measured(road.loops(images))
-    neurons = sum(math.prod(call.output.shape[2:]) for call in road.plan.spiking)
-    return seconds / len(images), float(np.sum(counts)) / len(images) / neurons / road.timesteps
+    seconds, (_, counts, *_) = _measured(runner.loops(images))
+    neurons = sum(math.prod(call.output.shape[2:]) for call in runner.plan.spiking)
+    return seconds / len(images), float(np.sum(counts)) / len(images) / neurons / runner.timesteps
 
 
 def _dense(plan: plans.Plan, images: int) -> float:

@@ -1,4 +1,4 @@
-"""The compiled loops of the event-driven road: one image through a whole window, forward and back.
+"""The compiled loops of the event-driven path: one image through a whole window, forward and back.
 
 Both walk the tables of a `program.Program`, in stretches of `columns.STEPS` steps and operation after operation, so
 that spike lists and membranes of a stretch stay in a cache. A spike list is packed: the entries of pixel p = (y, x) at

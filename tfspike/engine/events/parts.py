@@ -1,4 +1,4 @@
-"""What a window is made of on the event-driven road, in words: trains as layers see them, synapses, operations."""
+"""What a window is made of on the event-driven path, in words: trains as layers see them, synapses, operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfspike.neurons.normalisation import ThresholdNorm
 
 
 class Unsupported(Exception):
-    """What the event-driven road does not do, in words that follow the name of a layer."""
+    """What the event-driven path does not do, in words that follow the name of a layer."""
 
 
 @dataclasses.dataclass(frozen=True)

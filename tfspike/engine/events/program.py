@@ -1,6 +1,6 @@
 """A plan as a list of operations on spike lists, and as the table of numbers that the compiled kernels walk.
 
-Everything that a window does on the event-driven road is one of these:
+Everything that a window does on the event-driven path is one of these:
 
 * `ENCODE` lists what the encoder gives at each step: places and values other than 0.
 * `SYNAPSE` adds, for every output pixel, the weight rows of the spikes under its window, and a current that was kept
@@ -36,7 +36,7 @@ RULES = {LEAK_AWARE: col.LEAK, "rectangular": col.RECTANGULAR, "triangular": col
 
 
 class Program:
-    """What a window does on the event-driven road, in training or in inference.
+    """What a window does on the event-driven path, in training or in inference.
 
     Args:
       plan: of a model that the engine runs (`plan.hindrance`).
@@ -110,12 +110,12 @@ class Program:
 
     def _check(self, neuron: Neuron) -> None:
         if neuron.surrogate not in RULES:
-            raise Unsupported(f"has the surrogate {neuron.surrogate!r}, and the event-driven road has "
+            raise Unsupported(f"has the surrogate {neuron.surrogate!r}, and the event-driven path has "
                               f"{', '.join(RULES)}")
         if self.gradient == "event" and neuron.slope_rule.needs_potential and self.training:
             raise Unsupported("has a surrogate, for which gradient='event' needs every membrane potential")
         if self.gradient == "eprop" and self.training:
-            raise Unsupported("has gradient='eprop', whose traces the event-driven road does not follow")
+            raise Unsupported("has gradient='eprop', whose traces the event-driven path does not follow")
         if neuron.learn:
             raise Unsupported(f"learns its {' and its '.join(neuron.learn)}")
         if neuron.by_channel:
@@ -131,7 +131,7 @@ class Program:
         if kind in (keras.layers.AveragePooling2D, keras.layers.MaxPooling2D):
             return self._pooled(layer, x)
         if not isinstance(x, Spikes):
-            raise Unsupported("reads currents, where the event-driven road reads spikes")
+            raise Unsupported("reads currents, where the event-driven path reads spikes")
         if kind is keras.layers.ZeroPadding2D and not x.flat:
             (top, bottom), (left, right) = layer.padding
             return dataclasses.replace(x, top=x.top + top, bottom=x.bottom + bottom, left=x.left + left,
@@ -379,7 +379,7 @@ def _readers(plan: plans.Plan) -> dict[Any, int]:
 def _map(shape: tuple[Any, ...]) -> tuple[int, int, int]:
     """Features as a map of pixels."""
     if len(shape) not in (1, 3) or None in shape:
-        raise Unsupported(f"the encoder gives features of shape {shape}, and the event-driven road takes vectors and "
+        raise Unsupported(f"the encoder gives features of shape {shape}, and the event-driven path takes vectors and "
                           "images")
     height, width, channels = shape if len(shape) == 3 else (1, 1, *shape)
     return height, width, channels

@@ -1,4 +1,4 @@
-"""The event-driven road: against the oracle, the readable path, and the dense road."""
+"""The event-driven path: against the oracle, the readable path, and the dense path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tfspike import (
     models,
     training,
 )
-from tfspike.engine.events import columns, program, road
+from tfspike.engine.events import columns, program, runner
 
 pytest.importorskip("numba")
 
@@ -44,7 +44,7 @@ ROUNDING = 2e-5
 
 def scene(name: str, gradient: str = "event", leak: float = 0.9, dropout: float = 0.2, batch: int = B,
           steps: int = T, build: Any = nets.from_blocks, **kwargs: Any) -> tuple[SpikingModel, list[np.ndarray], Any, Any]:
-    """`(model that takes the event-driven road, weights, inputs, dL/do)`."""
+    """`(model that takes the event-driven path, weights, inputs, dL/do)`."""
     model = build(SPECS[name], steps, gradient, leak, dropout=dropout, **kwargs)
     weights = nets.set_grid_weights(model, SPECS[name].kappa)
     model.configure_engine(kernel="events")
@@ -58,7 +58,7 @@ def gradients_of(call: Callable[..., Any], model: SpikingModel, inputs: Any, dL_
 
 
 def assert_same(model: SpikingModel, inputs: Any, dL_do: Any, call: Any = None) -> None:
-    """Output and gradients of the road are those of the readable path."""
+    """Output and gradients of the path are those of the readable path."""
     output, wanted = gradients_of(model.call_layers, model, inputs, dL_do)
     found, got = gradients_of(call or model, model, inputs, dL_do)
     np.testing.assert_allclose(found, output, rtol=1e-5, atol=1e-6)
@@ -66,8 +66,8 @@ def assert_same(model: SpikingModel, inputs: Any, dL_do: Any, call: Any = None) 
 
 
 def spikes_of(model: SpikingModel, inputs: Any, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Unmasked spikes `[T, B, ...]` of every spiking layer in a training call at STEP, on the event-driven road."""
-    own, kept = road.Road.forward, []
+    """Unmasked spikes `[T, B, ...]` of every spiking layer in a training call at STEP, on the event-driven path."""
+    own, kept = runner.Runner.forward, []
 
     def watched(self: Any, *args: Any, traced: bool, recorded: bool) -> Any:
         kept.append(own(self, *args, traced=traced, recorded=True))
@@ -75,7 +75,7 @@ def spikes_of(model: SpikingModel, inputs: Any, monkeypatch: pytest.MonkeyPatch)
 
     nets.set_step(model, STEP)
     with monkeypatch.context() as patch:
-        patch.setattr(road.Road, "forward", watched)
+        patch.setattr(runner.Runner, "forward", watched)
         model(inputs, training=True)
     words = kept[0].spikes.numpy()
     trains = []
@@ -411,7 +411,7 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        road.for_each(fail, 4)
+        runner.for_each(fail, 4)
 
 
 def test_poisson_input_is_packed_as_it_is_drawn() -> None:

@@ -1,7 +1,7 @@
-"""The event-driven road through a window: from a graph of TensorFlow into the compiled loops, and back.
+"""The event-driven path through a window: from a graph of TensorFlow into the compiled loops, and back.
 
 Only rows of weights are added where spikes are, so that the time follows the spikes: the values are those of the dense
-road, float32 sums in another order. Under 16 bits the weights are rounded, with the factors that lie in front and
+path, float32 sums in another order. Under 16 bits the weights are rounded, with the factors that lie in front and
 behind, and currents are not. One image after the other goes through the whole window; images are shared among as many
 threads as TensorFlow would take for one of its operations, which waits meanwhile. What is kept of a window does not
 grow with T, but for two bits per step and pixel of the encoded input, and with `spikes` one bit per step and neuron.
@@ -53,7 +53,7 @@ class Passed(NamedTuple):
     trace: tf.Tensor
 
 
-class Road:
+class Runner:
     """Runs the window of a plan event-driven.
 
     Args:
@@ -68,7 +68,7 @@ class Road:
         self._programs: dict[bool, _Loaded | str] = {}
 
     def hindrance(self, training: bool) -> str | None:
-        """Why this road cannot be taken, in a sentence that names the layer; None where it can."""
+        """Why this path cannot be taken, in a sentence that names the layer; None where it can."""
         if importlib.util.find_spec("numba") is None:
             return MISSING
         if distribution.has_gpu():
@@ -133,7 +133,7 @@ class Road:
           passed: what it left behind, with its spikes.
           masks: of dropout layers.
           upstream: dL/do, `[B, classes]`.
-          of_count, of_spikes: see `engine.Demand`; of the layers of which the loss asks something directly.
+          of_count, of_spikes: see `records.Demand`; of the layers of which the loss asks something directly.
           values: what the gradient is wanted of.
           substituted: a context in which layers read `values`.
         """
