@@ -5,7 +5,7 @@
 #
 # In the environment of `pip install -e ".[test]"`, from anywhere. What there is already is used: a Chromium on the path,
 # TFSPIKE_TORCH_PYTHON (a Python that has torch, snntorch, spikingjelly and norse), TFSPIKE_JAX_PYTHON (one that has
-# jax), TFSPIKE_DATA_DIR (a folder of TensorFlow Datasets that holds mnist and cifar10; N-MNIST, fetched by hand, in it
+# jax and pillow), TFSPIKE_DATA_DIR (a folder of TensorFlow Datasets that holds mnist and cifar10; N-MNIST, fetched by hand, in it
 # or beside it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +31,7 @@ fi
 if [ -z "${TFSPIKE_JAX_PYTHON:-}" ]; then
   if [ ! -e build/jax/complete ]; then
     python3 -m venv build/jax
-    build/jax/bin/pip install "jax>=0.7"
+    build/jax/bin/pip install "jax>=0.7" pillow
     touch build/jax/complete
   fi
   export TFSPIKE_JAX_PYTHON=$PWD/build/jax/bin/python
