@@ -31,13 +31,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def came_back(folder: Path, run: dict, start: dict[str, np.ndarray]) -> Path:
+def came_back(folder: Path, run: dict, start: dict[str, np.ndarray], trained: int = 2) -> Path:
     """What the other side would have written, with its first weights as the best ones."""
     folder.mkdir()
     np.savez(folder / "weights.npz", **{str(i): start[f"v{i}"] for i in run["model"]})
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 4, "event": "epoch", "epoch": 1, "time": 1.0}) + "\n")
     (folder / "record.json").write_text(json.dumps({
-        "card": "Card 9", "jax": "0.0", "epochs": 2, "best_epoch": 1, "val_accuracy": 0.5, "half": run["half"],
+        "card": "Card 9", "jax": "0.0", "epochs": 2, "trained": trained, "best_epoch": 1, "val_accuracy": 0.5, "half": run["half"],
         "init_from": None, "commit": "abc", "versions": run["versions"], "config": run["config"]}))
     return folder
 
@@ -67,6 +67,10 @@ def test_a_packed_run_knows_its_variables_and_comes_back_finished(packed: Path, 
     with pytest.raises(SystemExit, match="2"):
         pack.main(["take", str(back), "--", *FLAGS, "--learning_rate=0.5", f"--workdir={tmp_path / 'other'}"])
     assert "other settings than these flags give: learning_rate" in capsys.readouterr().err
+    stopped = came_back(tmp_path / "stopped", run, start, trained=1)
+    with pytest.raises(SystemExit, match="2"):
+        pack.main(["take", str(stopped), "--", *FLAGS, f"--workdir={tmp_path / 'third'}"])
+    assert "ends after epoch 1 of 2" in capsys.readouterr().err
 
 
 def test_half_precision_is_for_weights_alone() -> None:

@@ -109,7 +109,7 @@ def take(config: Config, back: Path, given: list[str], say: Callable[[str], None
       say: takes lines for the user.
 
     Raises:
-      UserError: it is of another run.
+      UserError: it is of another run, or was not trained to its end.
     """
     record = json.loads((back / "record.json").read_text(encoding="utf-8"))
     ignored = {"workdir", "data_dir", "export", "tensorboard"}  # which say nothing of what is trained
@@ -117,6 +117,9 @@ def take(config: Config, back: Path, given: list[str], say: Callable[[str], None
     differ = [name for name, value in record["config"].items() if name not in ignored and mine[name] != value]
     if differ:
         raise UserError(f"{back} was trained with other settings than these flags give: {', '.join(differ)}.")
+    if record["trained"] < record["epochs"]:
+        raise UserError(f"{back} ends after epoch {record['trained']} of {record['epochs']}: it was stopped, or "
+                        "diverged. Train it again, or pack it with fewer --epochs.")
     with workdir.held(str(config.workdir)):
         trainer = Trainer(config, distribution.make_strategy("one"), Worker(), say)
         at, variables = trainer.progress, _all(trainer)

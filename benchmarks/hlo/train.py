@@ -30,10 +30,10 @@ from benchmarks.hlo import pictures, runner
 from tfspike.datasets import sampling
 from tfspike.training.schedule import learning_rate
 
+DIVERGED = 4  # exit code
 _PACED = 20  # steps that are timed before the first one that counts
 _SPARE = 0.93  # share of the time that epochs are planned for
 _AHEAD = 16  # steps that may wait on the device
-_POLL = 0.2  # seconds between two looks at whether the others are ready
 
 
 class Program:
@@ -72,7 +72,7 @@ class Run:
         client = runner.connect(platform)
         import jax
 
-        self._jax, self.device = jax, client.local_devices()[0]
+        self._jax, self.device, self.jax_version = jax, client.local_devices()[0], jax.__version__
         self.plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.config = SimpleNamespace(**self.plan["config"])
         images, labels = pictures.read(data)
@@ -189,17 +189,6 @@ def travelling(value: np.ndarray, half: bool) -> np.ndarray:
     return value.astype(np.float16) if half and value.dtype == np.float32 and value.ndim > 1 else value
 
 
-def wait(together: Path | None, name: str, others: int) -> None:
-    """Waits, for a minute at most, until all runs on the card are ready, so that none looks how fast it is alone."""
-    if together is None:
-        return
-    together.mkdir(parents=True, exist_ok=True)
-    (together / name).touch()
-    begin = time.perf_counter()
-    while len(list(together.iterdir())) < others and time.perf_counter() - begin < 60:
-        time.sleep(_POLL)
-
-
 def choose(run: Run, starts: list[Path], rates: list[float], steps: int) -> list[dict[str, Any]]:
     """Tries first weights and learning rates, and leaves the best of them in `run`.
 
@@ -227,61 +216,81 @@ def choose(run: Run, starts: list[Path], rates: list[float], steps: int) -> list
     return tried
 
 
-def train(run: Run, out: Path, seconds: float, tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """Trains, validates after every epoch and writes what `benchmarks.hlo.pack take` reads.
+class Diary:
+    """What `benchmarks.hlo.pack take` reads, written after every epoch: a run that is killed leaves its best so far.
+
+    Args:
+      run: that is trained.
+      out: folder.
+      tried: of `choose`, which is kept.
+    """
+
+    def __init__(self, run: Run, out: Path, tried: list[dict[str, Any]]):
+        self.run, self.out = run, out
+        (out / "metrics.jsonl").write_text("", encoding="utf-8")
+        self.record = {"card": run.device.device_kind, "jax": run.jax_version, "epochs": run.config.epochs,
+                       "trained": 0, "best_epoch": 0, "val_accuracy": -1.0, "tried": tried, "config": vars(run.config),
+                       **{name: run.plan[name] for name in ("half", "init_from", "commit", "versions")}}
+
+    def note(self, epoch: int, means: np.ndarray, step_s: float, validated: float) -> str:
+        """Takes down an epoch; returns a line for the user."""
+        config, size = self.run.config, self.run.steps_per_epoch
+        numbers = dict(zip(self.run.plan["names"], means.tolist()))
+        accuracy, loss = numbers.pop("correct") / config.batch_size, numbers["loss"]
+        rates = {f"epoch_{name}": value for name, value in numbers.items() if name.startswith("rate/")}
+        self._line(epoch * size, {
+            "event": "train", "train/loss": loss, "train/accuracy": accuracy,
+            "learning_rate": learning_rate(config, epoch * size - 1, size),
+            **{name: value for name, value in numbers.items() if "/" in name}, "time/seconds_per_step": step_s})
+        self._line(epoch * size, {"event": "epoch", "epoch": epoch, "epoch/train_loss": loss,
+                                  "epoch/train_accuracy": accuracy, "epoch/val_accuracy": validated, **rates})
+        self.record["trained"] = epoch
+        if validated > self.record["val_accuracy"]:
+            self.record |= {"best_epoch": epoch, "val_accuracy": validated}
+            model = self.run.plan["model"]
+            np.savez(self.out / "weights.npz", **{
+                str(i): travelling(value, self.run.plan["half"]) for i, value in zip(model, self.run.weights(model))})
+        (self.out / "record.json").write_text(json.dumps(self.record, indent=1), encoding="utf-8")
+        return (f"{self.out.name} {epoch}/{config.epochs}  {1e3 * step_s:.2f} ms  loss {loss:.4f}  training "
+                f"{100 * accuracy:.2f} %  validation {100 * validated:.2f} %")
+
+    def _line(self, step: int, event: dict[str, Any]) -> None:
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": step, "time": round(time.time(), 3), **event}) + "\n")
+
+
+def train(run: Run, out: Path, seconds: float, tried: list[dict[str, Any]]) -> int:
+    """Trains, and validates after every epoch.
 
     Args:
       run: the run.
       out: folder to write.
       seconds: for all of it; 0 for the run's own epochs.
-      tried: of `choose`, which is kept in the record.
+      tried: of `choose`.
+
+    Returns:
+      The exit code: 4 where the loss is no finite number any more.
     """
-    begin = time.perf_counter()
-    config, names = run.config, run.plan["names"]
+    begin, config = time.perf_counter(), run.config
     step_s, validation_s = run.pace()
     if seconds:
         left = _SPARE * seconds - (time.perf_counter() - begin)
         config.epochs = max(1, min(config.epochs, int(left / (run.steps_per_epoch * step_s + validation_s))))
-    card = run.device.device_kind
-    print(f"{out.name}: {card}, compiled in {run.compile_s:.0f} s; {1e3 * step_s:.2f} ms a step, {validation_s:.1f} s "
-          f"a validation; {config.epochs} epochs", flush=True)
-    best, kept, model = -1.0, {}, run.plan["model"]
-    record = {"card": card, "jax": run._jax.__version__, "epochs": config.epochs, "best_epoch": 0,
-              "compile_s": run.compile_s, "half": run.plan["half"], "tried": tried, "init_from": run.plan["init_from"],
-              "commit": run.plan["commit"], "versions": run.plan["versions"], "config": vars(config)}
-    with open(out / "metrics.jsonl", "w", encoding="utf-8") as log:
-        def line(epoch: int, event: dict[str, Any]) -> None:
-            log.write(json.dumps({"step": epoch * run.steps_per_epoch, "time": round(time.time(), 3), **event}) + "\n")
-            log.flush()
-
-        for epoch in range(1, config.epochs + 1):
-            means, step_s = run.train(epoch - 1)
-            numbers = dict(zip(names, means.tolist()))
-            accuracy = numbers.pop("correct") / config.batch_size
-            rates = {name.removeprefix("rate/"): value for name, value in numbers.items() if name.startswith("rate/")}
-            line(epoch, {"event": "train", "train/loss": numbers["loss"], "train/accuracy": accuracy,
-                         "learning_rate": learning_rate(config, epoch * run.steps_per_epoch - 1, run.steps_per_epoch),
-                         **{name: value for name, value in numbers.items() if "/" in name},
-                         "time/seconds_per_step": step_s})
-            validated = run.validate()
-            line(epoch, {"event": "epoch", "epoch": epoch, "epoch/train_loss": numbers["loss"],
-                         "epoch/train_accuracy": accuracy, "epoch/val_accuracy": validated,
-                         **{f"epoch_rate/{name}": value for name, value in rates.items()}})
-            if validated > best:
-                best, kept = validated, {str(i): value for i, value in zip(model, run.weights(model))}
-                record |= {"best_epoch": epoch, "val_accuracy": validated}
-            print(f"{out.name} {epoch}/{config.epochs}  {1e3 * step_s:.2f} ms  loss {numbers['loss']:.4f}  training "
-                  f"{100 * accuracy:.2f} %  validation {100 * validated:.2f} %", flush=True)
-            if not np.isfinite(numbers["loss"]):
-                break
-    np.savez_compressed(out / "weights.npz", **{name: travelling(value, run.plan["half"])
-                                                for name, value in kept.items()})
-    (out / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return record
+    print(f"{out.name}: {run.device.device_kind}, compiled in {run.compile_s:.0f} s; {1e3 * step_s:.2f} ms a step, "
+          f"{validation_s:.1f} s a validation; {config.epochs} epochs", flush=True)
+    diary = Diary(run, out, tried)
+    for epoch in range(1, config.epochs + 1):
+        means, step_s = run.train(epoch - 1)
+        if not np.isfinite(means).all():
+            print(f"{out.name} diverged in epoch {epoch}; give a smaller --learning_rate, or --clip_norm=1.",
+                  file=sys.stderr)
+            return DIVERGED
+        print(diary.note(epoch, means, step_s, run.validate()), flush=True)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 2 where nothing can be trained here."""
+    """The command; returns its exit code: 0, 2 where nothing can be trained here, 4 where it diverged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folder of a packed run; of others, their first weights")
     parser.add_argument("--data", type=Path, required=True, help="folder of the packed pictures")
@@ -290,8 +299,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="at most; default: the run's own")
     parser.add_argument("--rates", default="", help="learning rates to try; default: the run's own")
     parser.add_argument("--tried", type=int, default=300, help="steps of a trial; default: %(default)s")
-    parser.add_argument("--together", type=Path, help="folder where several runs on one card wait for each other")
-    parser.add_argument("--others", type=int, default=1, help="how many they are; default: %(default)s")
     parser.add_argument("--platform", choices=("gpu", "cpu"), default="gpu", help="default: %(default)s")
     given = parser.parse_args(argv)
     begin = time.perf_counter()
@@ -302,11 +309,9 @@ def main(argv: list[str] | None = None) -> int:
         return runner.UNUSABLE
     given.out.mkdir(parents=True, exist_ok=True)
     run.config.epochs = given.epochs or run.config.epochs
-    wait(given.together, given.out.name, given.others)
     tried = choose(run, given.runs, [float(rate) for rate in given.rates.split(",") if rate], given.tried)
     left = max(1.0, 60 * given.minutes - (time.perf_counter() - begin)) if given.minutes else 0.0
-    train(run, given.out, left, tried)
-    return 0
+    return train(run, given.out, left, tried)
 
 
 if __name__ == "__main__":
