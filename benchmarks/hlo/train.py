@@ -5,7 +5,7 @@
     python3 -m benchmarks.hlo.train packed/RUN packed/OTHER --data packed/data --out RUN --rates 0.0003,0.001
 
 A step is the step of train.py as XLA is given it; batches, crops, flips and learning rates are the same functions of
-seed and step (`tfspike.datasets.sampling`, `tfspike.training.schedule`), so this is the run that train.py would make
+seed and step (`tfspike.datasets.streams`, `tfspike.training.schedule`), so this is the run that train.py would make
 with `--jit=on`, to rounding. Weights stay on the device. With --minutes, as many epochs are planned as fit, from the
 time of a few steps that are then forgotten, and the schedule of the learning rate is that of so many. Of several packed
 runs, which differ in their first weights alone, and of several learning rates, all pairs are tried for some hundred
@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.hlo import pictures, runner
-from tfspike.datasets import sampling
+from tfspike.datasets import sampling, streams
+from tfspike.datasets.arrays import DatasetInfo
 from tfspike.training.schedule import learning_rate
 
 DIVERGED = 4  # exit code
@@ -77,9 +78,10 @@ class Run:
         self.config = SimpleNamespace(**self.plan["config"])
         images, labels = pictures.read(data)
         self.images = self._put(images)
-        self.labels = labels.astype(np.int32)
-        self.train_index, self.val_index = sampling.split_indices(
-            len(labels), self.config.val_fraction, self.config.seed, self.plan["info"]["name"])
+        self.info, config = DatasetInfo.from_dict(self.plan["info"]), self.config
+        train_index, self.val_index = streams.split_indices(len(labels), config.val_fraction, config.seed,
+                                                            self.info.name)
+        self.stream = streams.TrainStream(images, labels, train_index, config.batch_size, config.seed, self.info)
         self.begin_with(folder)
         begin = time.perf_counter()
         self.step, self.validation = (Program(client, folder, name, self.plan[name]) for name in ("step", "validation"))
@@ -98,7 +100,7 @@ class Run:
     def _pixels(self, images: Any, chosen: Any, tops: Any, lefts: Any, flips: Any) -> Any:
         """Bytes [N, H, W, C] to what the network sees of some of them, cropped and mirrored: float32 [B, H, W, C]."""
         lax, numpy = self._jax.lax, self._jax.numpy
-        info, (height, width, channels) = self.plan["info"], images.shape[1:]
+        height, width, channels = images.shape[1:]
         above, before = height // sampling.SIDE_PER_SHIFT, width // sampling.SIDE_PER_SHIFT
         padded = numpy.pad(images[chosen], ((0, 0), (above, above), (before, before), (0, 0)))
 
@@ -107,7 +109,7 @@ class Run:
             return numpy.where(flip, part[:, ::-1], part)
 
         found = self._jax.vmap(crop)(padded, tops, lefts, flips).astype(numpy.float32)
-        return found * np.asarray(info["scale"], np.float32) + np.asarray(info["offset"], np.float32)
+        return found * np.asarray(self.info.scale, np.float32) + np.asarray(self.info.offset, np.float32)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,18 +117,12 @@ class Run:
 
     def batches(self, epoch: int) -> Iterator[tuple[Any, Any]]:
         """Images and labels of every step of an epoch, as `tfspike.datasets.streams.TrainStream` has them."""
-        size, config = self.config.batch_size, self.config
-        passes = len(self.train_index) // size
+        size = self.config.batch_size
         for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
-            of_data, place = divmod(step, passes)
-            order = sampling.epoch_order(len(self.train_index), config.seed, of_data)
-            chosen = self.train_index[order[place * size:(place + 1) * size]]
-            shifts = self._shifts(step) if self.plan["augment"] else self._unmoved(size)
-            yield self._batch(self.images, chosen, *shifts), self.labels[chosen]
-
-    def _shifts(self, step: int) -> tuple[np.ndarray, ...]:
-        height, width = self.images.shape[1:3]
-        return sampling.shifts(self.plan["mirrored"], self.config.seed, step, self.config.batch_size, height, width)
+            chosen = self.stream.records(step)
+            moved = self._unmoved(size) if not self.stream.augment else sampling.shifts(
+                self.info.mirrored, self.config.seed, step, size, *self.images.shape[1:3])
+            yield self._batch(self.images, chosen, *moved), self.stream.labels[chosen]
 
     def _unmoved(self, size: int) -> tuple[np.ndarray, ...]:
         height, width = self.images.shape[1:3]
@@ -164,7 +160,7 @@ class Run:
             weights = (np.arange(size) < real).astype(np.float32)
             pixels = self._batch(self.images, chosen, *self._unmoved(size))
             output = self.validation([pixels, self._put(weights), self._put(np.int64(part))], self.state)[0]
-            right += int((np.asarray(output).argmax(axis=1) == self.labels[chosen])[:real].sum())
+            right += int((np.asarray(output).argmax(axis=1) == self.stream.labels[chosen])[:real].sum())
         return right / len(index)
 
     def pace(self) -> tuple[float, float]:

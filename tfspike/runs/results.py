@@ -138,13 +138,9 @@ def read_finished(folder: str, config: Config) -> dict[str, Any]:
       UserError: it has not; with the command that continues it.
     """
     path = os.path.join(folder, workdir.FINISHED)
-    try:
-        with open(path, encoding="utf-8") as file:
-            done = json.loads(file.read(100_000))
-        if type(done["epochs"]) is int and type(done["step"]) is int and done["epochs"] == config.epochs:
-            return done
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    done = workdir.finished(folder, config)
+    if type(done.get("epochs")) is int and type(done.get("step")) is int:
+        return done
     if "converted" in workdir.run_metadata(folder):
         raise UserError(f"{folder} holds a converted network, which was not trained; record the run of its ANN.")
     try:

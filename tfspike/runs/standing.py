@@ -9,7 +9,7 @@ from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.runs import checkpoints
 from tfspike.runs.checkpoints import Checkpoint
-from tfspike.runs.workdir import CHECKPOINTS, Say, steps_finished
+from tfspike.runs.workdir import CHECKPOINTS, Say, finished
 
 
 def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint:
@@ -95,5 +95,6 @@ def standing(config: Config, which: str, checkpoint: Checkpoint) -> Standing:
         return Standing(which, checkpoint.step, checkpoint.step)
     folder = os.path.join(str(config.workdir), CHECKPOINTS)
     chosen = which == "best" and checkpoint.step in (checkpoints.target_of(folder, which), _best_step(checkpoint))
-    trained = max([checkpoint.step, *checkpoints.steps(folder), steps_finished(str(config.workdir), config)])
+    done = finished(str(config.workdir), config).get("step")
+    trained = max([checkpoint.step, *checkpoints.steps(folder), done if type(done) is int else 0])
     return Standing("best" if chosen else "last", checkpoint.step, trained, config.epochs * length)

@@ -81,24 +81,18 @@ def prepare(workdir: str) -> Any:
 
 def is_finished(workdir: str, config: Config) -> bool:
     """Whether the run in `workdir` has trained all epochs and written all exports of `config`."""
-    done = _finished(workdir, config)
-    return done is not None and set(config.export) <= set(done["export"])
+    exports = finished(workdir, config).get("export")
+    return isinstance(exports, list) and all(name in exports for name in config.export)
 
 
-def steps_finished(workdir: str, config: Config) -> int:
-    """Training steps of the run in `workdir` if it has trained all epochs of `config`, else 0."""
-    done = _finished(workdir, config)
-    return 0 if done is None or type(done.get("step")) is not int else done["step"]
-
-
-def _finished(workdir: str, config: Config) -> dict[str, Any] | None:
-    """finished.json of a run that has trained all epochs; None where it has not."""
+def finished(workdir: str, config: Config) -> dict[str, Any]:
+    """finished.json of a run that has trained all epochs of `config`; {} where it has not."""
     try:
         with open(os.path.join(workdir, FINISHED), encoding="utf-8") as file:
             done = json.loads(file.read(100_000))
-        return done if done["epochs"] == config.epochs and isinstance(done["export"], list) else None
+        return dict(done) if done["epochs"] == config.epochs else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
 
 
 def mark_finished(workdir: str, config: Config, step: int) -> None:
