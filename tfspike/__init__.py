@@ -47,7 +47,7 @@ _HOME = {
     "OverTime": "neurons.layers", "WindowDropout": "neurons.layers", "ThresholdNorm": "neurons.normalisation",
     "PoissonEncoder": "neurons.encoders", "DirectEncoder": "neurons.encoders", "LatencyEncoder": "neurons.encoders",
     "SpikeInput": "neurons.encoders", "SpikingModel": "models.spiking_model", "Diagnosis": "models.callbacks",
-    "FiringRates": "models.callbacks",    "UserError": "errors",
+    "FiringRates": "models.callbacks", "UserError": "errors",
 }
 # Modules under the names of their first home: `tfspike.layers` is `tfspike.neurons.layers`, for good.
 _MODULES = {
