@@ -17,6 +17,7 @@ from tfspike.config import Config
 from tfspike.engine.folding import fold
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import to_nir
+from tfspike.models.callbacks import FitAdvice
 from tfspike.models.diagnosis import COLLAPSE_PATIENCE, Watch
 from tfspike.neurons.layers import LIF
 from tfspike.runs import checkpoints, initial_weights
@@ -124,6 +125,16 @@ def test_diagnosis_recommends_it_for_a_silent_layer_where_it_applies() -> None:
     for settings in ({"start": 0.5}, learns, {"homeostasis": 0.02}):
         assert "--homeostasis=" not in said_of_silence(**settings)[0][0]
     assert "--homeostasis" in said_of_silence(norm="tdbn")[0][0]
+
+
+@pytest.mark.parametrize("options, said", [
+    ({}, True), ({"norm": "tdbn"}, True), ({"homeostasis": 0.1}, False), ({"running_start": True}, False)])
+def test_fit_recommends_it_where_it_applies(options: dict[str, Any], said: bool) -> None:
+    model = network(**{"homeostasis": 0.0, "pooling": "neuron", "surrogate": "triangular", **options})
+    model.compile("sgd", "mse")
+    text = FitAdvice(model).louder("hidden_lif")
+    assert ("give it homeostasis=0.01 (lowers thresholds" in text) == said and "--" not in text
+    assert "homeostasis" not in FitAdvice(model).louder("pool1"), "of LIF neurons alone"
 
 
 def test_a_network_whose_thresholds_still_fall_has_not_collapsed() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspike.checks import check_fraction
+from tfspike.checks import check_fraction, may_adapt
 from tfspike.errors import UserError
 
 _LEAST = 0.1  # of the first threshold
@@ -36,7 +36,7 @@ def check_homeostasis(homeostasis: Any, learn: tuple[str, ...], start: float, ru
       UserError: it is none, or does not go with neurons of these options.
     """
     homeostasis = check_fraction("homeostasis", homeostasis)
-    if homeostasis and (learn or start != 0.0 or running_start or gradient == "eprop"):
+    if homeostasis and not may_adapt(learn, start, running_start, gradient):
         raise UserError("`homeostasis` is of neurons that learn no constants and begin at 0, with gradient='event' or "
                         f"'rate'. Received: homeostasis={homeostasis:g}, learn={learn!r}, start={start:g}, "
                         f"running_start={running_start!r}, gradient={gradient!r}.")
