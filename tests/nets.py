@@ -22,7 +22,8 @@ from tfspike.engine import plan as plans
 from tfspike.models import blocks
 from tfspike.models.settings import LayerSettings
 from tfspike.neurons import encoders
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import LIF, PoolingIF, Readout, SpikingLayer
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 CLASSES = 3
 

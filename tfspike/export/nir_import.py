@@ -13,7 +13,8 @@ from tfspike.export.nir_graph import _nir
 from tfspike.export.standalone import simulate_nir
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
+from tfspike.neurons.layers import LIF, PoolingIF, Readout
+from tfspike.neurons.over_time import OverTime
 
 
 def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = None, gradient: str = "event",
