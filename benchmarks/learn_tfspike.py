@@ -10,6 +10,7 @@ from benchmarks import learning, measure, network
 from benchmarks.cases import CLASSES
 from benchmarks.last_spike import with_last_spike
 from tfspike import __version__
+from tfspike.training.optimisation import decays
 
 # "event" sees the surrogate at every step, "rate" its mean: see docs/depth.md.
 DEEP_WIDTH = {"rate": 2.0, "event": 1.0}
@@ -29,7 +30,7 @@ def main() -> None:
         model = with_last_spike(model)
     if deep:
         optimizer = keras.optimizers.AdamW(learning.DEEP_RATE, weight_decay=learning.DEEP_DECAY)
-        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta"])
+        optimizer.exclude_from_weight_decay([weight for weight in model.trainable_variables if not decays(weight)])
         rate = learning.DEEP_RATE
     else:
         rule, rate = learning.optimizer_of(given["library"])

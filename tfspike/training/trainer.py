@@ -85,8 +85,7 @@ class Trainer:
         with strategy.scope():
             self.model = run_loading.build_model(config, self.info)
             _check_own_neurons(config, self.model)
-            self.optimizer = make_optimizer(config)
-            self.optimizer.build(self.model.trainable_variables)
+            self.optimizer = make_optimizer(config, self.model.trainable_variables)
         self.windows = Windows(config, self.model, self.optimizer, strategy,
                                self._evaluator if len(self.val_index) else None)
         self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, len(self.val_index) > 0)
