@@ -283,6 +283,11 @@ def test_layers_and_networks_refuse(options: dict[str, Any], part: str) -> None:
             make(**{"homeostasis": 0.1, **options})
 
 
+def test_thresholds_by_channel_take_the_same_neurons() -> None:
+    with pytest.raises(UserError, match="`by_channel` is of neurons .*Received: by_channel=True, .*start=0.5"):
+        LIF(by_channel=True, start=0.5)
+
+
 @pytest.mark.parametrize("options, part", [
     ({"neuron": "relu"}, "--homeostasis=0.1 is for spiking neurons"), ({"start": 0.5}, "--homeostasis=0.1 is of neurons"),
     ({"gradient": "eprop", "surrogate": "arctan", "reset": "subtract"}, "--gradient=eprop, or it"),

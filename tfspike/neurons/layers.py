@@ -17,7 +17,7 @@ from tfspike.checks import check_choice, check_fraction, check_leak, check_posit
 from tfspike.errors import UserError
 from tfspike.neurons import gradients, learnt, moving_start, slopes
 from tfspike.neurons.gradients import NeuronState
-from tfspike.neurons.homeostasis import adapted, check_homeostasis
+from tfspike.neurons.homeostasis import adapted, check_by_channel, check_homeostasis
 from tfspike.neurons.over_time import OverTime as OverTime  # handed on, as tfspike.layers.OverTime
 from tfspike.neurons.over_time import TimeMajor, WholeWindow
 from tfspike.neurons.over_time import WindowDropout as WindowDropout
@@ -73,8 +73,8 @@ class SpikingLayer(TimeMajor):
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
         self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
         self.moving_start: keras.Variable | None = None  # share of the threshold that takes the place of its start
-        self.threshold_factor: keras.Variable | None = None  # of every channel, where thresholds adapt
-        self.homeostasis = 0.0  # how fast they do
+        self.threshold_factor: keras.Variable | None = None  # of every channel, where it has its own
+        self.homeostasis = 0.0  # how fast they adapt
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -93,7 +93,7 @@ class SpikingLayer(TimeMajor):
     def follow(self, state: NeuronState) -> None:
         """Moves what follows training windows, after one that ended in this state: the start of later windows, and
         thresholds that adapt."""
-        if self.threshold_factor is not None:
+        if self.threshold_factor is not None and self.homeostasis:
             factor = tf.convert_to_tensor(self.threshold_factor.value)
             self.threshold_factor.assign(adapted(factor, state.count, self.homeostasis))
         if self.moving_start is not None:
@@ -191,6 +191,8 @@ class LIF(SpikingLayer):
         first (`tfspike.neurons.moving_start`).
       homeostasis: how fast thresholds adapt in training until every channel fires about as often, in [0, 1), such as
         .01; 0 keeps them (`tfspike.neurons.homeostasis`).
+      by_channel: every channel has a threshold of its own: `threshold` times its entry in the weight `threshold_factor`
+        `[C]`, which begins at 1 and which training leaves as it is. Implied by `homeostasis`.
 
     Raises:
       UserError: a constant out of range, or options that say nothing together.
@@ -205,7 +207,7 @@ class LIF(SpikingLayer):
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
                  start: float = 0.0, learn: Sequence[str] = (), running_start: bool = False, homeostasis: float = 0.0,
-                 **kwargs: Any):
+                 by_channel: bool = False, **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
@@ -216,10 +218,12 @@ class LIF(SpikingLayer):
             raise UserError("running_start=True is of membranes that go on after a spike and may begin anywhere. "
                             f"Received: reset={reset!r}, surrogate={surrogate!r}.")
         self.homeostasis = check_homeostasis(homeostasis, self.learn, self.start, self.running_start, gradient)
+        self.by_channel = bool(by_channel)
+        check_by_channel("by_channel", self.by_channel, self.learn, self.start, self.running_start, gradient)
         self._constants().checked(gradient)
 
     def build(self, input_shape: Any) -> None:
-        if self.homeostasis:
+        if self.homeostasis or self.by_channel:
             self.threshold_factor = self.add_weight((input_shape[-1],), "ones", "float32", trainable=False,
                                                     autocast=False, aggregation="mean", name="threshold_factor")
         if self.running_start:
@@ -244,7 +248,7 @@ class LIF(SpikingLayer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
                 "start": self.start, "learn": self.learn, "running_start": self.running_start,
-                "homeostasis": self.homeostasis}
+                "homeostasis": self.homeostasis, "by_channel": self.by_channel}
 
     def constants(self) -> dict[str, Any]:
         """The configuration of a layer that has as constants what is learnt or moves here, as it is now."""
