@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.cases import CLASSES, LEAK, THRESHOLD, image_shape
+from benchmarks.cases import THRESHOLD
+from benchmarks.network import create, use_threads
 
 WORK = {"vgg9": ("vgg9", 100, 16), "lenet": ("lenet", 50, 64), "lenet-trained": ("lenet", 50, 64)}
 MODES = ("inference", "rate", "event")
@@ -26,13 +27,12 @@ KERNELS = ("dense", "events", "auto")
 
 def network(work: str, mode: str, kernel: str, precision: str, threshold: float = THRESHOLD) -> Any:
     """The network of a piece of work, at weights that depend on neither kernel nor threshold."""
-    from tfspike import models, pretrained
-
     net, timesteps, _ = WORK[work]
-    model = models.create(net, image_shape(net), CLASSES, timesteps,
-                          gradient="rate" if mode == "inference" else mode, leak=LEAK, threshold=threshold, dropout=0.0,
-                          seed=0, dtype="mixed_bfloat16" if precision == "bfloat16" else "float32", kernel=kernel)
+    model = create(net, timesteps, "rate" if mode == "inference" else mode, threshold=threshold, kernel=kernel,
+                   dtype="mixed_bfloat16" if precision == "bfloat16" else "float32")
     if work.endswith("-trained"):
+        from tfspike import pretrained
+
         trained = pretrained.load("lenet_mnist")[0]
         for to, value in zip(model.trainable_variables, trained.trainable_variables):
             to.assign(value)
@@ -68,14 +68,6 @@ def step_of(model: Any, mode: str, x: Any, labels: Any) -> Callable[[], Any]:
         return tape.gradient(loss, model.trainable_variables)
 
     return lambda: [part.numpy() for part in [infer()]] if mode == "inference" else [g.numpy() for g in train()]
-
-
-def use_threads(count: int) -> None:
-    """Before TensorFlow computes anything."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(count)
-    tf.config.threading.set_inter_op_parallelism_threads(count)
 
 
 def cell(work: str, mode: str, kernels: list[str], precision: str, steps: int) -> dict[str, Any]:

@@ -93,10 +93,10 @@ def count(case: cases.Case, gradient: str, compiled: bool) -> dict[str, Any]:
     `{"kernels", "compile_s"}`."""
     import tensorflow as tf
 
-    from benchmarks import graphs, steps
+    from benchmarks import graphs, network, steps
 
     begin = time.perf_counter()
-    model = steps.network(case, gradient)
+    model = network.create(case.net, case.timesteps, gradient)
     step = steps.training_step(model, steps.optimizer(model), case, "on" if compiled else "off")
     batch = tf.zeros((case.batch, *cases.image_shape(case.net))), tf.zeros(case.batch, tf.int32)
     function = step.graph(*batch)

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks import learning, measure
-from benchmarks.cases import CLASSES, LEAK, THRESHOLD
+from benchmarks import learning, measure, network
+from benchmarks.cases import CLASSES
 from benchmarks.last_spike import with_last_spike
-from tfspike import __version__, models
+from tfspike import __version__
+from tfspike.training.optimisation import decays
 
 # "event" sees the surrogate at every step, "rate" its mean: see docs/depth.md.
 DEEP_WIDTH = {"rate": 2.0, "event": 1.0}
@@ -18,21 +19,18 @@ DEEP_WIDTH = {"rate": 2.0, "event": 1.0}
 def main() -> None:
     """Builds the network and trains it."""
     given = measure.order()
-    tf.config.threading.set_intra_op_parallelism_threads(given["threads"])
-    tf.config.threading.set_inter_op_parallelism_threads(given["threads"])
+    network.use_threads(given["threads"])
     if given["precision"] == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     gradient, deep = given["library"].split("-")[1], given["deep"]
-    shape = np.load(given["data"])["x"].shape[1:]
     own = {"surrogate": "arctan", "surrogate_width": DEEP_WIDTH[gradient], "norm": "tdbn", "pooling": "average",
-           "encoder": "direct", "kappa": 2.0} if deep else {"encoder": "poisson"}
-    model = models.create(given["net"], shape, CLASSES, given["timesteps"], gradient=gradient, leak=LEAK,
-                          threshold=THRESHOLD, dropout=0.0, seed=given["seed"], **own)
+           "encoder": "direct", "kappa": 2.0} if deep else {}
+    model = network.create(given["net"], given["timesteps"], gradient, seed=given["seed"], **own)
     if given["library"].endswith("last-spike"):
         model = with_last_spike(model)
     if deep:
         optimizer = keras.optimizers.AdamW(learning.DEEP_RATE, weight_decay=learning.DEEP_DECAY)
-        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta"])
+        optimizer.exclude_from_weight_decay([weight for weight in model.trainable_variables if not decays(weight)])
         rate = learning.DEEP_RATE
     else:
         rule, rate = learning.optimizer_of(given["library"])

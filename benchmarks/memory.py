@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks import process
+from benchmarks import network, process
 
 NETS = ("cnn", "lenet-rate", "lenet-event")
 COUNTS = {"models": 50, "sizes": 200}
@@ -26,9 +26,7 @@ def _model(net: str) -> Any:
     import keras
 
     if net != "cnn":
-        from tfspike import models
-
-        return models.create("lenet", (28, 28, 1), 10, TIMESTEPS, gradient=net.removeprefix("lenet-"))
+        return network.create("lenet", TIMESTEPS, net.removeprefix("lenet-"))
     return keras.Sequential([
         keras.Input((28, 28, 1)), keras.layers.Conv2D(20, 5, activation="relu"), keras.layers.AveragePooling2D(2),
         keras.layers.Conv2D(50, 5, activation="relu"), keras.layers.AveragePooling2D(2), keras.layers.Flatten(),

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import events
 from benchmarks.cases import THRESHOLD
+from benchmarks.network import use_threads
 
 THRESHOLDS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 
@@ -79,7 +80,7 @@ def main() -> None:
         return
     if importlib.util.find_spec("numba") is None:
         raise SystemExit("Event-driven convolutions take numba: pip install \"tfspike[numba]\".")
-    events.use_threads(args.threads)
+    use_threads(args.threads)
     net, timesteps, batch = events.WORK[args.work]
     title = f"{net.upper()}, T = {timesteps}, batch {batch}, {args.precision}, {args.threads} threads"
     points = []

@@ -8,19 +8,13 @@ import keras
 import tensorflow as tf
 
 from benchmarks import cases, measure
-from tfspike import config, distribution, models
+from tfspike import config, distribution
 from tfspike.training.step import TrainStep
 
 
 def as_on_a_gpu() -> None:
     """From here on, the process takes the kernels, chunks and normalisations of a GPU."""
     distribution.has_gpu = lambda: True
-
-
-def network(case: cases.Case, gradient: str) -> Any:
-    """The network of a case, structured as those of its peers."""
-    return models.create(case.net, cases.image_shape(case.net), cases.CLASSES, case.timesteps, gradient=gradient,
-                         leak=cases.LEAK, threshold=cases.THRESHOLD, dropout=0.0)
 
 
 def optimizer(model: Any, learning_rate: float = measure.LEARNING_RATE) -> keras.optimizers.Optimizer:
@@ -34,7 +28,7 @@ def training_step(model: Any, optimizer: keras.optimizers.Optimizer, case: cases
     """The whole step: encode, forward, backward, update.
 
     Args:
-      model: of `network`.
+      model: of `benchmarks.network`.
       optimizer: of `optimizer`.
       case: which.
       jit: "on" for one program of XLA, "off" for operation by operation.

@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from benchmarks import measure
-from benchmarks.cases import CLASSES, LEAK, THRESHOLD
+from benchmarks import measure, network
 
 BARE_MB = measure.memory_mb("VmRSS")  # tfspike is imported later, so this is TensorFlow and Keras alone
 PIPELINE_BATCHES = 200
@@ -44,16 +43,14 @@ def _rates(model: keras.Model, x: tf.Tensor) -> list[float]:
 
 
 def _network(given: dict[str, Any]) -> None:
-    from tfspike import __version__, models
+    from tfspike import __version__
 
     images, labels = measure.images(given["net"], given["batch"])
     begin = time.perf_counter()
     if given["precision"] == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     _, gradient, *by_events = given["library"].split("-")
-    model = models.create(given["net"], images.shape[1:], CLASSES, given["timesteps"],
-                          gradient=gradient, kernel="events" if by_events else "dense", encoder="poisson", leak=LEAK,
-                          threshold=THRESHOLD, dropout=0.0, seed=0)
+    model = network.create(given["net"], given["timesteps"], gradient, kernel="events" if by_events else "dense")
     x, target = tf.constant(images), tf.constant(labels)
     if given["mode"] == "train":
         step = _train_step(model)
@@ -87,8 +84,7 @@ def _pipeline(given: dict[str, Any]) -> None:
 def main() -> None:
     """Builds what the order asks for and reports its step."""
     given = measure.order()
-    tf.config.threading.set_intra_op_parallelism_threads(given["threads"])
-    tf.config.threading.set_inter_op_parallelism_threads(given["threads"])
+    network.use_threads(given["threads"])
     (_pipeline if given["mode"] == "pipeline" else _network)(given)
 
 

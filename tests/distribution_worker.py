@@ -22,7 +22,8 @@ import runs  # noqa: E402
 from tfspike import SpikingModel, ThresholdNorm, distribution  # noqa: E402
 from tfspike.distribution import Worker  # noqa: E402
 from tfspike.neurons import encoders  # noqa: E402
-from tfspike.neurons.layers import LIF, OverTime, Readout  # noqa: E402
+from tfspike.neurons.layers import LIF, Readout  # noqa: E402
+from tfspike.neurons.over_time import OverTime  # noqa: E402
 from tfspike.training.step import TrainStep  # noqa: E402
 from tfspike.training.trainer import Trainer  # noqa: E402
 

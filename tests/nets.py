@@ -22,7 +22,8 @@ from tfspike.engine import plan as plans
 from tfspike.models import blocks
 from tfspike.models.settings import LayerSettings
 from tfspike.neurons import encoders
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import LIF, PoolingIF, Readout, SpikingLayer
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 CLASSES = 3
 
@@ -189,6 +190,40 @@ def gradients_of(call: Callable[..., tf.Tensor], model: SpikingModel, inputs: An
     with tf.GradientTape() as tape:
         output = call(inputs, training=True, **kwargs)
     return output.numpy(), [g.numpy() for g in tape.gradient(output, variables, output_gradients=dL_do)]
+
+
+def assert_engine_as_layers(model: SpikingModel, inputs: Any, calls: int = 1, rtol: float = 1e-3, atol: float = 1e-4,
+                            output: float = 1e-5) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Training calls by the engine and layer by layer have the same output and gradients, and leave the same behind.
+
+    Args:
+      model: of `CLASSES` classes; both begin with its variables as they are, and it ends as the engine leaves it.
+      inputs: of every call.
+      calls: training calls; compared is the last one.
+      rtol, atol: of a gradient, `atol` as a share of its largest entry.
+      output: how far outputs may be apart.
+
+    Returns:
+      `(output, gradients)` of the engine.
+    """
+    assert model.engine is not None
+    start, found = [variable.numpy() for variable in model.variables], []
+    for call in (model.call_layers, model):
+        for variable, value in zip(model.variables, start):
+            variable.assign(value)
+        for _ in range(calls):
+            scores, grads = gradients_of(call, model, inputs, upstream(len(inputs)))
+        kept = [variable.numpy() for variable in model.non_trainable_variables]
+        found.append((scores, grads, kept, model(inputs).numpy()))
+    (slow, slow_grads, slow_kept, behind), (fast, fast_grads, fast_kept, after) = found
+    np.testing.assert_allclose(fast, slow, atol=output)
+    np.testing.assert_allclose(after, behind, atol=output)
+    for variable, a, b in zip(model.non_trainable_variables, fast_kept, slow_kept, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=variable.path)
+    for variable, a, b in zip(model.trainable_variables, fast_grads, slow_grads, strict=True):
+        assert np.abs(b).max() > 0.0, variable.path
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * np.abs(b).max(), err_msg=variable.path)
+    return fast, fast_grads
 
 
 def layer_spikes(model: SpikingModel, inputs: Any, step: int = 0) -> list[np.ndarray]:

@@ -8,8 +8,9 @@ import pytest
 
 from tfspike.models import blocks
 from tfspike.models.settings import LayerSettings
-from tfspike.neurons.layers import LIF, PoolingIF, WindowDropout
+from tfspike.neurons.layers import LIF, PoolingIF
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import WindowDropout
 
 T = 4
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfspike import LIF, DirectEncoder, LatencyEncoder, PoissonEncoder, Readout, SpikeInput, SpikingModel, UserError
 from tfspike.neurons import encoders, noise
-from tfspike.neurons.layers import OverTime, WindowDropout
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 T, B = 12, 4
 

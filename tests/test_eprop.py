@@ -15,7 +15,8 @@ from tfspike.engine import eprop
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.encoders import SpikeInput
-from tfspike.neurons.layers import LIF, OverTime, Readout
+from tfspike.neurons.layers import LIF, Readout
+from tfspike.neurons.over_time import OverTime
 from tfspike.variants import VARIANTS, Conv, Pool, Variant
 
 T, B, SIZES = 7, 3, (6, 8, 5, 3)

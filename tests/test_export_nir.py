@@ -200,6 +200,61 @@ def test_foreign_graphs_are_rescaled_to_our_neurons(tmp_path):
     np.testing.assert_allclose(found, want["scores"], atol=1e-6)
 
 
+def by_channel(model, least=0.6):
+    """The thresholds of a model with one for every channel, drawn anew."""
+    layers = [call.layer for call in model.plan.spiking if call.layer.threshold_factor is not None]
+    for i, layer in enumerate(layers):
+        layer.threshold_factor.assign(np.random.default_rng(i).uniform(least, 1.4, layer.threshold_factor.shape))
+    return [layer.neuron.threshold.numpy() for layer in layers]
+
+
+@pytest.mark.parametrize("leak", [0.9, 1.0])
+def test_thresholds_of_channels_come_back_and_stay(leak, tmp_path):
+    model = network("lenet", leak, threshold=0.7, homeostasis=0.1, hidden=6)
+    wanted, spikes = by_channel(model), signed_spikes(model)
+    again = nir_import.from_nir(nir_graph.to_nir(model))
+    (scores, counts), (found, activity) = model.observe(spikes), again.observe(spikes)
+    np.testing.assert_allclose(found, scores, atol=1e-6)
+    for name in counts:
+        assert np.sum(counts[name]) > 0
+        np.testing.assert_array_equal(activity[name], counts[name])
+    again(spikes, training=True)
+    again.save(tmp_path / "again.keras")
+    again = keras.models.load_model(tmp_path / "again.keras")
+    kept = [call.layer.neuron.threshold for call in again.plan.spiking if isinstance(call.layer, tfspike.LIF)]
+    for mine, threshold in zip(kept, wanted, strict=True):
+        np.testing.assert_array_equal(mine, threshold)
+
+
+def thresholds_of_neurons(pooled):
+    """Pooling neurons with the thresholds `pooled` `[2, 2, 3]`, flattened into neurons with one each."""
+    rng = np.random.default_rng(3)
+    zeros = np.zeros((2, 2, 3), np.float32)
+    shape = {"input": np.array([2, 2, 3])}
+    return nir.NIRGraph(
+        {"in": nir.Input({"input": np.array([2, 4, 6])}), "pool": nir.AvgPool2d(*np.array([[2, 2], [2, 2], [0, 0]])),
+         "if": nir.IF(zeros + 1e4, pooled.astype("f"), zeros), "flat": nir.Flatten(shape, 0, -1),
+         "lif": nir.LIF(*(np.full(12, value, "f") for value in (1e-3, 10.0, 0.0)), rng.uniform(0.4, 2.0, 12).astype("f")),
+         "out": nir.Output({"output": np.array([12])})},
+        [("in", "pool"), ("pool", "if"), ("if", "flat"), ("flat", "lif"), ("lif", "out")])
+
+
+def test_thresholds_of_a_foreign_graph_keep_their_channels_and_places(tmp_path):
+    nir.write(tmp_path / "own.nir", thresholds_of_neurons(np.broadcast_to([[[0.3]], [[0.55]]], (2, 2, 3))))
+    spikes = (np.random.default_rng(1).random((3, 15, 4, 6, 2)) < 0.5).astype(np.float32)
+    want = simulate_nir.run(str(tmp_path / "own.nir"), spikes)
+    found, activity = nir_import.from_nir(tmp_path / "own.nir", timesteps=15).observe(spikes)
+    rates = np.moveaxis(want["output"].mean(axis=1).reshape(3, 2, 2, 3), 1, -1).reshape(3, 12)  # channels last
+    np.testing.assert_allclose(found, rates, atol=1e-6)
+    assert len(np.unique(rates)) > 5
+    np.testing.assert_array_equal(np.sum(activity["if"], (1, 2, 3)), want["layer_spikes"][:, 0])
+
+
+def test_thresholds_that_differ_within_a_channel_are_refused():
+    with pytest.raises(UserError, match="'if' has thresholds that differ within a channel"):
+        nir_import.from_nir(thresholds_of_neurons(np.linspace(0.3, 0.6, 12).reshape(2, 2, 3)), timesteps=5)
+
+
 def two_into_a_readout(*more):
     """Two Linear nodes into a readout of R = 1."""
     rng = np.random.default_rng(4)
@@ -230,7 +285,8 @@ def test_weights_that_cannot_be_rescaled_are_refused():
 
 @pytest.mark.parametrize("change, message", [
     ({"v_reset": 0.1}, "resets to or rests at another potential"), ({"v_leak": 0.1}, "resets to or rests at"),
-    ({"v_threshold": np.array([1.0, 2.0], np.float32)}, "2 values of v_threshold"), ({"tau": 1e-5}, "must exceed dt")])
+    ({"tau": np.array([1e-3, 2e-3])}, "2 values of tau"), ({"v_threshold": np.array([1.0, -1.0])}, "a threshold of -1;"),
+    ({"tau": 1e-5}, "must exceed dt")])
 def test_neurons_that_cannot_be_ours_are_refused(change, message):
     parts = {"tau": 1e-3, "r": 10.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0, **change}
     node = nir.LIF(**{key: np.broadcast_to(np.asarray(value, np.float32), 2).copy() for key, value in parts.items()})

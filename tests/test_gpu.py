@@ -49,8 +49,7 @@ def network(name: str, gradient: str, norm: str | None = None, surrogate: str = 
 def training_step(model: Any, optimizer: str = "sgd") -> Any:
     """The graph of a whole step, operation by operation: encode, forward, loss, backward, statistics, update."""
     settings = runs.tiny("unused", batch_size=B, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01, jit="off")
-    maker = make_optimizer(settings)
-    maker.build(model.trainable_variables)
+    maker = make_optimizer(settings, model.trainable_variables)
     step = TrainStep(model, maker, tf.distribute.get_strategy(), settings)
     return step.graph(tf.TensorSpec((B, *model.input_shape[1:])), tf.TensorSpec((B,), tf.int32))
 
@@ -126,8 +125,7 @@ def one_step(model: Any, jit: str, images: np.ndarray, labels: np.ndarray) -> tu
     before = model.get_weights()
     settings = runs.tiny("unused", batch_size=len(images), jit=jit, clip_norm=0.5,
                          learning_rate=100.0)  # updates far above the rounding of the weights
-    optimizer = make_optimizer(settings)
-    optimizer.build(model.trainable_variables)
+    optimizer = make_optimizer(settings, model.trainable_variables)
     step = TrainStep(model, optimizer, tf.distribute.get_strategy(), settings)
     start = [variable.numpy() for variable in model.trainable_variables]
     numbers = step.numbers(step(tf.constant(images), tf.constant(labels)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import nets
 import runs
 from tfspike import datasets, models, training
 from tfspike.analysis import simulation
@@ -17,6 +18,7 @@ from tfspike.config import Config
 from tfspike.engine.folding import fold
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import to_nir
+from tfspike.models.callbacks import FitAdvice
 from tfspike.models.diagnosis import COLLAPSE_PATIENCE, Watch
 from tfspike.neurons.layers import LIF
 from tfspike.runs import checkpoints, initial_weights
@@ -126,6 +128,16 @@ def test_diagnosis_recommends_it_for_a_silent_layer_where_it_applies() -> None:
     assert "--homeostasis" in said_of_silence(norm="tdbn")[0][0]
 
 
+@pytest.mark.parametrize("options, said", [
+    ({}, True), ({"norm": "tdbn"}, True), ({"homeostasis": 0.1}, False), ({"running_start": True}, False)])
+def test_fit_recommends_it_where_it_applies(options: dict[str, Any], said: bool) -> None:
+    model = network(**{"homeostasis": 0.0, "pooling": "neuron", "surrogate": "triangular", **options})
+    model.compile("sgd", "mse")
+    text = FitAdvice(model).louder("hidden_lif")
+    assert ("give it homeostasis=0.01 (lowers thresholds" in text) == said and "--" not in text
+    assert "homeostasis" not in FitAdvice(model).louder("pool1"), "of LIF neurons alone"
+
+
 def test_a_network_whose_thresholds_still_fall_has_not_collapsed() -> None:
     _, watch = said_of_silence(homeostasis=0.1)
     (stuck, _), living = said_of_silence(), 0
@@ -145,28 +157,15 @@ def test_a_network_whose_thresholds_still_fall_has_not_collapsed() -> None:
     ("event", {}), ("rate", {}), ("event", {"surrogate": "triangular", "reset": "subtract"}),
     pytest.param("rate", {"surrogate": "arctan", "credit": "time", "norm": "tdbn"}, marks=pytest.mark.slow)])
 def test_the_engine_does_as_the_layers_do(gradient: str, options: dict[str, Any]) -> None:
-    found = []
-    for engine in (True, False):
-        model = network(gradient, **options)
-        model.configure_engine(3)
-        for i, call in enumerate(model.plan.spiking):
-            shape = call.layer.threshold_factor.shape
-            call.layer.threshold_factor.assign(np.random.default_rng(i).uniform(0.6, 1.4, shape))
-        with tf.GradientTape() as tape:
-            output = model(IMAGES, training=True) if engine else model.call_layers(IMAGES, training=True)
-        grads = tape.gradient(output, model.trainable_variables)
-        found.append((output.numpy(), factors(model), [grad.numpy() for grad in grads], model(IMAGES).numpy()))
-    (fast, fast_factors, fast_grads, after), (slow, slow_factors, slow_grads, behind) = found
-    np.testing.assert_allclose(fast, slow, atol=1e-5)
-    np.testing.assert_allclose(after, behind, atol=1e-5)
-    np.testing.assert_allclose(fast_factors, slow_factors, rtol=1e-5)
-    for a, b in zip(fast_grads, slow_grads):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
-        assert np.abs(a).max() > 0.0
+    model = adapted(0.6, gradient=gradient, **options)
+    model.configure_engine(3)
+    before = factors(model)
+    nets.assert_engine_as_layers(model, IMAGES)
+    assert not any(np.array_equal(old, new) for old, new in zip(before, factors(model)))
 
 
-def factors(model: Any) -> np.ndarray:
-    return np.concatenate([call.layer.threshold_factor.value.numpy() for call in model.plan.spiking])
+def factors(model: Any) -> list[np.ndarray]:
+    return [call.layer.threshold_factor.value.numpy() for call in model.plan.spiking]
 
 
 def test_the_gradient_is_that_of_a_layer_with_that_threshold() -> None:
@@ -188,11 +187,11 @@ def test_the_gradient_is_that_of_a_layer_with_that_threshold() -> None:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def adapted(**options: Any) -> Any:
+def adapted(least: float = 0.3, **options: Any) -> Any:
     model = network(**options)
     for i, call in enumerate(model.plan.spiking):
         shape = call.layer.threshold_factor.shape
-        call.layer.threshold_factor.assign(np.random.default_rng(i).uniform(0.3, 1.4, shape))
+        call.layer.threshold_factor.assign(np.random.default_rng(i).uniform(least, 1.4, shape))
     return model
 
 
@@ -282,6 +281,11 @@ def test_layers_and_networks_refuse(options: dict[str, Any], part: str) -> None:
     for make in (LIF, network):
         with pytest.raises(UserError, match=part):
             make(**{"homeostasis": 0.1, **options})
+
+
+def test_thresholds_by_channel_take_the_same_neurons() -> None:
+    with pytest.raises(UserError, match="`by_channel` is of neurons .*Received: by_channel=True, .*start=0.5"):
+        LIF(by_channel=True, start=0.5)
 
 
 @pytest.mark.parametrize("options, part", [

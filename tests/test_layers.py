@@ -28,6 +28,7 @@ from tfspike import (
     models,
 )
 from tfspike.engine import folding
+from tfspike.neurons.gate import MaxPoolGate
 
 T, B = 9, 3
 
@@ -316,7 +317,8 @@ def test_over_time_takes_frozen_layers_and_models_of_them_come_back(tmp_path: An
     assert len(again.trainable_variables) == len(model.trainable_variables) + 1
 
 
-@pytest.mark.parametrize("layer", [LIF(), Readout(), WindowDropout(0.5), OverTime(keras.layers.Flatten())])
+@pytest.mark.parametrize("layer", [
+    LIF(), Readout(), LeakAware(), WindowDropout(0.5), OverTime(keras.layers.Flatten()), MaxPoolGate()])
 def test_over_time_refuses_what_needs_the_window(layer: Any) -> None:
     with pytest.raises(ValueError, match=f"{type(layer).__name__} needs the whole window"):
         OverTime(layer)

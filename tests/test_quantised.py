@@ -53,7 +53,7 @@ def test_an_optimiser_moves_the_ceiling_but_no_decay_and_never_to_0() -> None:
     layer = QuantisedReLU(4, start=0.5)
     dense = keras.layers.Dense(2)
     net = keras.Sequential([keras.Input((3,)), dense, layer])
-    optimizer = make_optimizer(config.resolve({"optimizer": "adamw", "weight_decay": 0.5}))
+    optimizer = make_optimizer(config.resolve({"optimizer": "adamw", "weight_decay": 0.5}), net.trainable_variables)
     before = dense.kernel.numpy()
     optimizer.apply([tf.zeros_like(v) for v in net.trainable_variables], net.trainable_variables)
     assert float(layer.ceiling) == 0.5 and (np.abs(dense.kernel) < np.abs(before)).all()

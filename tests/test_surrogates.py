@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import nets
 from tfspike import SpikingModel, UserError, config, models
 from tfspike.engine import kernels
 from tfspike.neurons import encoders, gradients, layers, slopes, surrogates
@@ -181,15 +182,7 @@ def test_event_through_chunks_is_event_through_the_window(name: str, kernel: str
     assert model.engine is not None and model.engine.can_train
     inputs = np.random.default_rng(3).uniform(-0.5, 1.5, (B, 6, 6, 2)).astype("f")
     assert min(float(tf.reduce_mean(count)) / 11 for count in model.observe(inputs)[1].values()) > 0.02
-
-    def grads(route: Any) -> list[np.ndarray]:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(route(inputs, training=True) - 1.0))
-        return [grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)]
-
-    for fast, slow in zip(grads(model), grads(model.call_layers), strict=True):
-        assert np.abs(slow).max() > 0
-        np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-5 * np.abs(slow).max())
+    nets.assert_engine_as_layers(model, inputs, rtol=2e-4, atol=2e-5)
 
 
 def test_the_mean_of_a_leak_aware_trace_is_no_slope() -> None:
@@ -233,11 +226,4 @@ def test_what_a_neuron_says_counts_not_what_its_layer_was_made_with(gradient: st
     x = layers.LIF(0.9, 0.3, gradient, "arctan")(layers.OverTime(keras.layers.Dense(8))(x))
     model = SpikingModel(image, layers.Readout(0.9)(layers.OverTime(keras.layers.Dense(3))(x)))
     inputs = np.random.default_rng(3).uniform(0.0, 1.5, (B, 6)).astype("f")
-    found = []
-    for route in (model, model.call_layers):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(route(inputs, training=True) - 1.0))
-        found.append([grad.numpy() for grad in tape.gradient(loss, model.trainable_variables)])
-    for fast, slow in zip(*found, strict=True):
-        assert np.abs(slow).max() > 0
-        np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-5 * np.abs(slow).max())
+    nets.assert_engine_as_layers(model, inputs, rtol=2e-4, atol=2e-5)

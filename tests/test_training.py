@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -212,9 +213,24 @@ def test_a_penalty_of_spikes_is_the_mean_rate_of_all_neurons_times_it(gradient: 
 
 
 def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:
-    assert optimisation.make_optimizer(runs.tiny("unused", optimizer="adamw", weight_decay=0.1)).weight_decay == 0.1
-    assert optimisation.make_optimizer(runs.tiny("unused", optimizer="adam", weight_decay=0.1)).weight_decay is None
-    assert optimisation.make_optimizer(runs.tiny("unused", optimizer="sgd")).momentum == 0.0
+    def made(**settings: Any) -> Any:
+        return optimisation.make_optimizer(runs.tiny("unused", **settings), [keras.Variable([1.0])])
+
+    assert made(optimizer="adamw", weight_decay=0.1).weight_decay == 0.1
+    assert made(optimizer="adam", weight_decay=0.1).weight_decay is None
+    assert made(optimizer="sgd").momentum == 0.0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_of_synapses_decay_whatever_the_optimiser_and_nothing_else_does(optimizer: str) -> None:
+    trainer = make(encoder="direct", norm="tdbn", learn=("threshold",), surrogate="arctan", gradient="event", init="normal",
+                   optimizer=optimizer, learning_rate=0.1, weight_decay=0.5, clip_norm=0.0)
+    variables = trainer.model.trainable_variables
+    before = [variable.numpy() for variable in variables]
+    trainer.train_step._apply([tf.zeros_like(variable.value) for variable in variables], variables, 1)
+    for variable, old in zip(variables, before):
+        np.testing.assert_allclose(variable, old * (0.95 if variable.path.endswith("kernel") else 1.0), rtol=1e-6)
+    assert {path.rsplit("/")[-1] for path in (v.path for v in variables)} == {"kernel", "gamma", "beta", "threshold"}
 
 
 def test_milestones_multiply_the_learning_rate_after_finished_epochs() -> None:

@@ -33,18 +33,18 @@ if typing.TYPE_CHECKING:  # what _HOME and _MODULES say, for type checkers
     from tfspike.neurons.encoders import SpikeInput as SpikeInput
     from tfspike.neurons.layers import LIF as LIF
     from tfspike.neurons.layers import LeakAware as LeakAware
-    from tfspike.neurons.layers import OverTime as OverTime
     from tfspike.neurons.layers import PoolingIF as PoolingIF
     from tfspike.neurons.layers import Readout as Readout
-    from tfspike.neurons.layers import WindowDropout as WindowDropout
     from tfspike.neurons.normalisation import ThresholdNorm as ThresholdNorm
+    from tfspike.neurons.over_time import OverTime as OverTime
+    from tfspike.neurons.over_time import WindowDropout as WindowDropout
 
 __version__ = "1.0.0"
 
 _HOME = {
     "LIFCell": "neurons.cells", "PoolingIFCell": "neurons.cells", "LeakyIntegratorCell": "neurons.cells",
     "LIF": "neurons.layers", "PoolingIF": "neurons.layers", "Readout": "neurons.layers", "LeakAware": "neurons.layers",
-    "OverTime": "neurons.layers", "WindowDropout": "neurons.layers", "ThresholdNorm": "neurons.normalisation",
+    "OverTime": "neurons.over_time", "WindowDropout": "neurons.over_time", "ThresholdNorm": "neurons.normalisation",
     "PoissonEncoder": "neurons.encoders", "DirectEncoder": "neurons.encoders", "LatencyEncoder": "neurons.encoders",
     "SpikeInput": "neurons.encoders", "SpikingModel": "models.spiking_model", "Diagnosis": "models.callbacks",
     "FiringRates": "models.callbacks", "UserError": "errors",

@@ -80,6 +80,11 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def may_adapt(learn: Any, start: float, running_start: bool, gradient: str) -> bool:
+    """Whether neurons of these options may have thresholds that adapt (`tfspike.neurons.homeostasis`)."""
+    return not (learn or start or running_start or gradient == "eprop")
+
+
 def check_backend(name: str) -> None:
     """Raises UserError unless this is the backend of Keras that the library computes with."""
     if name != "tensorflow":

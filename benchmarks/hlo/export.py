@@ -28,7 +28,7 @@ import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
 import tfspike
-from benchmarks import cases, steps
+from benchmarks import cases, network, steps
 from benchmarks.hlo import plan, runner
 from tfspike.neurons import noise
 
@@ -46,7 +46,7 @@ def export(case: cases.Case, gradient: str, precision: str, folder: Path) -> Pat
     """
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     try:
-        model = steps.network(case, gradient)
+        model = network.create(case.net, case.timesteps, gradient)
         write = _training if case.mode == "train" else _inference
         hlo, program = write(model, case)
     finally:

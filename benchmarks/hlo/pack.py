@@ -121,7 +121,7 @@ def take(config: Config, back: Path, given: list[str], say: Callable[[str], None
     with workdir.held(str(config.workdir)):
         trainer = Trainer(config, distribution.make_strategy("one"), Worker(), say)
         at, variables = trainer.progress, _all(trainer)
-        workdir.write_config(config, trainer.data_record(), record["init_from"])
+        workdir.write_config(config, trainer.data_record, record["init_from"])
         about = workdir.run_metadata(str(config.workdir)) | {
             "machines": [f"{record['card']}, JAX {record['jax']} (benchmarks.hlo.train)"], "commit": record["commit"],
             "versions": record["versions"], "commands": [shlex.join(["python", "train.py", *given])]}

@@ -39,8 +39,9 @@ from tfspike.checks import number
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import DirectEncoder, Encoder, LatencyEncoder, PoissonEncoder
-from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 _WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
              keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,

@@ -20,7 +20,8 @@ from tfspike.engine.convolution import macs_of
 from tfspike.models.ann import ReluModel
 from tfspike.models.network import Network
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import SpikingLayer
+from tfspike.neurons.over_time import OverTime, WindowDropout
 from tfspike.neurons.slopes import SlopeRule, kind_of
 
 # Bytes that do not follow from shapes, fitted to measured processes: allocator, thread pools, traced and optimised

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tfspike.checks import may_adapt
 from tfspike.config import methods
 from tfspike.config import presets as configs
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown, verbose_setting
@@ -251,7 +252,7 @@ class Config:
         if self.running_start and (self.reset == "silent" or self.surrogate in TANDEM):
             raise UserError("--running_start is of membranes that go on after a spike and may begin anywhere; received "
                             f"--reset={self.reset} and --surrogate={self.surrogate}. Leave it out.")
-        if self.homeostasis and (self.learn or self.start or self.running_start or self.gradient == "eprop"):
+        if self.homeostasis and not may_adapt(self.learn, self.start, self.running_start, self.gradient):
             raise UserError(f"--homeostasis={self.homeostasis:g} is of neurons that learn no constants and begin at 0, "
                             "with --gradient=event or rate; leave out --learn, --start, --running_start and "
                             "--gradient=eprop, or it.")

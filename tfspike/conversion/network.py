@@ -18,7 +18,8 @@ from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
 from tfspike.neurons.bipolar import BipolarIF
 from tfspike.neurons.gate import MaxPoolGate
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
+from tfspike.neurons.layers import LIF, PoolingIF, Readout
+from tfspike.neurons.over_time import OverTime
 from tfspike.neurons.quantised import QuantisedReLU
 
 INPUT = ""  # where a path begins that comes from the encoder

@@ -34,8 +34,9 @@ from tfspike.errors import UserError
 from tfspike.neurons import gradients, once
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import NeuronState
-from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 
 class Engine:

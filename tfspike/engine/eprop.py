@@ -32,8 +32,9 @@ from tfspike.engine import plan as plans
 from tfspike.engine import stepper
 from tfspike.errors import UserError
 from tfspike.neurons import noise
-from tfspike.neurons.layers import OverTime, SpikingLayer, Window
+from tfspike.neurons.layers import SpikingLayer, Window
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime
 
 Walk = Callable[[tf.Tensor, Callable[[plans.Call, tf.Tensor], tf.Tensor]], tf.Tensor]
 ByCall = dict[plans.Call, tf.Tensor]

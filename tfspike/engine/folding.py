@@ -12,8 +12,9 @@ import numpy as np
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
-from tfspike.neurons.layers import LIF, OverTime
+from tfspike.neurons.layers import LIF
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime
 
 
 def fold(model: Any) -> Any:

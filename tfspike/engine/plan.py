@@ -17,8 +17,9 @@ import keras
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import Encoder
 from tfspike.neurons.gate import MaxPoolGate
-from tfspike.neurons.layers import OpenNeurons, OverTime, Readout, SpikingLayer, WindowDropout, with_layers_inside
+from tfspike.neurons.layers import OpenNeurons, Readout, SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout, with_layers_inside
 
 # Keras' layers that treat every step alone and need no help: they may be given any stretch of a window.
 _MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,

@@ -26,7 +26,8 @@ from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.export.window import Window
-from tfspike.neurons.layers import OverTime, Readout, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import Readout, SpikingLayer
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 NAME = "model.nir"
 _NEVER = 2.0**40  # time constant in steps at which 1 - 1/tau is 1 in float32: a LIF node that does not leak

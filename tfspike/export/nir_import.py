@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -13,14 +14,16 @@ from tfspike.export.nir_graph import _nir
 from tfspike.export.standalone import simulate_nir
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, Readout
+from tfspike.neurons.layers import LIF, PoolingIF, Readout
+from tfspike.neurons.over_time import OverTime
 
 
 def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = None, gradient: str = "event",
              dt: float | None = None, seed: int = 0) -> SpikingModel:
     """Builds a model that computes what the graph does, and can be trained on.
 
-    Where the graph ends in neurons that fire, a readout without leak is added: the scores are their rates.
+    Where the graph ends in neurons that fire, a readout without leak is added: the scores are their rates. Thresholds
+    that differ between the channels of a layer stay as they are in training (`by_channel` of `tfspike.LIF`).
 
     Args:
       graph: a `nir.NIRGraph` or the path of a file.
@@ -32,7 +35,7 @@ def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = Non
 
     Raises:
       UserError: the file cannot be read, or a node has no counterpart (another reset or resting potential than 0,
-        constants that differ within a layer, a cycle).
+        time constants that differ within a layer, thresholds that differ within a channel, a cycle).
     """
     nir = _nir()
     if isinstance(graph, (str, os.PathLike)):
@@ -97,13 +100,9 @@ class _Reader:
         if kind == "Output":
             return x
         if kind in ("LIF", "IF"):
-            leak, gain = self._step(name, node)
-            threshold = self._uniform(name, "v_threshold", node.v_threshold) / gain
             if any(np.any(value) for value in (node.v_reset, getattr(node, "v_leak", 0.0))):
                 raise UserError(f"{name!r} resets to or rests at another potential than 0, which tfspike has not.")
-            if kind == "IF" and all(self.kind[source] == "AvgPool2d" for source in sources):
-                return PoolingIF(threshold, gradient, name=_legal(name))(x)
-            return LIF(leak, threshold, gradient, name=_legal(name))(x)
+            return self._neurons(name, node, kind, x, sources, flat, gradient)
         if kind in ("LI", "I"):
             return self._readout(name, node, x)
         if kind in ("Linear", "Affine"):
@@ -128,6 +127,35 @@ class _Reader:
             return OverTime(keras.layers.Flatten(), name=_legal(name))(x)
         raise UserError(f"{name!r} is a {kind} node, which tfspike cannot read; it reads Conv2d, Linear, Affine, "
                         "AvgPool2d, Flatten, LIF, IF, LI and I.")
+
+    def _neurons(self, name: str, node: Any, kind: str, x: Any, sources: list[str], flat: tuple[int, int, int] | None,
+                 gradient: str) -> Any:
+        leak, gain = self._step(name, node)
+        thresholds = self._thresholds(name, node, flat) / gain
+        if len(thresholds) > 1:
+            around = 2.0 ** round(math.log2(thresholds.mean()))  # a power of two: times its factor, each is exact
+            layer = LIF(leak, around, gradient, by_channel=True, name=_legal(name))
+            self.weights[name] = layer, [thresholds / around]
+            return layer(x)
+        threshold = float(thresholds[0])
+        if kind == "IF" and all(self.kind[source] == "AvgPool2d" for source in sources):
+            return PoolingIF(threshold, gradient, name=_legal(name))(x)
+        return LIF(leak, threshold, gradient, name=_legal(name))(x)
+
+    def _thresholds(self, name: str, node: Any, flat: tuple[int, int, int] | None) -> np.ndarray:
+        """One for the layer, `[1]`, or one for every channel in our order, `[C]`."""
+        values = np.asarray(node.v_threshold, np.float64)
+        if values.min() <= 0.0:
+            raise UserError(f"{name!r} has a threshold of {values.min():g}; those of tfspike are above 0.")
+        if values.min() == values.max():
+            return values.reshape(-1)[:1]
+        if flat is not None:  # every neuron is a channel
+            height, width, channels = flat
+            return np.moveaxis(values.reshape(channels, height, width), 0, -1).reshape(-1)
+        values = values.reshape(len(values), -1)
+        if np.ptp(values, axis=1).any():
+            raise UserError(f"{name!r} has thresholds that differ within a channel; tfspike has one for each channel.")
+        return values[:, 0]
 
     def _conv(self, name: str, node: Any, x: Any) -> Any:
         kernel = np.moveaxis(np.asarray(node.weight), (0, 1), (3, 2))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from tfspike.checks import may_adapt
 from tfspike.config.config import Config
 from tfspike.neurons.slopes import kind_of
 from tfspike.variants import VARIANTS
@@ -103,9 +104,9 @@ class RunAdvice:
     def louder(self, layer: str) -> str:
         """Flags that make a layer fire more, the likely culprit first."""
         if self.normalised:  # currents have the size of the threshold already
-            ways = [f"more --timesteps (now {self.config.timesteps})",
-                    f"a smaller --learning_rate (now {self.config.learning_rate:g})", *self._homeostasis()]
-            return f"{', '.join(ways[:-1])} or {ways[-1]}"
+            return either([f"more --timesteps (now {self.config.timesteps})",
+                           f"a smaller --learning_rate (now {self.config.learning_rate:g})",
+                           *adapting(self.config, "--homeostasis")])
         usual = VARIANTS[self.config.model].kappa
         ways = [f"lower --threshold (now {self.config.threshold:g}, usually 1)"] if self.config.threshold > 1.0 else []
         if self._kappa() < usual:
@@ -118,15 +119,7 @@ class RunAdvice:
             ways.append(f"raise --kappa (now {self._kappa():g})")
         if self.config.threshold <= 1.0:
             ways.append(f"lower --threshold (now {self.config.threshold:g})")
-        ways += self._homeostasis()
-        return f"{', '.join(ways[:-1])} or {ways[-1]}"
-
-    def _homeostasis(self) -> list[str]:
-        """The flag that lowers thresholds where channels do not fire, if the network may have it and has it not."""
-        config = self.config
-        if config.homeostasis or config.learn or config.start or config.running_start or config.gradient == "eprop":
-            return []
-        return ["--homeostasis=0.01 (lowers thresholds of channels that do not fire)"]
+        return either([*ways, *adapting(self.config, "--homeostasis")])
 
     def smaller_steps(self) -> str:
         """Flags that make updates smaller, or their cause."""
@@ -135,10 +128,23 @@ class RunAdvice:
                 f"a smaller --clip_norm (now {clip:g})" if clip else "--clip_norm=1 (bounds every update)"]
         if self._kappa() > 2 * usual:
             ways.insert(0, f"a smaller --kappa (now {self._kappa():g}, usually {usual:g})")
-        return f"{', '.join(ways[:-1])} or {ways[-1]}"
+        return either(ways)
 
     def _kappa(self) -> float:
         return VARIANTS[self.config.model].kappa if self.config.kappa is None else self.config.kappa
+
+
+def adapting(neurons: Any, option: str) -> list[str]:
+    """What lowers thresholds of channels that do not fire: nothing where it is in use, or is not for such neurons.
+
+    Args:
+      neurons: settings or a layer with the constants of LIF neurons.
+      option: how the user gives `homeostasis`.
+    """
+    possible = may_adapt(neurons.learn, neurons.start, neurons.running_start, neurons.gradient)
+    if neurons.homeostasis or not possible:
+        return []
+    return [f"{option}=0.01 (lowers thresholds of channels that do not fire)"]
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
@@ -152,6 +158,11 @@ def percent(share: float) -> str:
 def factor(ratio: float) -> str:
     """A ratio in words."""
     return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times" if ratio < 1e6 else f"{ratio:.0e} times"
+
+
+def either(ways: Sequence[str]) -> str:
+    """"a, b or c"."""
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -21,8 +21,9 @@ import tensorflow as tf
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, WindowDropout
+from tfspike.neurons.layers import LIF, PoolingIF
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout
 from tfspike.neurons.quantised import QuantisedReLU
 
 # What a window may hold besides neurons, synapses and dropout; it treats every step alone, and so needs no change.

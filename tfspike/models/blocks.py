@@ -7,8 +7,9 @@ import math
 import keras
 
 from tfspike.models.settings import LayerSettings
-from tfspike.neurons.layers import LIF, OverTime, PoolingIF, WindowDropout
+from tfspike.neurons.layers import LIF, PoolingIF
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout
 
 
 class Builder:

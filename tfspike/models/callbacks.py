@@ -19,8 +19,10 @@ import keras
 import numpy as np
 
 from tfspike.checks import check_count
+from tfspike.models.advice import adapting, either
 from tfspike.models.diagnosis import Diverged, Watch, weight_names
 from tfspike.models.network import window_of
+from tfspike.neurons.layers import LIF
 from tfspike.neurons.slopes import kind_of
 
 _FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first weights shows at once
@@ -50,11 +52,14 @@ class FitAdvice:
         return "Start again with other first weights or a smaller learning rate."
 
     def louder(self, layer: str) -> str:
+        neurons = self._neurons.get(layer)
+        adapts = adapting(neurons, "give it homeostasis") if isinstance(neurons, LIF) else []
         if self.normalised:
-            return f"more timesteps (now {self._model.timesteps}) or a smaller learning rate (now {self._rate():g})"
-        return (f"give the synapses in front of it {_START} (Keras' own start is too weak to fire), call "
-                "tfspike.initialisation.initialise_rates(model, images) before fit, or lower its threshold"
-                f"{self._threshold(layer)}")
+            return either([f"more timesteps (now {self._model.timesteps})",
+                           f"a smaller learning rate (now {self._rate():g})", *adapts])
+        return either([f"give the synapses in front of it {_START} (Keras' own start is too weak to fire)",
+                       "call tfspike.initialisation.initialise_rates(model, images) before fit",
+                       f"lower its threshold{self._threshold(layer)}", *adapts])
 
     def quieter(self, layer: str) -> str:
         return ("smaller first weights, tfspike.initialisation.initialise_rates(model, images) before fit, or a higher "

@@ -18,7 +18,8 @@ from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import gradients
-from tfspike.neurons.layers import OverTime, PoolingIF, SpikingLayer
+from tfspike.neurons.layers import PoolingIF, SpikingLayer
+from tfspike.neurons.over_time import OverTime
 
 _HALVINGS = 12
 _WIDEST = 8.0  # factors from 2 ** -8 to 2 ** 8

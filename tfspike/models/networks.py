@@ -13,7 +13,8 @@ from tfspike.models.ann import ReluModel
 from tfspike.models.settings import NetworkSettings
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders, once
-from tfspike.neurons.layers import LIF, OverTime, Readout
+from tfspike.neurons.layers import LIF, Readout
+from tfspike.neurons.over_time import OverTime
 from tfspike.neurons.surrogates import LEAK_AWARE
 from tfspike.variants import VARIANTS, Block, Conv, Pool, Stage
 

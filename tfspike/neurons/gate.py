@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspike.neurons.layers import TimeMajor
+from tfspike.neurons.over_time import TimeMajor
 
 
 @keras.saving.register_keras_serializable("tfspike")

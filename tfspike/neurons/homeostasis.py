@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspike.checks import check_fraction
+from tfspike.checks import check_fraction, may_adapt
 from tfspike.errors import UserError
 
 _LEAST = 0.1  # of the first threshold
@@ -36,11 +36,22 @@ def check_homeostasis(homeostasis: Any, learn: tuple[str, ...], start: float, ru
       UserError: it is none, or does not go with neurons of these options.
     """
     homeostasis = check_fraction("homeostasis", homeostasis)
-    if homeostasis and (learn or start != 0.0 or running_start or gradient == "eprop"):
-        raise UserError("`homeostasis` is of neurons that learn no constants and begin at 0, with gradient='event' or "
-                        f"'rate'. Received: homeostasis={homeostasis:g}, learn={learn!r}, start={start:g}, "
-                        f"running_start={running_start!r}, gradient={gradient!r}.")
+    check_by_channel("homeostasis", homeostasis, learn, start, running_start, gradient)
     return homeostasis
+
+
+def check_by_channel(name: str, value: Any, learn: tuple[str, ...], start: float, running_start: bool,
+                     gradient: str) -> None:
+    """Refuses the option `name`, which gives every channel a threshold of its own, where neurons of these options have
+    one for the layer.
+
+    Raises:
+      UserError: naming what does not go together.
+    """
+    if value and not may_adapt(learn, start, running_start, gradient):
+        raise UserError(f"`{name}` is of neurons that learn no constants and begin at 0, with gradient='event' or "
+                        f"'rate'. Received: {name}={value!r}, learn={learn!r}, start={start:g}, "
+                        f"running_start={running_start!r}, gradient={gradient!r}.")
 
 
 def adapted(factor: tf.Tensor, count: tf.Tensor, homeostasis: float) -> tf.Tensor:

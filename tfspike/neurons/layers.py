@@ -1,14 +1,13 @@
-"""The time axis: whole-window spiking layers and `OverTime`, which applies any stateless layer at every step.
+"""Layers of neurons over a whole window: those that fire, and the readout.
 
-A spike train is one tensor, time-major, `[T, B, ...]`. A net without delays is computed layer by layer: synapses are
-linear and stateless, so time joins the batch and one convolution serves all T * B images; only the neurons loop
-over time. State is an explicit value (`initial_state`, `return_state`): there is no reset function.
+A spike train is one tensor, time-major, `[T, B, ...]`. A net without delays is computed layer by layer, and only the
+neurons loop over time (`tfspike.neurons.over_time` has what does not). State is an explicit value (`initial_state`,
+`return_state`): there is no reset function.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,31 +15,13 @@ import tensorflow as tf
 
 from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
 from tfspike.errors import UserError
-from tfspike.neurons import gradients, learnt, moving_start, noise, slopes
+from tfspike.neurons import gradients, learnt, moving_start, slopes
 from tfspike.neurons.gradients import NeuronState
-from tfspike.neurons.homeostasis import adapted, check_homeostasis
+from tfspike.neurons.homeostasis import adapted, check_by_channel, check_homeostasis
+from tfspike.neurons.over_time import OverTime as OverTime  # handed on, as tfspike.layers.OverTime
+from tfspike.neurons.over_time import TimeMajor, WholeWindow
+from tfspike.neurons.over_time import WindowDropout as WindowDropout
 from tfspike.neurons.surrogates import LEAK_AWARE
-
-
-class TimeMajor(keras.layers.Layer):
-    """What layers of spike trains share: `activity_regularizer` is the penalty of one record of the batch.
-
-    Keras divides a penalty by the length of the first axis, which is time here, and adds those of returned states.
-    """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        regularizer: Any = getattr(self, "activity_regularizer")  # noqa: B009 (Keras gives it no type)
-        if regularizer is None:
-            return super().__call__(*args, **kwargs)
-        self.activity_regularizer = None
-        try:
-            outputs = super().__call__(*args, **kwargs)
-        finally:
-            self.activity_regularizer = regularizer
-        train = keras.tree.flatten(outputs)[0]
-        if tf.is_tensor(train):
-            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(tf.shape(train)[1], tf.float32))
-        return outputs
 
 
 class SpikingLayer(TimeMajor):
@@ -92,8 +73,8 @@ class SpikingLayer(TimeMajor):
         self.surrogate_width = check_positive("surrogate_width", surrogate_width)
         self.learnt: dict[str, keras.Variable] = {}  # constants of the neuron that are weights, by name
         self.moving_start: keras.Variable | None = None  # share of the threshold that takes the place of its start
-        self.threshold_factor: keras.Variable | None = None  # of every channel, where thresholds adapt
-        self.homeostasis = 0.0  # how fast they do
+        self.threshold_factor: keras.Variable | None = None  # of every channel, where it has its own
+        self.homeostasis = 0.0  # how fast they adapt
 
     @property
     def neuron(self) -> gradients.Neuron:
@@ -112,7 +93,7 @@ class SpikingLayer(TimeMajor):
     def follow(self, state: NeuronState) -> None:
         """Moves what follows training windows, after one that ended in this state: the start of later windows, and
         thresholds that adapt."""
-        if self.threshold_factor is not None:
+        if self.threshold_factor is not None and self.homeostasis:
             factor = tf.convert_to_tensor(self.threshold_factor.value)
             self.threshold_factor.assign(adapted(factor, state.count, self.homeostasis))
         if self.moving_start is not None:
@@ -210,6 +191,8 @@ class LIF(SpikingLayer):
         first (`tfspike.neurons.moving_start`).
       homeostasis: how fast thresholds adapt in training until every channel fires about as often, in [0, 1), such as
         .01; 0 keeps them (`tfspike.neurons.homeostasis`).
+      by_channel: every channel has a threshold of its own: `threshold` times its entry in the weight `threshold_factor`
+        `[C]`, which begins at 1 and which training leaves as it is. Implied by `homeostasis`.
 
     Raises:
       UserError: a constant out of range, or options that say nothing together.
@@ -224,7 +207,7 @@ class LIF(SpikingLayer):
     def __init__(self, leak: float = 0.99, threshold: float = 1.0, gradient: str = "event",
                  surrogate: str = LEAK_AWARE, surrogate_width: float = 1.0, credit: str = "mean", reset: str = "zero",
                  start: float = 0.0, learn: Sequence[str] = (), running_start: bool = False, homeostasis: float = 0.0,
-                 **kwargs: Any):
+                 by_channel: bool = False, **kwargs: Any):
         super().__init__(gradient, surrogate, surrogate_width, credit, **kwargs)
         self.leak = check_leak(leak)
         self.threshold = check_threshold(threshold)
@@ -235,10 +218,12 @@ class LIF(SpikingLayer):
             raise UserError("running_start=True is of membranes that go on after a spike and may begin anywhere. "
                             f"Received: reset={reset!r}, surrogate={surrogate!r}.")
         self.homeostasis = check_homeostasis(homeostasis, self.learn, self.start, self.running_start, gradient)
+        self.by_channel = bool(by_channel)
+        check_by_channel("by_channel", self.by_channel, self.learn, self.start, self.running_start, gradient)
         self._constants().checked(gradient)
 
     def build(self, input_shape: Any) -> None:
-        if self.homeostasis:
+        if self.homeostasis or self.by_channel:
             self.threshold_factor = self.add_weight((input_shape[-1],), "ones", "float32", trainable=False,
                                                     autocast=False, aggregation="mean", name="threshold_factor")
         if self.running_start:
@@ -263,7 +248,7 @@ class LIF(SpikingLayer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "reset": self.reset,
                 "start": self.start, "learn": self.learn, "running_start": self.running_start,
-                "homeostasis": self.homeostasis}
+                "homeostasis": self.homeostasis, "by_channel": self.by_channel}
 
     def constants(self) -> dict[str, Any]:
         """The configuration of a layer that has as constants what is learnt or moves here, as it is now."""
@@ -304,7 +289,7 @@ class PoolingIF(SpikingLayer):
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class Readout(keras.layers.Layer):
+class Readout(WholeWindow):
     """Output neurons that never fire: V_t = leak (V_(t-1) + I_t); the prediction is V_T / T.
 
     Args:
@@ -366,7 +351,7 @@ class Readout(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class LeakAware(keras.layers.Layer):
+class LeakAware(WholeWindow):
     """Identity whose gradient is multiplied by threshold x slope, the share of the slope that the leak takes.
 
     Behind `keras.layers.RNN(LIFCell(n), return_sequences=True)` it completes the gradient "event".
@@ -395,129 +380,3 @@ class LeakAware(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leak": self.leak, "threshold": self.threshold, "time_axis": self.time_axis}
-
-
-@keras.saving.register_keras_serializable("tfspike")
-class OverTime(TimeMajor):
-    """Applies a stateless Keras layer at every step: time joins the batch, `[T, B, ...]` to `[T * B, ...]`.
-
-    Args:
-      layer: any layer without state and without random numbers: Conv2D, Dense, pooling, padding, Flatten, ...
-
-    Raises:
-      ValueError: `layer` is not a Keras layer, or it keeps state (batch statistics, a seed) which would see the steps
-        of one window as a batch of independent samples.
-    """
-
-    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
-        if not isinstance(layer, keras.layers.Layer):
-            raise ValueError(f"`layer` must be a Keras layer. Received: layer={layer!r}.")
-        if isinstance(layer, (SpikingLayer, Readout, LeakAware, WindowDropout, OverTime)):
-            raise ValueError(f"OverTime applies a layer to every step alone, and {type(layer).__name__} needs the "
-                             "whole window: put it on the spike train itself, without OverTime.")
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        super().__init__(**kwargs)
-        self.layer = layer
-        self._refuse_state()
-
-    def _refuse_state(self) -> None:
-        kept = [variable.name for variable in self.layer.variables if not _may_be_trained(variable, self.layer)]
-        if kept:
-            raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
-                             "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "
-                             "ThresholdNorm.")
-
-    def build(self, input_shape: Any) -> None:
-        if not self.layer.built:
-            self.layer.build((None, *input_shape[2:]))
-        self._refuse_state()
-
-    def call(self, train: tf.Tensor) -> tf.Tensor:
-        """`[T, B, ...]` to `[T, B, ...]`."""
-        return self.at_all_steps(train, self.layer)
-
-    @staticmethod
-    def at_all_steps(train: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        """A function of `[N, ...]` on a train `[T, B, ...]`, all T * B at once."""
-        steps, batch = train.shape[0], train.shape[1]
-        dynamic = tf.shape(train)
-        outputs = function(tf.reshape(train, [-1, *train.shape[2:]]))
-        if steps is None and batch is None:
-            steps, batch = dynamic[0], dynamic[1]
-        return tf.reshape(outputs, [-1 if steps is None else steps, -1 if batch is None else batch, *outputs.shape[1:]])
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return (*input_shape[:2], *self.layer.compute_output_shape((None, *input_shape[2:]))[1:])
-
-    def compute_output_spec(self, train: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.compute_output_shape(train.shape), dtype=self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> OverTime:
-        config = dict(config)
-        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
-        return cls(layer, **config)
-
-
-def _may_be_trained(variable: keras.Variable, layer: keras.layers.Layer) -> bool:
-    """Whether a variable of this layer is a weight, frozen or not, in place of a statistic or a seed."""
-    value = variable.value
-    if isinstance(value, tf.Variable):
-        return value.trainable  # as it was made: freezing a layer changes Keras' flag alone
-    return variable.trainable or not layer.trainable  # cast, as everything is in a model's `call` of mixed precision
-
-
-def with_layers_inside(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """A layer, and those of a model, the outer ones first."""
-    inside = layer.layers if isinstance(layer, keras.Model) else []
-    return [layer, *(inner for part in inside for inner in with_layers_inside(part))]
-
-
-@keras.saving.register_keras_serializable("tfspike")
-class WindowDropout(TimeMajor, noise.NoisyLayer):
-    """Inverted dropout with one mask per sample and neuron, held for the whole window (Lee et al. 2020, "Dropout").
-
-    Args:
-      rate: share of neurons silenced, in [0, 1).
-      seed: keys the masks together with the training step, the replica and the layer's name; give layers names of
-        their own where masks must repeat.
-
-    Raises:
-      UserError: `rate` out of range.
-    """
-
-    def __init__(self, rate: float, seed: int = 0, **kwargs: Any):
-        super().__init__(seed=seed, **kwargs)
-        self.rate = check_fraction("rate", rate)
-
-    def draw_mask(self, shape: tf.Tensor | tuple[int, ...]) -> tf.Tensor:
-        """A fresh mask for this training call, `[B, ...]` float32: 0 or 1 / (1 - rate). Advances the step counter."""
-        key = noise.derive(self.training_key(), zlib.crc32(self.name.encode()) % 2**31)  # layers may share a seed
-        kept = noise.uniform(shape, key) >= self.rate
-        return tf.cast(kept, tf.float32) / (1.0 - self.rate)
-
-    def call(self, spikes: tf.Tensor, training: bool | None = None, window_mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Spikes `[T, B, ...]` to masked spikes.
-
-        Args:
-          spikes: the train.
-          training: draw a mask; without it nothing is silenced.
-          window_mask: use this mask `[B, ...]` instead of drawing one.
-        """
-        if window_mask is None:
-            if not training or self.rate == 0.0:
-                return spikes
-            window_mask = self.draw_mask(tf.shape(spikes)[1:])
-        return spikes * tf.cast(window_mask, spikes.dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def compute_output_spec(self, spikes: Any, training: Any = None, window_mask: Any = None) -> keras.KerasTensor:
-        return keras.KerasTensor(spikes.shape, dtype=self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate}

@@ -13,8 +13,9 @@ from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models.initialisation import initialise_rates
 from tfspike.models.spiking_model import SpikingModel
-from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout
 from tfspike.stdp.rules import Learning, Rule
 
 _BATCH = 25

@@ -53,17 +53,17 @@ class Board:
         """Writes membranes and weights as histograms, the filters of the first convolution, and a spike raster."""
         if not log.pictured:
             return
-        from tfspike.evaluation import plots  # matplotlib: only where TensorBoard is written
+        from tfspike.evaluation import pixels  # matplotlib: only where TensorBoard is written
 
         if self._transparent:
             log.histograms(step, simulation.distributions(self._model, self._training[:_LOGGED]))
         pictures = {}
         filters = simulation.first_filters(self._model)
         if filters is not None:
-            pictures["first_layer_filters"] = plots.filter_sheet(filters)
+            pictures["first_layer_filters"] = pixels.filter_sheet(filters)
         if self._model.is_spiking and self._transparent:
             train = simulation.spike_trains(self._model, tf.convert_to_tensor(self._training[:1]))
-            pictures["spike_raster"] = plots.raster_picture(train)
+            pictures["spike_raster"] = pixels.raster_picture(train)
         log.images(step, pictures)
 
     @property

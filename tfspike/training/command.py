@@ -123,7 +123,7 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
         else:
             trainer.initialise(options.init_from)
         trainer.choose_kernel(restored=start.checkpoint is not None)
-        workdir.write_config(config, trainer.data_record(), options.init_from)
+        workdir.write_config(config, trainer.data_record, options.init_from)
         source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
         if source != os.path.realpath(progress.folder):
             best = None if source is None else _best_of(progress, source, trainer.say)
@@ -159,7 +159,7 @@ def _best_of(progress: Progress, source: str, say: workdir.Say) -> checkpoints.C
 def _refuse_other_data(trainer: Trainer, folder: str) -> None:
     """Data that changed between the parts of a run would make it another experiment."""
     before = workdir.run_metadata(folder).get("data")
-    now = trainer.data_record()
+    now = trainer.data_record
     if before and before != now:
         keys = ", ".join(key for key in now if before.get(key) != now[key])
         raise UserError(f"The data are not those that the run in {folder} began with ({keys} differ); restore them, or "

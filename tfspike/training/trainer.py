@@ -6,6 +6,7 @@ A run is a function of its configuration, and a run killed anywhere ends with th
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 from collections.abc import Iterator
@@ -84,8 +85,7 @@ class Trainer:
         with strategy.scope():
             self.model = run_loading.build_model(config, self.info)
             _check_own_neurons(config, self.model)
-            self.optimizer = make_optimizer(config)
-            self.optimizer.build(self.model.trainable_variables)
+            self.optimizer = make_optimizer(config, self.model.trainable_variables)
         self.windows = Windows(config, self.model, self.optimizer, strategy,
                                self._evaluator if len(self.val_index) else None)
         self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, len(self.val_index) > 0)
@@ -93,7 +93,6 @@ class Trainer:
         self._open_window()
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
                                                  for part in (self.train_index, self.val_index)))
-        self._fingerprint = self.data.fingerprint()
         self._rate: float | None = None  # what the optimiser was told last
         self._lock: Any = None
 
@@ -114,12 +113,13 @@ class Trainer:
         """Share of the most frequent class among the validation records: the accuracy of who looks at no image."""
         return float(np.bincount(self.data.labels[self.val_index]).max() / len(self.val_index))
 
+    @functools.cached_property
     def data_record(self) -> dict[str, Any]:
-        """What config.json keeps of the data."""
+        """What config.json keeps of the data; the same throughout."""
         split = streams.split_record(self.data.name, self.config.val_fraction, self.config.seed, self.train_index,
                                      self.val_index)
         return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.progress.steps_per_epoch,
-                **self._fingerprint}
+                **self.data.fingerprint()}
 
     def initialise(self, init_from: str | None) -> None:
         """First weights of a new run; `--init=rate` scales an ANN twin's as well, which know no firing rate."""
@@ -282,7 +282,7 @@ class Trainer:
         """Writes a checkpoint of this moment, and all that was logged until now."""
         if not self.worker.is_chief:
             return
-        lock = workdir.settle_again(self.config, self.data_record(), self.say)
+        lock = workdir.settle_again(self.config, self.data_record, self.say)
         if lock is not None:  # the best so far went with the old folder
             self._lock, self.progress.best, best = lock, self.progress.best if best else None, True
         self.log.flush()

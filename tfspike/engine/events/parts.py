@@ -6,8 +6,8 @@ import dataclasses
 
 from tfspike.engine import plan as plans
 from tfspike.engine.events import columns as col
-from tfspike.neurons.layers import OverTime
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime
 
 
 class Unsupported(Exception):

@@ -27,8 +27,9 @@ from tfspike.engine.events import columns as col
 from tfspike.engine.events.parts import Current, Kept, Operation, SpikeList, Spikes, Synapse, Unsupported, padded
 from tfspike.neurons.encoders import DirectEncoder, LatencyEncoder, PoissonEncoder
 from tfspike.neurons.gradients import Neuron
-from tfspike.neurons.layers import OverTime, SpikingLayer, WindowDropout
+from tfspike.neurons.layers import SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.neurons.over_time import OverTime, WindowDropout
 from tfspike.neurons.surrogates import LEAK_AWARE
 
 RULES = {LEAK_AWARE: col.LEAK, "rectangular": col.RECTANGULAR, "triangular": col.TRIANGULAR, "arctan": col.ARCTAN,
