@@ -80,6 +80,17 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_time_first(layer: str, shape: tuple[int | None, ...]) -> None:
+    """Raises UserError where a symbolic tensor begins with the batch, which would be taken for time.
+
+    Keras leaves the length of the batch open, `(None, 20, 8)`; a train whose length is open leaves both.
+    """
+    if len(shape) > 1 and shape[0] is None and shape[1] is not None:
+        raise UserError(f"{layer} takes trains `[T, B, ...]`, time first. Received: shape {shape}, which begins with "
+                        "the batch: put an encoder in front, such as tfspike.PoissonEncoder(timesteps), or "
+                        "tfspike.SpikeInput(timesteps) where the input is a spike train `[B, T, ...]` already.")
+
+
 def check_backend(name: str) -> None:
     """Raises UserError unless this is the backend of Keras that the library computes with."""
     if name != "tensorflow":
