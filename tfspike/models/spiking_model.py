@@ -153,7 +153,8 @@ class SpikingModel(keras.Model):
 
     def _swapped(self, outputs: Any) -> Any:
         """Outputs with the axes of time and batch of spike trains exchanged."""
-        if type(self).call is not SpikingModel.call or self.inputs[0].shape[0] is not None:
+        trains = any(declared.shape[0] is not None for declared in self.outputs)
+        if not trains or type(self).call is not SpikingModel.call or self.inputs[0].shape[0] is not None:
             return outputs
 
         def swapped(x: Any, declared: Any) -> Any:

@@ -270,11 +270,11 @@ def warn_of_values(inputs: Any, of_spikes: bool) -> bool:
     bad = _not_finite(inputs) if first.dtype.kind == "f" else 0
     if bad:
         warnings.warn(f"The input has NaN or infinite values in {bad:,} of {len(inputs):,} samples, which make every "
-                      "output wrong: remove them.", stacklevel=3)
+                      "output wrong: remove them.", stacklevel=4)
     elif not of_spikes and np.abs(first.astype("float32")).max() > _FAR_OUTSIDE:
         warnings.warn("Encoders expect pixels of about [-1, 1], as tfspike.datasets.describe(...).normalise gives "
                       f"them. Received: values from {first.min():g} to {first.max():g}; scale them, x / 127.5 - 1 for "
-                      "example.", stacklevel=3)
+                      "example.", stacklevel=4)
     return bad > 0
 
 
