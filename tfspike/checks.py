@@ -73,13 +73,6 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_fraction(name: str, value: Any) -> float:
-    """Returns `value` as a float; raises UserError outside [0, 1)."""
-    if not 0.0 <= number(value) < 1.0:
-        raise UserError(f"`{name}` must be a number in [0, 1)." + received(name, value))
-    return float(value)
-
-
 def check_time_first(layer: str, shape: tuple[int | None, ...]) -> None:
     """Raises UserError where a symbolic tensor begins with the batch, which would be taken for time.
 
@@ -89,6 +82,13 @@ def check_time_first(layer: str, shape: tuple[int | None, ...]) -> None:
         raise UserError(f"{layer} takes trains `[T, B, ...]`, time first. Received: shape {shape}, which begins with "
                         "the batch: put an encoder in front, such as tfspike.PoissonEncoder(timesteps), or "
                         "tfspike.SpikeInput(timesteps) where the input is a spike train `[B, T, ...]` already.")
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises UserError outside [0, 1)."""
+    if not 0.0 <= number(value) < 1.0:
+        raise UserError(f"`{name}` must be a number in [0, 1)." + received(name, value))
+    return float(value)
 
 
 def check_backend(name: str) -> None:
