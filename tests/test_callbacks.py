@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfspike
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel
@@ -100,6 +101,44 @@ def test_without_a_callback_fit_warns_once() -> None:
             model.fit(*DATA, batch_size=8, verbose=0)
     texts = [str(warning.message) for warning in caught if warning.category is UserWarning]
     assert len(texts) == 1 and texts[0].startswith("b: 100 % of neurons silent") and "tfspike.Diagnosis()" in texts[0]
+
+
+@pytest.mark.parametrize("where", ["weights", "images", "labels"])
+def test_without_a_callback_fit_says_that_numbers_are_not_finite(where: str) -> None:
+    model, (x, y) = net(), DATA
+    if where == "weights":
+        model.get_layer("dense_a").layer.kernel.assign(np.full((6, 8), np.nan))  # neurons behind them are silent
+    nan = np.where(np.arange(16)[:, None] == 9, np.nan, np.float32(1.0))
+    x, y = x * nan if where == "images" else x, y * nan if where == "labels" else y
+    at = 1 if where == "weights" else 3  # the batch
+    said = rf"The weights of dense_a .*\(step {at}\): training has diverged.*the NaN that images or labels may hold"
+    with pytest.warns(UserWarning, match=said):
+        history = model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(4), shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"][0]) == (where == "weights")  # silent neurons hide those, and nothing else
+
+
+def test_a_loss_that_takes_scores_for_probabilities_is_said_once() -> None:
+    model, softmax = net(), keras.layers.Softmax()
+    behind = SpikingModel(model.inputs, softmax(model.output))
+    for one, count in ((model, 1), (behind, 0)):
+        one.compile("sgd", "categorical_crossentropy", run_eagerly=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                one.fit(*DATA, verbose=0)
+        assert len([said for said in caught if "give it from_logits=True" in str(said.message)]) == count
+
+
+def test_an_optimizer_that_scales_the_loss_trains_the_same() -> None:
+    trained = []
+    for scaled in (False, True):
+        optimizer = keras.optimizers.SGD(0.01)
+        model = net(optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+        model.fit(*DATA, batch_size=8, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+        assert model.activity_statistics()["rate/a"] > 0
+    for one, other in zip(*trained):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_who_has_warned_looks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,3 +174,9 @@ def test_a_cloned_model_computes_the_same() -> None:
     clone.set_weights(model.get_weights())
     x = nets.spike_inputs(T, B, nets.SPECS["plain"].image)
     np.testing.assert_array_equal(clone(x), model(x))
+
+
+def test_every_package_is_an_attribute() -> None:
+    folders = {init.parent.name for init in Path(tfspike.__file__).parent.glob("*/__init__.py")}
+    assert "stdp" in folders and folders <= set(dir(tfspike))
+    assert all(getattr(tfspike, name).__name__ == f"tfspike.{name}" for name in folders)

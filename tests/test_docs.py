@@ -129,6 +129,7 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
     assert ((potentials > 1.0) == spikes).all() and spikes.any()
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
+    assert names["longer"].timesteps == 12 and 0.0 < names["nanojoules"] < 1e4
     assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"
     assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
 

@@ -284,12 +284,42 @@ def test_call_layers_has_the_gradient_of_the_input_with_straight_through() -> No
 
 @pytest.mark.parametrize(("values", "message"), [
     (np.full((4, 6), 255, "uint8"), "about \\[-1, 1\\].*255"), (np.full((4, 6), np.nan, "f"), "NaN"),
-    (np.array([[np.inf] * 6], "f"), "NaN or infinite"), (np.full((4, 6), 3.0), None)])
-def test_fit_warns_of_unscaled_pixels_and_of_values_that_are_no_numbers(values: Any, message: str | None) -> None:
+    (np.array([[np.inf] * 6], "f"), "NaN or infinite"), (np.full((4, 6), 3.0), None),
+    (np.where(np.arange(2000)[:, None] == 1999, np.nan, np.zeros((2000, 6), "f")), "in 1 of 2,000 samples")])
+@pytest.mark.parametrize("what", ["fit", "evaluate", "predict"])
+def test_unscaled_pixels_and_values_that_are_no_numbers_are_warned_of(values: Any, message: str | None,
+                                                                      what: str) -> None:
     model = one_layer(PoissonEncoder(4))
     model.compile("sgd", "mse", run_eagerly=True)
+    labels = () if what == "predict" else (np.zeros((len(values), 3)),)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(values, np.zeros((len(values), 3)), verbose=0)
+        getattr(model, what)(values, *labels, batch_size=1000, verbose=0)
     ours = [str(w.message) for w in caught if "NaN" in str(w.message) or "pixels" in str(w.message)]
     assert len(ours) == (message is not None) and all(re.search(message, text) for text in ours)
+
+
+@pytest.mark.parametrize("encoder", [PoissonEncoder, DirectEncoder, LatencyEncoder])
+def test_a_record_that_is_no_number_has_no_score(encoder: Any) -> None:
+    model = one_layer(encoder(4))
+    x = images(6)
+    whole = model(x).numpy()
+    x[1, 2], x[3, 0] = np.nan, np.inf
+    for scores in (model(x), model.observe(x)[0], model.call_layers(x), model.predict_on_batch(x)):
+        scores = np.asarray(scores)
+        assert np.isnan(scores[[1, 3]]).all()
+        np.testing.assert_allclose(scores[[0, 2]], whole[[0, 2]], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_predicted_spike_trains_are_those_of_a_call(batch: int) -> None:
+    model = one_layer(DirectEncoder(4))
+    spikes = SpikingModel(model.input, {"spikes": model.get_layer(index=3).output, "scores": model.output})
+    x = images(6)
+    with pytest.warns(UserWarning, match="computed layer by layer"):  # which says why, once
+        wanted = spikes(x)
+    found = spikes.predict(x, batch_size=batch, verbose=0)
+    for name in ("spikes", "scores"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(spikes.predict_on_batch(x)[name], found[name])
+    assert found["spikes"].shape == (4, B, 3)

@@ -702,6 +702,8 @@ def test_inputs_come_as_keras_models_take_them() -> None:
         model.observe({"a": pixels, "b": pixels})
     with pytest.raises(UserError, match=rf"takes inputs of shape \[B, .*Received: shape \({B}, 3"):
         model.observe(np.zeros((B, 3, *shape[1:]), "f"))
+    with pytest.raises(UserError, match=r"Received: shape \(9, 7, 2\), of one alone: .*x\[np.newaxis\]"):
+        model.observe(np.zeros(shape, "f"))
 
 
 def test_operations_may_stand_around_the_window() -> None:

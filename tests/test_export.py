@@ -309,6 +309,8 @@ def test_mistakes_are_one_sentence(tmp_path):
     model = network(None)
     with pytest.raises(UserError, match="takes saved_model, litert, nir, keras, onnx. Received: 'torch'"):
         export.save(model, info_for(True), ["torch"], tmp_path)
+    with pytest.raises(UserError, match="`info` must have scale, .*datasets.describe.*Received: NoneType"):
+        export.save(model, None, ["nir"], tmp_path)
     with pytest.raises(UserError, match=r"must be of shape \[B, 6, 12, 12, 2\]"):
         export.save(model, info_for(True), ["nir"], tmp_path, np.zeros((2, 12, 12, 2)))
     (tmp_path / "file").write_text("")

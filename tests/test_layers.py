@@ -257,6 +257,15 @@ def test_over_time_knows_its_shapes_before_it_knows_t_or_b() -> None:
         np.testing.assert_allclose(run(train), layer(train), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("layer", [LIF, PoolingIF, Readout])
+def test_a_batch_is_not_taken_for_time(layer: Any) -> None:
+    for shape in ((10,), (20, 8), (6, 6, 3)):
+        with pytest.raises(UserError, match=rf"{layer.__name__} takes trains .*Received: shape \(None, .*SpikeInput"):
+            layer()(keras.Input(shape))
+    for train in ((5, None, 8), (5, 3, 8), (None, None, 8)):
+        assert layer()(keras.Input(batch_shape=train)).shape[-1] == 8
+
+
 @pytest.mark.parametrize("inner", [keras.layers.BatchNormalization, lambda: keras.layers.Dropout(0.5)])
 def test_over_time_refuses_layers_with_state(inner: Any) -> None:
     with pytest.raises(ValueError, match="stateless.*WindowDropout"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -33,6 +36,14 @@ def test_the_mean_of_a_report_is_that_of_training_without_smoothing(kind: str) -
     found = losses.per_record(kind, tf.constant(SCORES), tf.constant(LABELS))
     assert losses.mean(kind, SCORES, LABELS) == pytest.approx(float(tf.reduce_mean(found)), rel=1e-5)
     assert losses.mean("cross_entropy", np.array([[1e4, 0.0]]), np.array([1])) == pytest.approx(1e4)  # no overflow
+
+
+@pytest.mark.parametrize(("loss", "of_probabilities"), [
+    ("categorical_crossentropy", True), ("SparseCategoricalCrossentropy", True), (keras.losses.binary_crossentropy, True),
+    (keras.losses.CategoricalCrossentropy(), True), (keras.losses.CategoricalCrossentropy(from_logits=True), False),
+    ("mse", False), (keras.losses.MeanSquaredError(), False), (lambda y, scores: scores - y, False), (None, False)])
+def test_losses_of_keras_that_take_probabilities_are_known(loss: Any, of_probabilities: bool) -> None:
+    assert losses.takes_probabilities(loss) == of_probabilities
 
 
 @pytest.mark.parametrize("kind", losses.LOSSES)

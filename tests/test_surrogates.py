@@ -80,7 +80,7 @@ def test_a_surrogate_has_its_peak_of_1_at_the_threshold_and_an_area_of_1(name: s
 @pytest.mark.parametrize("gradient", gradients.GRADIENTS)
 def test_a_surrogate_of_your_own(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
-    with pytest.raises(UserError, match="'leak_aware', .*'sigmoid', .*Received: surrogate='mine'"):
+    with pytest.raises(UserError, match="'leak_aware', .*'sigmoid', .*Received: surrogate='mine'. .*surrogates.register"):
         layers.LIF(surrogate="mine")
     surrogates.register("mine", lambda x: 1.0 / (1.0 + (np.float32(np.pi) * x) ** 2))
     found = []
@@ -93,10 +93,25 @@ def test_a_surrogate_of_your_own(gradient: str, monkeypatch: pytest.MonkeyPatch)
     for mine, arctan in zip(*found[:2]):
         np.testing.assert_allclose(mine, arctan, rtol=1e-4, atol=1e-5 * np.abs(arctan).max())
     assert np.abs(found[0][0] - found[2][0]).max() > 0.1 * np.abs(found[0][0]).max()
-    with pytest.raises(UserError, match="`name` must be a text other than .*mine"):
-        surrogates.register("mine", tf.abs)
+    with pytest.raises(UserError, match="`name` must be a text other than .*arctan.*Received: name='arctan'"):
+        surrogates.register("arctan", tf.abs)
     with pytest.raises(UserError, match="`function` must be a function"):
         surrogates.register("another", 3.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", ["plain", "xla"])
+def test_a_name_of_your_own_may_be_registered_again(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
+    currents = np.random.default_rng(0).uniform(-1, 2, (1, 2, 3)).astype("f")  # one step, so that they are the potentials
+    neuron = Neuron.lif(0.9, 1.0, "again")
+    for height in (1.0, 2.0):
+        surrogates.register("again", lambda x, height=height: height / (1.0 + tf.square(x)))
+        wanted = height / (1.0 + np.square(currents - 1.0))
+        state = gradients.initial_state((2, 3), neuron)
+        at_steps = kernels.fire(tf.constant(currents), state, neuron, "event", kernel).derivatives
+        total = kernels.fire(tf.constant(currents), state, neuron, "rate", kernel).state.trace
+        np.testing.assert_allclose(at_steps, wanted, rtol=1e-5)
+        np.testing.assert_allclose(total, wanted[0], rtol=1e-5)
 
 
 def test_flags_know_the_surrogates() -> None:

@@ -61,7 +61,7 @@ _MODULES = {
     **dict.fromkeys(("comparison", "plots", "prediction", "report"), "evaluation"),
 }
 _ROOMS = ("analysis", "config", "conversion", "datasets", "engine", "evaluation", "export", "models", "neurons",
-          "pretrained", "runs", "training")
+          "pretrained", "runs", "stdp", "training")
 
 __all__ = sorted([*_HOME, "datasets", "gradients", "layers", "models"])
 

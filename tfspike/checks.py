@@ -73,6 +73,17 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def check_time_first(layer: str, shape: tuple[int | None, ...]) -> None:
+    """Raises UserError where a symbolic tensor begins with the batch, which would be taken for time.
+
+    Keras leaves the length of the batch open, `(None, 20, 8)`; a train whose length is open leaves both.
+    """
+    if len(shape) > 1 and shape[0] is None and shape[1] is not None:
+        raise UserError(f"{layer} takes trains `[T, B, ...]`, time first. Received: shape {shape}, which begins with "
+                        "the batch: put an encoder in front, such as tfspike.PoissonEncoder(timesteps), or "
+                        "tfspike.SpikeInput(timesteps) where the input is a spike train `[B, T, ...]` already.")
+
+
 def check_fraction(name: str, value: Any) -> float:
     """Returns `value` as a float; raises UserError outside [0, 1)."""
     if not 0.0 <= number(value) < 1.0:

@@ -29,6 +29,7 @@ from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import Neuron, NeuronState
 from tfspike.neurons.shared_function import shared
 from tfspike.neurons.slopes import SlopeRule
+from tfspike.neurons.surrogates import registered
 
 KERNELS = ("auto", "dense", "plain", "xla", "events")
 CHOSEN_BY_DEVICE = ("auto", "dense", "events")  # where "events" cannot be taken, it is "dense"
@@ -109,9 +110,9 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
     if rule.needs_potential:
         count = _count_xla(bits, state.count, steps)
         if gradient == "rate":
-            trace = _sum_xla(currents, state.membrane, state.count, trace, neuron)
+            trace = _sum_xla(currents, state.membrane, state.count, trace, neuron, registered(neuron.surrogate))
         elif gradient == "event":
-            derivatives = _derivatives_xla(currents, state.membrane, neuron)
+            derivatives = _derivatives_xla(currents, state.membrane, neuron, registered(neuron.surrogate))
     else:
         count, trace = _tally_xla(bits, state.count, trace, steps, rule)
     return Fired(spikes, NeuronState(membrane, count, trace), bits if gradient == "event" else None, derivatives)
@@ -199,16 +200,20 @@ def _count(bits: tf.Tensor, count: tf.Tensor, steps: int) -> tf.Tensor:
     return count
 
 
-def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """The trace after a chunk, by a rule that needs potentials."""
+def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, neuron: Neuron,
+         _registered: int) -> tf.Tensor:
+    """The trace after a chunk, by a rule that needs potentials.
+
+    What is compiled is kept by its arguments: `_registered` tells functions of one name apart (`surrogates.register`).
+    """
     for t in range(currents.shape[0]):
         u, fired, membrane = gradients.fire(membrane, currents[t], neuron)
         count, trace = neuron.slope_rule.tally(count, trace, u, fired)
     return trace
 
 
-def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    """The surrogate derivative at every step of a chunk, in the dtype of currents."""
+def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, _registered: int) -> tf.Tensor:
+    """The surrogate derivative at every step of a chunk, in the dtype of currents; `_registered` as in `_sum`."""
     found = []
     for t in range(currents.shape[0]):
         u, _, membrane = gradients.fire(membrane, currents[t], neuron)

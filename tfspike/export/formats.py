@@ -45,6 +45,9 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
     for form in formats:
         if form not in FORMATS:
             raise UserError(f"`formats` takes {', '.join(FORMATS)}. Received: {form!r}.")
+    if not all(hasattr(info, name) for name in ("scale", "offset", "class_names")):
+        raise UserError("`info` must have scale, offset and class_names: tfspike.datasets.describe(data) has them. "
+                        f"Received: {type(info).__name__}.")
     from tfspike.engine.folding import fold
     from tfspike.export import verify  # TensorFlow, only now
     from tfspike.models.ann import ReluModel

@@ -94,9 +94,18 @@ class FitWatch(Watch):
     def __init__(self, model: Any):
         super().__init__(model, FitAdvice(model))
 
+    def _diverge(self, step: int, what: str) -> None:
+        raise Diverged(f"{what} (step {step}): training has diverged. Start again with {self._advice.smaller_steps()}, "
+                       "or without the NaN that images or labels may hold.")
+
     def first(self, step: int, stats: Mapping[str, float]) -> list[str]:
-        """Of `update`, what keeps a network from learning at all: silent layers, and no gradient."""
+        """Of `update`, what keeps a network from learning at all: numbers not finite, silent layers, and no gradient.
+
+        Raises:
+          Diverged: NaN or Inf in the loss or a weight.
+        """
         self._first_step = step if self._first_step is None else self._first_step
+        self._refuse_nonfinite(step, stats)
         found = [*self._silent(step, stats), *self._collapse(step, stats)]
         self._remember(stats)
         return found
@@ -210,7 +219,7 @@ class FiringRates(keras.callbacks.Callback):
 
 class FirstWarning(Diagnosis):
     """What `SpikingModel.fit` adds where no `Diagnosis` is given: one warning per model, of a network that cannot learn
-    from its first weights."""
+    from its first weights or whose training has diverged."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -220,7 +229,10 @@ class FirstWarning(Diagnosis):
         return "warned" in self._told
 
     def _found(self, stats: Mapping[str, float]) -> list[str]:
-        texts = self._watch.first(self._step, stats)[:1]
+        try:
+            texts = self._watch.first(self._step, stats)[:1]
+        except Diverged as error:
+            texts = [str(error)]
         if texts:
             self._told["warned"] = self._done = True
         return [f"{text} (tfspike.Diagnosis() as a callback watches for more.)" for text in texts]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 LOSSES = ("squared", "cross_entropy")
+_OF_PROBABILITIES = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy,
+                     keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy,
+                     keras.losses.sparse_categorical_crossentropy)
 
 
 def per_record(kind: str, scores: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
@@ -38,6 +43,14 @@ def firing_rate(activity: Mapping[str, tf.Tensor], timesteps: int, records: int)
     """
     neurons = sum(math.prod(count.shape[1:]) for count in activity.values())
     return tf.add_n([tf.reduce_sum(count) for count in activity.values()]) / float(records * neurons * timesteps)
+
+
+def takes_probabilities(loss: Any) -> bool:
+    """Whether a loss, as `keras.Model.compile` takes it, is a cross entropy of probabilities, not of scores."""
+    found = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if isinstance(found, keras.losses.Loss):
+        return found.get_config().get("from_logits") is False
+    return any(found is function for function in _OF_PROBABILITIES)
 
 
 def mean(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:

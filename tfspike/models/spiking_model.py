@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_count
@@ -14,8 +15,8 @@ from tfspike.engine import plan as plans
 from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
-from tfspike.models import callbacks, diagnosis
-from tfspike.neurons.encoders import Encoder, SpikeInput, refuse_gradient, warn_of_values
+from tfspike.models import callbacks, diagnosis, losses
+from tfspike.neurons.encoders import Encoder, SpikeInput, nan_where_not_finite, refuse_gradient, warn_of_values
 from tfspike.neurons.layers import SpikingLayer
 
 
@@ -30,8 +31,7 @@ class SpikingModel(keras.Model):
     `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
 
     Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
-    (`DirectEncoder`). An output that is a spike train is time-major: call such a model, as `predict` joins its batches
-    along the first axis.
+    (`DirectEncoder`). An output that is a spike train is time-major, `[T, B, ...]`.
     """
 
     _chunk: int | None = None
@@ -124,13 +124,60 @@ class SpikingModel(keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
 
-        It also warns, once, if a layer is silent or no gradient reaches any weight; `tfspike.Diagnosis` among the
-        callbacks says more.
+        It also warns, once, of a loss that takes scores for probabilities, and if a layer is silent, no gradient
+        reaches any weight, or the loss or a weight is no finite number; `tfspike.Diagnosis` among the callbacks says
+        more.
         """
-        if self.plan is not None and not self.plan.before:
-            warn_of_values(kwargs.get("x", args[0] if args else None), isinstance(self.plan.encoder.layer, SpikeInput))
-        args, kwargs = callbacks.watched(self, args, kwargs)
+        self._warn_of_loss()
+        if not self._warns_of_values(args, kwargs):
+            args, kwargs = callbacks.watched(self, args, kwargs)
         return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.evaluate`; warns of arrays `x` as `fit` does."""
+        self._warns_of_values(args, kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.predict`; warns of arrays `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
+        self._warns_of_values(args, kwargs)
+        return self._swapped(super().predict(*args, **kwargs))
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """`keras.Model.predict_on_batch`."""
+        return self._swapped(super().predict_on_batch(x))
+
+    def predict_step(self, data: Any) -> Any:
+        """`keras.Model.predict_step`; spike trains are batch-major, as Keras joins batches along the first axis."""
+        return self._swapped(super().predict_step(data))
+
+    def _swapped(self, outputs: Any) -> Any:
+        """Outputs with the axes of time and batch of spike trains exchanged."""
+        trains = any(declared.shape[0] is not None for declared in self.outputs)
+        if not trains or type(self).call is not SpikingModel.call or self.inputs[0].shape[0] is not None:
+            return outputs
+
+        def swapped(x: Any, declared: Any) -> Any:
+            if declared.shape[0] is None:
+                return x
+            axes = (1, 0, *range(2, len(x.shape)))
+            return tf.transpose(x, axes) if tf.is_tensor(x) else np.transpose(x, axes)
+
+        return keras.tree.map_structure(swapped, outputs, self.output)
+
+    def _warn_of_loss(self) -> None:
+        for loss in keras.tree.flatten(getattr(self, "loss", None)):
+            if self.plan is not None and not self.plan.after and losses.takes_probabilities(loss):
+                self._say("The loss takes probabilities, and what the Readout gives are scores of any size and sign, "
+                          "with which it hardly learns: give it from_logits=True, as in "
+                          "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+
+    def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """`warn_of_values` of the `x` of `fit`, `evaluate` or `predict`, where the encoder codes it as it is."""
+        if self.plan is None or self.plan.before:
+            return False
+        return warn_of_values(kwargs.get("x", args[0] if args else None),
+                              isinstance(self.plan.encoder.layer, SpikeInput))
 
     def train_step(self, data: Any) -> Any:
         """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
@@ -143,7 +190,7 @@ class SpikingModel(keras.Model):
         heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
         try:
             replica = None if tf.distribute.has_strategy() else tf.distribute.get_replica_context()
-            if replica is None:
+            if replica is None or isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # needs its replica
                 logs = super().train_step(data)
             else:  # out of the only replica: there optimisers sum gradients, in a way that holds this graph for good
                 logs = replica.merge_call(lambda _: super(SpikingModel, self).train_step(data))
@@ -224,12 +271,14 @@ class SpikingModel(keras.Model):
             self._say(f"{self.name} is computed by dense convolutions in place of kernel=\"events\": {refusal}.")
         plan, around = engine.plan, plans.in_phase(training)
         inputs = self._one_input(inputs)
-        record = engine.run(plan.into_encoder(inputs, around), bool(training), seed, self.trainable_variables, counted)
+        into = plan.into_encoder(inputs, around)
+        record = engine.run(into, bool(training), seed, self.trainable_variables, counted)
         for call, penalty in zip(engine.penalised, record.penalties):
             call.layer.add_loss(penalty)
         # Of the model's input, not the encoder's: a tape may watch frozen weights in between
-        output = refuse_gradient(record.output, inputs, "use model.call_layers(x), with encoder=\"direct\" or "
-                                                        "PoissonEncoder(..., straight_through=True)")
+        output = nan_where_not_finite(record.output, into)
+        output = refuse_gradient(output, inputs, "use model.call_layers(x), with encoder=\"direct\" or "
+                                                 "PoissonEncoder(..., straight_through=True)")
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
         self._hear(activity)
         return self._as_declared(plan.behind_readout(output, around)), activity
@@ -242,8 +291,11 @@ class SpikingModel(keras.Model):
             tf.cast(tf.convert_to_tensor(x), symbol.dtype) for x, symbol in zip(keras.tree.flatten(inputs), symbols)]
         around = plans.in_phase(training) if plan is not None else plans.as_keras(training)
         activity: dict[str, tf.Tensor] = {}
+        into: list[tf.Tensor] = []  # the encoder of a plan, which is called once
 
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if plan is not None and call is plan.encoder:
+                into.extend(args)
             if isinstance(call.layer, Encoder) and seed is not None and kwargs.get("seed") is None:
                 kwargs = {**kwargs, "seed": seed}
             if plan is not None and call is plan.encoder and call.layer.refuses_gradient and not plan.trained_front:
@@ -254,7 +306,7 @@ class SpikingModel(keras.Model):
             if isinstance(call.layer, SpikingLayer):
                 spikes = keras.tree.flatten(outputs)[0]  # a state may follow
                 activity[call.name] = tf.reduce_sum(tf.cast(spikes, tf.float32), axis=0)
-            return outputs
+            return nan_where_not_finite(outputs, *into) if plan is not None and call is plan.readout else outputs
 
         values = plans.run(calls, dict(zip(symbols, given)), handler)
         return self._as_declared([values[end] for end in ends]), activity
@@ -276,13 +328,15 @@ class SpikingModel(keras.Model):
             raise UserError(f"The model takes one input. Received: {len(parts)}.")
         found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
         found = tf.cast(tf.convert_to_tensor(found), declared.dtype)
+        shape = tuple(found.shape)
         if found.shape.rank == len(declared.shape) + 1 and found.shape[-1] == 1:
             found = found[..., 0]
         elif found.shape.rank == len(declared.shape) - 1 and declared.shape[-1] == 1:
             found = found[..., tf.newaxis]
         if not tf.TensorShape(declared.shape).is_compatible_with([None, *found.shape[1:]]):
-            raise UserError(f"The model takes inputs of shape {_written(declared.shape)}. "
-                            f"Received: shape {tuple(found.shape)}.")
+            one = declared.shape[1:] in (shape, (*shape, 1))
+            raise UserError(f"The model takes inputs of shape {_written(declared.shape)}. Received: shape {shape}"
+                            + (", of one alone: give it an axis for the batch, x[np.newaxis]." if one else "."))
         return found
 
     def _as_declared(self, outputs: list[tf.Tensor]) -> Any:

@@ -232,29 +232,56 @@ def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.T
     return joined(outputs, refused(inputs)) if inputs.dtype.is_floating else outputs
 
 
+def nan_where_not_finite(outputs: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+    """`outputs` `[B, ...]`, NaN in the records whose `inputs` `[B, ...]`, which were encoded, hold NaN or infinity.
+
+    Any other network does so by itself. A neuron fires where u > threshold, which NaN never is: it would end as
+    silence, and scores and loss would look like those of an image.
+    """
+    if not inputs.dtype.is_floating:
+        return outputs
+    # Not tf.math.is_finite, for which LiteRT has no operation
+    finite = tf.reduce_all(tf.abs(inputs) <= inputs.dtype.max, axis=list(range(1, len(inputs.shape))))
+    finite = tf.reshape(finite, [-1] + [1] * (len(outputs.shape) - 1))
+    return tf.where(finite, outputs, tf.constant(float("nan"), outputs.dtype))
+
+
 # Pixels of about [-1, 1] are expected; normalised with a small deviation they can be a few times larger.
 _FAR_OUTSIDE = 16.0
+_SAMPLES = 64  # that are looked at for their scale
+_AT_ONCE = 1024  # samples that are looked at for NaN, which one alone may hold
 
 
-def warn_of_values(inputs: Any, of_spikes: bool) -> None:
-    """Warns once, in one sentence, of inputs that no encoder is meant for; looks at 64 samples, and only at arrays.
+def warn_of_values(inputs: Any, of_spikes: bool) -> bool:
+    """Warns once, in one sentence, of inputs that no encoder is meant for; looks at arrays alone.
 
     Args:
       inputs: images or spike trains as `fit` takes them.
       of_spikes: the encoder is `SpikeInput`, whose values may be counts of events.
+
+    Returns:
+      Whether there are values that are not finite.
     """
     if not (isinstance(inputs, np.ndarray) or tf.is_tensor(inputs) and hasattr(inputs, "numpy")):
-        return
-    first = np.asarray(inputs[:64])
+        return False
+    first = np.asarray(inputs[:_SAMPLES])
     if first.dtype.kind not in "fiu" or not first.size:
-        return
-    first = first.astype("float32")
-    if not np.isfinite(first).all():
-        warnings.warn("The input has NaN or infinite values, which make every output wrong: remove them.", stacklevel=3)
-    elif not of_spikes and np.abs(first).max() > _FAR_OUTSIDE:
+        return False
+    bad = _not_finite(inputs) if first.dtype.kind == "f" else 0
+    if bad:
+        warnings.warn(f"The input has NaN or infinite values in {bad:,} of {len(inputs):,} samples, which make every "
+                      "output wrong: remove them.", stacklevel=4)
+    elif not of_spikes and np.abs(first.astype("float32")).max() > _FAR_OUTSIDE:
         warnings.warn("Encoders expect pixels of about [-1, 1], as tfspike.datasets.describe(...).normalise gives "
                       f"them. Received: values from {first.min():g} to {first.max():g}; scale them, x / 127.5 - 1 for "
-                      "example.", stacklevel=3)
+                      "example.", stacklevel=4)
+    return bad > 0
+
+
+def _not_finite(inputs: Any) -> int:
+    """How many samples hold a value that is not finite."""
+    parts = (np.asarray(inputs[start:start + _AT_ONCE]) for start in range(0, len(inputs), _AT_ONCE))
+    return sum(int(np.sum(~np.isfinite(part).reshape(len(part), -1).all(axis=1))) for part in parts)
 
 
 _CLASSES: dict[str | None, type[Encoder]] = {

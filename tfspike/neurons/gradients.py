@@ -83,7 +83,7 @@ def check_options(gradient: str, surrogate: str, reset: str, credit: str, feedba
       UserError: naming what is legal, and what was received.
     """
     check_choice("gradient", gradient, (*GRADIENTS, *OF_NETWORKS))
-    check_choice("surrogate", surrogate, surrogates.names())
+    surrogates.check_name(surrogate)
     check_choice("reset", reset, RESETS)
     check_choice("credit", credit, CREDITS)
     check_choice("feedback", feedback, FEEDBACKS)

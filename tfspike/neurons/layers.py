@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold
+from tfspike.checks import check_choice, check_fraction, check_leak, check_positive, check_threshold, check_time_first
 from tfspike.errors import UserError
 from tfspike.neurons import gradients, learnt, moving_start, slopes
 from tfspike.neurons.gradients import NeuronState
@@ -126,6 +126,7 @@ class SpikingLayer(TimeMajor):
 
     def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False,
                             training: Any = None) -> Any:
+        check_time_first(type(self).__name__, currents.shape)
         spikes = keras.KerasTensor(currents.shape, dtype=self.compute_dtype)
         one = currents.shape[1:]
         parts = self.neuron.slope_rule.parts if return_state else 1  # a layer with a `call` of its own may have none
@@ -342,6 +343,7 @@ class Readout(WholeWindow):
 
     def compute_output_spec(self, currents: Any, initial_state: Any = None, return_state: bool = False,
                             every_step: bool = False) -> Any:
+        check_time_first(type(self).__name__, currents.shape)
         output = keras.KerasTensor(currents.shape if every_step else currents.shape[1:], dtype="float32")
         state = keras.KerasTensor(currents.shape[1:], dtype="float32"), keras.KerasTensor((), dtype="float32")
         return (output, state) if return_state else output

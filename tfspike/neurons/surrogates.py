@@ -25,11 +25,14 @@ neuron that came near its threshold learns even where it did not fire.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
+from tfspike.checks import check_choice
 from tfspike.errors import UserError, first_line
 
 LEAK_AWARE = "leak_aware"
@@ -70,27 +73,48 @@ def names() -> tuple[str, ...]:
     return (LEAK_AWARE, *DERIVATIVES, *TANDEM)
 
 
+def check_name(surrogate: Any) -> str:
+    """Returns `surrogate`; raises UserError where it is none of `names()`, that lists them."""
+    try:
+        return str(check_choice("surrogate", surrogate, names()))
+    except UserError as error:
+        raise UserError(f"{error} One of your own is registered before it is named, also by a .keras file: "
+                        "tfspike.surrogates.register(name, function).") from None
+
+
+_registered: collections.Counter[str] = collections.Counter()  # how often each name of the user's was
+
+
+def registered(name: str) -> int:
+    """A number that changes when another function is registered under this name: what was compiled with the one before
+    is not what a neuron that names it now asks for."""
+    return _registered[name]
+
+
 def register(name: str, function: Function) -> None:
     """Makes a surrogate of your own legal, under both gradients: `LIF(surrogate=name)`.
 
         surrogates.register("superspike", lambda x: 1 / (1 + 10 * tf.abs(x)) ** 2)
 
-    A process that loads a .keras file with it must register it first.
+    A process that loads a .keras file with it must register it first. A name of your own may be registered again, as a
+    notebook does whose cell is run twice: networks take the new function from then on, but for what was compiled before
+    (a model that was trained goes on with the old one until `compile`).
 
     Args:
-      name: not one of `names()`.
+      name: none of the library's, `SURROGATES`.
       function: h(x), elementwise and in the dtype of x, of x = (u - threshold) / threshold: of TensorFlow operations,
         finite for any x. A peak of 1 and an area of 1, as those of the table have, keep gradients as long as they were.
 
     Raises:
       UserError: the name is taken, or `function` is none, or not of such a kind.
     """
-    if not isinstance(name, str) or not name or name in names():
-        raise UserError(f"`name` must be a text other than {', '.join(names())}. Received: name={name!r}.")
+    if not isinstance(name, str) or not name or name in SURROGATES:
+        raise UserError(f"`name` must be a text other than {', '.join(SURROGATES)}. Received: name={name!r}.")
     if not callable(function):
         raise UserError(f"`function` must be a function of a tensor. Received: function={function!r}.")
     _try(name, function)
     DERIVATIVES[name] = function
+    _registered[name] += 1
 
 
 def _try(name: str, function: Function) -> None:
