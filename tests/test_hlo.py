@@ -21,7 +21,7 @@ import tensorflow as tf
 from tensorflow.compiler.xla import xla_data_pb2
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from benchmarks import cases, process, steps
+from benchmarks import cases, network, process
 from benchmarks.hlo import export, plan, run, runner
 from tfspike import distribution, models
 
@@ -47,8 +47,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distribution, "has_gpu", lambda: True)
             patch.setattr(cases, "image_shape", lambda net: image)
-            patch.setattr(steps, "network", lambda case, gradient: models.create(
-                case.net, image, cases.CLASSES, case.timesteps, gradient=gradient, dropout=0.0, hidden=0, kappa=6.0))
+            patch.setattr(network, "create", lambda net, timesteps, gradient: models.create(
+                net, image, cases.CLASSES, timesteps, gradient=gradient, dropout=0.0, hidden=0, kappa=6.0))
             return path if path.exists() else export.export(case, gradient, "float32", folder)
 
     return make
