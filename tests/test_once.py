@@ -18,11 +18,9 @@ from tfspike.config import Config
 from tfspike.engine import kernels
 from tfspike.errors import UserError
 from tfspike.export.nir_graph import to_nir
-from tfspike.models import variables
 from tfspike.neurons import gradients, once, surrogates
 from tfspike.neurons.gradients import Neuron
 from tfspike.neurons.layers import LIF, Readout
-from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.variants import VARIANTS, Conv, Pool, Variant
 
 T, B, N = 12, 3, 20
@@ -136,21 +134,6 @@ def test_under_rate_a_growing_readout_has_the_mean_of_its_weights() -> None:
             output = model(IMAGES, training=True)
         grads[growth] = tape.gradient(output, model.trainable_variables[-1]).numpy()
     np.testing.assert_allclose(grads[1.5], grads[1.0] * np.mean(1.5 ** np.arange(1, 6)), rtol=1e-5)
-
-
-def test_output_neurons_cannot_learn_to_be_silent_all_alike(tmp_path: Path) -> None:
-    """Their normalisation has no offset to learn: in training the current of every class has a mean of 0."""
-    model = network(norm="tdbn")
-    offsets = [v.path for v in model.trainable_variables if v.name == "beta"]
-    assert offsets == ["conv1_1_norm/beta", "hidden_norm/beta"]
-    model.get_layer("output_norm").beta.assign([-1.0, 0.0, 1.0])  # as a run of an earlier version may have learnt it
-    assert any(v.path == "output_norm/beta" for v in variables.learnt(model))
-    model.save(tmp_path / "net.keras")
-    back = keras.models.load_model(tmp_path / "net.keras")
-    np.testing.assert_array_equal(back(IMAGES), model(IMAGES))
-    assert len(back.trainable_variables) == len(model.trainable_variables)
-    before = {name: value for name, value in ThresholdNorm().get_config().items() if name != "center"}
-    assert ThresholdNorm.from_config(before).center, "as files of before say nothing of it"
 
 
 def test_every_neuron_fires_once_at_most_and_files_keep_it(tmp_path: Path) -> None:

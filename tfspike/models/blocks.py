@@ -61,14 +61,12 @@ def lif(x: keras.KerasTensor, b: Builder, name: str) -> keras.KerasTensor:
     return x
 
 
-def norm(x: keras.KerasTensor, b: Builder, name: str, paths: int = 1, center: bool = True) -> keras.KerasTensor:
-    """Where the network has it, normalisation of currents, of which `paths` add up in front of the neurons; with
-    `center` it learns an offset."""
+def norm(x: keras.KerasTensor, b: Builder, name: str, paths: int = 1) -> keras.KerasTensor:
+    """Where the network has it, normalisation of currents, of which `paths` add up in front of the neurons."""
     s = b.settings
     if s.norm is None:
         return x
-    return ThresholdNorm(s.threshold, 1 / math.sqrt(paths), s.gradient, center=center, dtype=s.dtype,
-                         name=f"{name}_norm")(x)
+    return ThresholdNorm(s.threshold, 1 / math.sqrt(paths), s.gradient, dtype=s.dtype, name=f"{name}_norm")(x)
 
 
 def conv_norm(x: keras.KerasTensor, b: Builder, filters: int, kernel: int, stride: int, name: str,

@@ -113,7 +113,7 @@ def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
     x = blocks.dense(x, builder, settings.num_classes, "output")
     readout = Readout(settings.leak, dtype=dtype, name="readout")
     if settings.readout == "first":
-        x = blocks.neurons(blocks.norm(x, builder, "output", center=False), builder, "output")
+        x = blocks.neurons(blocks.norm(x, builder, "output"), builder, "output")
         readout = Readout(1.0, once.growth(settings.timesteps), dtype=dtype, name="readout")
     model = SpikingModel(inputs, readout(x), name=settings.name)
     model.configure_engine(kernel=settings.kernel)

@@ -24,9 +24,8 @@ def collect(variables: Iterable[keras.Variable]) -> Arrays:
 
 
 def learnt(model: keras.Model) -> list[keras.Variable]:
-    """What training has learnt: trainable variables in the order of the forward pass, then what followed windows, and
-    offsets that are held today but may have been learnt by an earlier version."""
-    followed = ("moving_mean", "moving_variance", "moving_start", "threshold_factor", "beta")
+    """What training has learnt: trainable variables in the order of the forward pass, then what followed windows."""
+    followed = ("moving_mean", "moving_variance", "moving_start", "threshold_factor")
     return [*model.trainable_variables, *(v for v in model.non_trainable_variables if v.name in followed)]
 
 

@@ -38,14 +38,13 @@ class ThresholdNorm(keras.layers.Layer):
       gradient: "event" or "rate", that of the neurons.
       momentum: share of the running statistics kept per training step.
       epsilon: added to the variance, at least 1e-5.
-      center: learn the offset beta; else it stays at 0.
 
     Raises:
       UserError: a constant out of range.
     """
 
     def __init__(self, threshold: float = 1.0, alpha: float = 1.0, gradient: str = "event", momentum: float = 0.9,
-                 epsilon: float = 1e-5, center: bool = True, **kwargs: Any):
+                 epsilon: float = 1e-5, **kwargs: Any):
         # autocast would round gamma, beta and the statistics to bfloat16
         super().__init__(autocast=False, **kwargs)
         self.threshold = check_positive("threshold", threshold)
@@ -56,7 +55,6 @@ class ThresholdNorm(keras.layers.Layer):
         if self.epsilon < _LEAST:
             raise UserError(f"`epsilon` must be at least {_LEAST:g}, the least of the fused normalisation of GPUs. "
                             f"Received: epsilon={epsilon!r}.")
-        self.center = bool(center)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = (input_shape[-1],)
@@ -65,7 +63,7 @@ class ThresholdNorm(keras.layers.Layer):
             return self.add_weight(shape, start, "float32", trainable=trainable, autocast=False, aggregation="mean",
                                    name=name)
 
-        self.gamma, self.beta = add("ones", "gamma", True), add("zeros", "beta", self.center)
+        self.gamma, self.beta = add("ones", "gamma", True), add("zeros", "beta", True)
         self.moving_mean = add("zeros", "moving_mean", False)
         self.moving_variance = add("ones", "moving_variance", False)
 
@@ -196,7 +194,7 @@ class ThresholdNorm(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold, "alpha": self.alpha, "gradient": self.gradient,
-                "momentum": self.momentum, "epsilon": self.epsilon, "center": self.center}
+                "momentum": self.momentum, "epsilon": self.epsilon}
 
 
 @custom_gradient

@@ -15,11 +15,6 @@ so that the class whose neuron fires first has the highest score, and one whose 
 dL/ds_t = c^(T-t+1) / T dL/do knows when a spike came. Such a sum of weighted spikes is how networks that answer with
 their first spike are trained by backpropagation through time (temporal weighting in ETTFS, Che et al. 2024); the scores
 of Mostafa 2018 are the spike times themselves, of neurons with another synapse.
-
-At first every class answers at random, and a wrong early spike costs more than silence. An offset that the
-normalisation of the output neurons learnt would fall for all classes alike until none fires, where next to no
-gradient is left: LeNet on MNIST stayed at chance with most seeds. So it is held at 0 (`ThresholdNorm(center=False)`),
-and every class goes on firing for its share of the images.
 """
 
 from __future__ import annotations
