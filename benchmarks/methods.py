@@ -56,9 +56,10 @@ class Comparison:
         self.args = args
         self.path = os.path.join(args.out, RECORD)
         settings = {name: getattr(args, name) for name in SETTINGS}
+        settings["flags"] = provenance.without_paths(args.flags)
         self.record: dict[str, Any] = {
-            "settings": settings, "command": provenance.without_paths(provenance.command()),
-            "commit": provenance.commit(), "machine": machine(), "plans": {}, "runs": {}}
+            "settings": settings, "command": _without_paths(provenance.command()), "commit": provenance.commit(),
+            "machine": machine(), "plans": {}, "runs": {}}
         if os.path.exists(self.path):
             with open(self.path, encoding="utf-8") as file:
                 self.record = json.load(file)
@@ -101,7 +102,8 @@ class Comparison:
         output.line(f"{method}, seed {seed}: {shlex.join(given)}")
         ran("train", given)
         found = {"method": method, "seed": seed, "ann": not config.is_spiking,
-                 "command": shlex.join([*commands.words("train"), *given]), **trained(folder, config)}
+                 "command": provenance.without_paths(shlex.join([*commands.words("train"), *given])),
+                 **trained(folder, config)}
         found["rows"] = self._rows(method, folder, config)
         for row in found["rows"]:
             output.line(f"  {row['name']}: {100 * row['test_accuracy']:.2f} % of the test images")
@@ -202,6 +204,14 @@ def ran(name: str, arguments: Sequence[str]) -> tuple[str, float]:
 def _of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _without_paths(command: str) -> str:
+    """This command without the places of the machine, those in the words of --flags included."""
+    name = "--flags="
+    words = [name + provenance.without_paths(word.removeprefix(name)) if word.startswith(name) else word
+             for word in shlex.split(command)]
+    return provenance.without_paths(shlex.join(word for word in words if word != name))
 
 
 def _stop(number: int, frame: Any) -> None:

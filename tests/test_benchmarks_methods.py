@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -141,6 +142,12 @@ def test_what_failed_is_noted_and_tried_again_and_what_is_done_is_not(tmp_path: 
 def test_a_wrong_flag_is_refused(wrong: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         methods.main([*wrong, f"--out={tmp_path}", *(["--hours=1"] if wrong else [])])
+
+
+def test_a_record_names_no_place_of_the_machine() -> None:
+    said = methods._without_paths("python -m benchmarks.methods --hours=1 '--flags=--data_dir=/a/b --precision=mixed_bfloat16'")
+    assert shlex.split(said)[-1] == "--flags=--precision=mixed_bfloat16"
+    assert methods._without_paths("python -m benchmarks.methods --flags=--data_dir=/a/b --hours=1").endswith("methods --hours=1")
 
 
 def test_the_sentence_of_a_command_that_fails_is_kept() -> None:
