@@ -359,7 +359,7 @@ CHANGED = {"surrogate": "arctan", "surrogate_width": 2.0, "norm": "tdbn", "short
            "precision": "mixed_bfloat16", "strategy": "mirrored", "jit": "on", "deterministic": True, "neuron": "relu",
            "timesteps_schedule": ("3:2",), "reset": "subtract", "start": 0.5, "credit": "time", "kernel": "events", "levels": 4,
            "learn": ("leak",), "feedback": "random", "readout": "first", "running_start": True,
-           "homeostasis": 0.1}
+           "homeostasis": 0.1, "earliest": "largest"}
 
 
 def test_runs_of_earlier_versions_have_no_penalty_of_spikes_and_keep_their_folder():

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import LIF, DirectEncoder, LatencyEncoder, PoissonEncoder, Readout, SpikeInput, SpikingModel, UserError
+from tfspike import (
+    LIF,
+    DirectEncoder,
+    LatencyEncoder,
+    PoissonEncoder,
+    Readout,
+    SpikeInput,
+    SpikingModel,
+    UserError,
+    models,
+)
 from tfspike.neurons import encoders, noise
 from tfspike.neurons.over_time import OverTime, WindowDropout
 
@@ -323,3 +333,18 @@ def test_predicted_spike_trains_are_those_of_a_call(batch: int) -> None:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, atol=1e-7)
         np.testing.assert_array_equal(spikes.predict_on_batch(x)[name], found[name])
     assert found["spikes"].shape == (4, B, 3)
+
+
+def test_the_largest_input_of_a_latency_code_spikes_first() -> None:
+    """Digits of [0, .5] would leave the first half of a window without a spike."""
+    x = tf.constant([[0.5, 0.3, 0.01, 0.0, -0.5]])
+    for largest, first in ((1.0, 2), (0.5, 0)):
+        train = encoders.create("latency", 4, largest=largest)(x).numpy()[:, 0]
+        assert np.flatnonzero(np.abs(train).sum(axis=1))[0] == first
+        assert (np.abs(train).sum(axis=0) == [1, 1, 1, 0, 1]).all() and train[first, 4] == -1
+    copy = encoders.LatencyEncoder.from_config(encoders.LatencyEncoder(4, largest=0.5).get_config())
+    assert copy.largest == 0.5 and encoders.LatencyEncoder.from_config({"timesteps": 4}).largest == 1.0
+    with pytest.raises(UserError, match="largest"):
+        encoders.LatencyEncoder(4, largest=0.0)
+    with pytest.raises(UserError, match="`largest_input` is of encoder='latency'"):
+        models.create("lenet", (12, 12, 1), 3, 4, largest_input=0.5)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import runs
-from tfspike import training
-from tfspike.config import resolve
+from tfspike import datasets, training
+from tfspike.config import resolve, versions
 from tfspike.config.methods import METHODS, OF_THE_PAPER, fixed
 from tfspike.errors import UserError
+from tfspike.runs import loading
 
 TWINS = ("rueckauer", "quantised")  # ANNs, which are converted
 SLOWER = {"once": {"epochs": 3, "steps_per_epoch": 160}}  # one spike per neuron says little, and begins with a wrong guess
@@ -68,3 +70,17 @@ def test_every_method_learns(name: str, tmp_path: Path) -> None:
     assert training.run(resolve(short, method=name), say=lambda line: None) == 0
     accuracy = [line["epoch/val_accuracy"] for line in runs.metrics(tmp_path) if line["event"] == "epoch"]
     assert accuracy[-1] > 0.7, accuracy
+
+
+def test_neurons_that_fire_once_take_the_whole_window() -> None:
+    """Of digits scaled to [0, .5] the brightest spikes at the first step; runs of before had none until the third."""
+    info = datasets.DatasetInfo("mnist", (12, 12, 1), 10, tuple("0123456789"), (0.5 / 255,), (0.0,), False, 100, 100)
+    found = resolve({"hidden": 0}, method="once")
+    assert (found.encoder, found.earliest) == ("latency", "largest") and info.largest == 0.5
+    assert loading.build_model(found, info).get_layer("encoder").largest == 0.5
+    values = {name: value for name, value in dataclasses.asdict(found).items() if name != "earliest"}
+    before = dataclasses.replace(found, **versions.completed(values))
+    assert loading.build_model(before, info).get_layer("encoder").largest == 1.0
+    with pytest.raises(UserError, match="--earliest=largest is of --encoder=latency"):
+        resolve({"earliest": "largest"})
+    assert resolve({"dataset": "nmnist"}, method="once").earliest == "one"

@@ -30,9 +30,9 @@ LEARNABLE = ("leak", "threshold")
 RESUME_WORDS = ("auto", "never", "must")
 NEURONS = ("lif", "relu")
 # Settings that only spiking networks have. A ReLU network keeps their defaults, whatever recipes and presets say.
-SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "leak", "threshold", "target_rate",
-                "surrogate", "surrogate_width", "credit", "reset", "start", "running_start", "feedback", "learn",
-                "homeostasis", "readout", "pooling", "spike_penalty", "kernel")
+SPIKING_ONLY = ("timesteps", "timesteps_schedule", "gradient", "encoder", "earliest", "leak", "threshold",
+                "target_rate", "surrogate", "surrogate_width", "credit", "reset", "start", "running_start", "feedback",
+                "learn", "homeostasis", "readout", "pooling", "spike_penalty", "kernel")
 _TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*([/:.][a-z0-9_]+)*")
 _LARGEST_INT = 2**31 - 1  # TensorFlow counts steps and seeds in int32
 
@@ -112,6 +112,8 @@ class Config:
                             "currents, with which many layers learn.", group="Network", choices=SHORTCUTS)
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
+    earliest: str = setting("one", "Which pixels spike at the first step under --encoder=latency: normalised ones of "
+                            "1, or the largest that the data can have.", group="Network", choices=("one", "largest"))
     leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "
                           "per step; 1.0 means no leak.", group="Network",
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)
@@ -249,6 +251,9 @@ class Config:
         if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
             raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
                             "it, or --method=once.")
+        if self.earliest != "one" and self.encoder != "latency":
+            raise UserError(f"--earliest={self.earliest} is of --encoder=latency; received --encoder={self.encoder}. "
+                            "Leave it out.")
         if self.running_start and (self.reset == "silent" or self.surrogate in TANDEM):
             raise UserError("--running_start is of membranes that go on after a spike and may begin anywhere; received "
                             f"--reset={self.reset} and --surrogate={self.surrogate}. Leave it out.")

@@ -56,8 +56,9 @@ METHODS: dict[str, Method] = {
                     {**_DIRECT, "gradient": "eprop", "credit": "mean", "surrogate": "triangular",
                      "surrogate_width": 1.0, "norm": "none", "reset": "subtract"}),
     "once": Method("Che et al. 2024: neurons that fire once, the first output spike is the answer",
-                   {**_DIRECT, "encoder": "latency", "gradient": "event", "credit": "mean", "surrogate": "triangular",
-                    "surrogate_width": 1.0, "norm": "tdbn", "reset": "silent", "readout": "first"}),
+                   {**_DIRECT, "encoder": "latency", "earliest": "largest", "gradient": "event", "credit": "mean",
+                    "surrogate": "triangular", "surrogate_width": 1.0, "norm": "tdbn", "reset": "silent",
+                    "readout": "first"}),
     "rueckauer": Method("Rueckauer et al. 2017: an ANN with normalisation, to be converted", _TWIN),
     "quantised": Method("Bu et al. 2022: an ANN of ReLUs with steps, to be converted", {**_TWIN, "levels": 8}),
     "deep": Method("this library: \"rate\" with the mean of a wide surrogate, normalised currents",
@@ -77,4 +78,5 @@ def listing() -> str:
 def fixed(method: str, dataset: str) -> dict[str, Any]:
     """What a method fixes on a data set; events are spikes already, and no method codes them."""
     events = dataset in catalogue.WITH_EVENTS
-    return {name: value for name, value in METHODS[method].settings.items() if not (events and name == "encoder")}
+    return {name: value for name, value in METHODS[method].settings.items()
+            if not (events and name in ("encoder", "earliest"))}

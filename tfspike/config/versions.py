@@ -32,6 +32,7 @@ CHANGES: dict[str, Added | Replaced] = {
     "running_start": Added(False),
     "feedback": Added("symmetric"),
     "readout": Added("membrane"),
+    "earliest": Added("one"),
     "learn": Added(()),
     "homeostasis": Added(0.0),
     "norm": Added("none"),

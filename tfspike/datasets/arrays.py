@@ -64,6 +64,11 @@ class DatasetInfo:
     event_based: bool = False
 
     @property
+    def largest(self) -> float:
+        """The largest |x| that a pixel can have."""
+        return max(max(abs(offset), abs(255 * scale + offset)) for scale, offset in zip(self.scale, self.offset))
+
+    @property
     def mirrored(self) -> bool:
         """Whether augmentation mirrors images: never digits."""
         return facts(self.name).mirrored

@@ -33,7 +33,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
            pooling: str = "neuron", neuron: str | type[LIF] = "lif", shortcut: str = "spikes", reset: str = "zero",
            readout: str = "membrane", start: float = 0.0, running_start: bool = False, credit: str = "mean",
            feedback: str = "symmetric", learn: Sequence[str] = (), homeostasis: float = 0.0, kernel: str = "auto",
-           levels: int = 0) -> SpikingModel | ReluModel:
+           levels: int = 0, largest_input: float = 1.0) -> SpikingModel | ReluModel:
     """Builds a spiking network, or its ANN twin.
 
     Args:
@@ -83,6 +83,7 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         spikes. "auto" is "dense" until `SpikingModel.choose_kernel` measures both.
       levels: of neuron="relu": L steps of its ReLUs up to a learnt ceiling, which spiking neurons compute in L time
         steps (`tfspike.neurons.quantised`); 0 for plain ReLUs.
+      largest_input: of the encoder "latency": the |x| that spikes at the first step (`tfspike.LatencyEncoder`).
 
     Returns:
       A model from images `[B, H, W, C]` of about [-1, 1] (or spike trains `[B, T, H, W, C]`) to V_T / T `[B, classes]`;
@@ -96,15 +97,16 @@ def create(name: str, input_shape: tuple[int, int, int], num_classes: int, times
         dropout=dropout, hidden=hidden, kappa=kappa, seed=seed, dtype=dtype, surrogate=surrogate,
         surrogate_width=surrogate_width, norm=norm, pooling=pooling, neuron=neuron, shortcut=shortcut, reset=reset,
         readout=readout, start=start, running_start=running_start, credit=credit, feedback=feedback, learn=learn,
-        homeostasis=homeostasis, kernel=kernel, levels=levels))
+        homeostasis=homeostasis, kernel=kernel, levels=levels, largest_input=largest_input))
 
 
 def build(settings: NetworkSettings) -> SpikingModel | ReluModel:
     """The network of these settings; see `create`."""
     builder, dtype, shape = blocks.Builder(settings), settings.dtype, settings.input_shape
     inputs = keras.Input(shape if settings.encoder else (settings.timesteps, *shape), dtype="float32", name="input")
+    of_latency = {"largest": settings.largest_input} if settings.encoder == "latency" else {}
     encoder = encoders.create(settings.encoder, settings.timesteps, seed=builder.next_seed(), dtype=dtype,
-                              name="encoder")
+                              name="encoder", **of_latency)
     x = _stack(encoder(inputs), settings.variant.stages, builder)
     x = OverTime(keras.layers.Flatten(dtype=dtype), name="flatten")(x)
     if settings.hidden:

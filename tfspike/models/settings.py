@@ -126,6 +126,7 @@ class NetworkSettings(LayerSettings):
       num_classes: output neurons.
       timesteps: T, steps in the window.
       encoder: one of `encoders.NAMES`.
+      largest_input: of the encoder "latency": the |x| that spikes at the first step.
       hidden: neurons of the hidden dense layer, 0 for none.
       neuron: "relu" makes the ANN twin, for which the settings of spiking neurons keep their defaults.
       kernel: how its window is computed (`SpikingModel.configure_engine`).
@@ -140,6 +141,7 @@ class NetworkSettings(LayerSettings):
     num_classes: int
     timesteps: int
     encoder: str | None = "poisson"
+    largest_input: float = 1.0
     hidden: int = 0
     kernel: str = "auto"
     levels: int = 0
@@ -171,6 +173,9 @@ class NetworkSettings(LayerSettings):
             raise UserError(f"`shortcut` is of residual blocks, and {self.name} has none: leave it out. "
                             f"Received: shortcut={self.shortcut!r}.")
         check_choice("encoder", self.encoder, encoders.NAMES)
+        if self.largest_input != 1.0 and self.encoder != "latency":
+            raise UserError("`largest_input` is of encoder='latency': leave it out. "
+                            f"Received: largest_input={self.largest_input!r}, encoder={self.encoder!r}.")
         check_choice("kernel", self.kernel, KERNELS)
         if self.neuron == "relu":
             self._refuse_spiking()

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike.checks import check_choice, check_count
+from tfspike.checks import check_choice, check_count, check_positive
 from tfspike.errors import UserError
 from tfspike.neurons import noise
 from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
@@ -155,7 +155,12 @@ class DirectEncoder(Encoder):
 class LatencyEncoder(Encoder):
     """Time to first spike: one spike of value sign(x) per input, the earlier the larger |x|; none where x is 0.
 
-    |x| >= 1 spikes at the first step, the faintest input at the last one.
+    |x| >= `largest` spikes at the first step, the faintest input at the last one.
+
+    Args:
+      timesteps: T, steps in the window.
+      largest: the |x| from which on an input spikes at the first step, above 0. Where inputs never are so large, the
+        first steps of a window hold no spike.
 
     Examples:
       >>> LatencyEncoder(timesteps=4)(tf.constant([[1.0, 0.5, 0.01, 0.0]])).numpy()[:, 0].T.tolist()
@@ -164,8 +169,12 @@ class LatencyEncoder(Encoder):
 
     draws = False
 
+    def __init__(self, timesteps: int, seed: int = 0, largest: float = 1.0, **kwargs: Any):
+        super().__init__(timesteps, seed, **kwargs)
+        self.largest = check_positive("largest", largest)
+
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        strength = tf.minimum(tf.abs(tf.cast(inputs, tf.float32)), 1.0)
+        strength = tf.minimum(tf.abs(tf.cast(inputs, tf.float32)) / self.largest, 1.0)
         # in float32, which holds every step: on GPUs int32 is compared on the host
         when = tf.minimum(tf.floor((1.0 - strength) * self.timesteps), float(self.timesteps - 1))
         sign = tf.cast(tf.sign(inputs), self.compute_dtype)
@@ -178,6 +187,9 @@ class LatencyEncoder(Encoder):
     @property
     def refuses_gradient(self) -> bool:
         return type(self).with_gradient is LatencyEncoder.with_gradient
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "largest": self.largest}
 
 
 @keras.saving.register_keras_serializable("tfspike")
