@@ -380,7 +380,7 @@ def test_every_field_is_either_free_to_change_or_part_of_the_experiment():
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_experiment_cannot_continue_a_run_and_gets_another_folder(name):
     which = {"extra": {"dataset": "svhn"}, "image_size": {"dataset": "folder"}, "surrogate_width": {"surrogate": "arctan"}, "shortcut": {"model": "resnet7"},
-             "credit": {"surrogate": "arctan"}, "levels": {"neuron": "relu"},
+             "credit": {"surrogate": "arctan"}, "levels": {"neuron": "relu"}, "earliest": {"encoder": "latency"},
              "sensor_size": RECORDINGS, "window_ms": RECORDINGS,
              "learn": {"surrogate": "arctan", "credit": "time"}, "readout": {"reset": "silent", "gradient": "event"},
              "feedback": {"surrogate": "arctan", "reset": "subtract", "gradient": "eprop"}}.get(name, {})
