@@ -175,7 +175,7 @@ def test_a_mixed_precision_network_keeps_its_precision_or_becomes_float32(tmp_pa
 
 @needs_onnx
 @pytest.mark.parametrize("encoder, endpoint", [
-    pytest.param("direct", "serving_default", marks=pytest.mark.slow), ("none", "from_spikes")])
+    pytest.param(*case, marks=pytest.mark.slow) for case in (("direct", "serving_default"), ("none", "from_spikes"))])
 def test_onnx_takes_what_the_network_takes(encoder, endpoint, tmp_path):
     import onnxruntime
 

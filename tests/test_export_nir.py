@@ -66,8 +66,8 @@ def expected(model, spikes):
 
 
 @pytest.mark.parametrize(
-    "name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), ("resnet9", 0.9),
-                    pytest.param("resnet20", 0.99, marks=pytest.mark.slow)])
+    "name, leak", [("lenet", 0.99), ("vgg5", 0.5), ("vgg5", 1.0), *(pytest.param(*case, marks=pytest.mark.slow)
+                                                                     for case in (("resnet9", 0.9), ("resnet20", 0.99)))])
 def test_a_simulator_of_the_standard_gives_the_same_spikes(name, leak, tmp_path):
     model, path = exported(tmp_path, name, leak, kappa=8.0 if leak == 0.5 else 4.0)
     spikes = signed_spikes(model)

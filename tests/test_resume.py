@@ -78,7 +78,8 @@ def test_the_network_really_changes_during_these_runs(whole: Path) -> None:
     assert all((first[name] != last[name]).any() for name in first), "equality of such runs would show nothing"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130),
+                                              pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)])
 def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_continue(whole: Path, tmp_path: Path, number: int,
                                                                         code: int) -> None:
     config, lines = runs.tiny(tmp_path / "run", checkpoint_every=0), []

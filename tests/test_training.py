@@ -342,7 +342,7 @@ def test_a_damaged_workdir_is_explained(run: Path, tmp_path: Path, damage: Any, 
 
 
 @pytest.mark.parametrize("kind", [pytest.param("workdir", marks=pytest.mark.slow), "checkpoint",
-                                  pytest.param("keras", marks=pytest.mark.slow), "saved_model"])
+                                  *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("keras", "saved_model"))])
 def test_a_new_run_can_begin_with_weights_from(kind: str, run: Path, tmp_path: Path) -> None:
     model, settings, info, checkpoint = run_loading.load_run(str(run), "best", **quiet)
     path = {"workdir": run, "checkpoint": checkpoint.path, "keras": tmp_path / "model.keras",
