@@ -166,11 +166,12 @@ class SpikingModel(keras.Model):
         return keras.tree.map_structure(swapped, outputs, self.output)
 
     def _warn_of_loss(self) -> None:
-        for loss in keras.tree.flatten(getattr(self, "loss", None)):
-            if self.plan is not None and not self.plan.after and losses.takes_probabilities(loss):
-                self._say("The loss takes probabilities, and what the Readout gives are scores of any size and sign, "
-                          "with which it hardly learns: give it from_logits=True, as in "
-                          "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+        if self.plan is None or self.plan.after:
+            return
+        if any(map(losses.takes_probabilities, keras.tree.flatten(getattr(self, "loss", None)))):
+            self._say("The loss takes probabilities, and what the Readout gives are scores of any size and sign, with "
+                      "which it hardly learns: give it from_logits=True, as in "
+                      "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
 
     def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """`warn_of_values` of the `x` of `fit`, `evaluate` or `predict`, where the encoder codes it as it is."""

@@ -37,7 +37,7 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
         shared -= set(SPIKING_ONLY)
     others = {name: None if value == "none" else value for name in shared for value in [getattr(config, name)]}
     others["neuron"] = own.load(config.surrogate, config.neuron)
-    if config.encoder == "latency" and config.earliest == "largest":
+    if config.earliest == "largest":  # of latency codes alone
         others["largest_input"] = info.largest
     return networks.build(NetworkSettings.of(config.model, tuple(info.image_shape), info.num_classes,
                                              timesteps or config.timesteps, dtype=config.precision, **others))
