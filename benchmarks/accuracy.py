@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import cases
 from benchmarks.learning import WORKS, Work
+from benchmarks.plot import NAMES, STYLES
 from benchmarks.process import add_arguments, failure, run_worker
 
 TFSPIKE = (*cases.TFSPIKE, "tfspike-rate-last-spike")
@@ -30,19 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = _arguments(arguments)
     work = WORKS[args.work]
-    work = dataclasses.replace(work, epochs=args.epochs or work.epochs)
+    work = dataclasses.replace(work, epochs=args.epochs or work.epochs, seconds=60 * args.minutes)
+    length = f"{args.minutes:g} minutes" if args.minutes else f"{work.epochs} epochs"
     path = Path(args.out)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         data = _write(work, args.data_dir, folder)
         for seed in range(args.seeds):
             for library in args.libraries:
-                key = f"{args.work}, {work.epochs} epochs/{library}/{args.precision}/seed{seed}"
+                key = f"{args.work}, {length}/{library}/{args.precision}/seed{seed}"
                 if found.get(key, {}).get("status") != "ok":
                     found[key] = _run(work, library, seed, data, args)
                     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
                 print(f"{key}  {_line(found[key])}", flush=True)
     print("\n" + table(found, args.goal))
+    if args.plot:
+        draw(found).savefig(args.plot, dpi=150)
     return 0
 
 
@@ -90,6 +95,25 @@ def table(found: dict[str, Any], goal: float) -> str:
     return "\n".join(lines)
 
 
+def draw(found: dict[str, Any]) -> Figure:
+    """Test accuracy against minutes of training, one line per process of `found`."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, record in found.items():
+        if record["status"] == "ok":
+            work, library, precision, _ = key.split("/")
+            _, seconds, accuracies = zip(*record["curve"])
+            color, marker = STYLES.get(library, ("#999999", "."))
+            axes.plot([s / 60 for s in seconds], [100 * a for a in accuracies], color=color, marker=marker,
+                      markersize=5, linestyle="--" if work.partition(",")[0].endswith("spikes") else "-",
+                      label=f"{NAMES.get(library, library)}, {work}, {precision}")
+    axes.set(xlabel="minutes of training", ylabel="test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.partition("\n")[0])
     parser.add_argument("--work", choices=tuple(WORKS), default="lenet", help="see learning.py; default: lenet")
@@ -97,7 +121,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=cases.PRECISIONS, default="float32")
     parser.add_argument("--seeds", type=int, default=3, help="processes per library; default: 3")
     parser.add_argument("--epochs", type=int, default=0, help="default: the work's own")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of training for each, in place of --epochs")
     parser.add_argument("--goal", type=float, default=0.97, help="accuracy whose time is told; default: 0.97")
+    parser.add_argument("--plot", default="", help="file of a picture: accuracy against minutes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--data-dir", default=None, help="folder of the prepared data sets")
     parser.add_argument("--out", default="accuracy.json", help="results file, added to; default: accuracy.json")

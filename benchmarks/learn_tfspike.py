@@ -25,7 +25,8 @@ def main() -> None:
     gradient, deep = given["library"].split("-")[1], given["deep"]
     own = {"surrogate": "arctan", "surrogate_width": DEEP_WIDTH[gradient], "norm": "tdbn", "pooling": "average",
            "encoder": "direct", "kappa": 2.0} if deep else {}
-    model = network.create(given["net"], given["timesteps"], gradient, seed=given["seed"], **own)
+    model = network.create(given["net"], given["timesteps"], gradient, seed=given["seed"], shortcut=given["shortcut"],
+                           **own)
     if given["library"].endswith("last-spike"):
         model = with_last_spike(model)
     if deep:

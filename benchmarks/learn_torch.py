@@ -21,7 +21,8 @@ def main() -> None:
     torch.manual_seed(given["seed"])
     _, height, _, channels = np.load(given["data"])["x"].shape
     kit, deep = KITS[given["library"]](), given["deep"]
-    net = Net(VARIANTS[given["net"]], channels, height, CLASSES, kit, deep).to(memory_format=torch.channels_last)
+    net = Net(VARIANTS[given["net"]], channels, height, CLASSES, kit, deep, given["shortcut"])
+    net = net.to(memory_format=torch.channels_last)
     if deep:
         rate = learning.DEEP_RATE
         weights = [p for p in net.parameters() if p.dim() > 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -28,6 +29,8 @@ class Work:
       deep: normalised currents (tdBN), an arctangent surrogate, constant currents as input, averages in place of
         pooling neurons, cross entropy and AdamW with a cosine; else the paper's way, with Poisson spikes, squared
         error and the optimiser of `OPTIMIZERS`.
+      shortcut: what the shortcut of a residual block carries, of `tfspike.variants.SHORTCUTS`.
+      seconds: of training, in place of `epochs`; 0 for none.
     """
 
     net: str
@@ -38,13 +41,17 @@ class Work:
     train_images: int
     test_images: int
     deep: bool = False
+    shortcut: str = "spikes"
+    seconds: float = 0.0
 
 
 WORKS = {
     "lenet": Work("lenet", "mnist", 25, 64, 4, 12_000, 2_000),
     "resnet20": Work("resnet20", "svhn_cropped", 4, 64, 8, 0, 0, deep=True),
+    "resnet20-cifar10": Work("resnet20", "cifar10", 4, 64, 8, 0, 4_000, deep=True, shortcut="currents"),
+    "resnet20-cifar10-spikes": Work("resnet20", "cifar10", 4, 64, 8, 0, 4_000, deep=True),
     "smoke": Work("lenet", "mnist_subset", 25, 16, 1, 320, 64),
-    "smoke-deep": Work("resnet20", "svhn_cropped", 2, 8, 2, 64, 16, deep=True),
+    "smoke-deep": Work("resnet20", "svhn_cropped", 2, 8, 2, 64, 16, deep=True, shortcut="currents"),
 }
 
 # The rule and the learning rate (for the loss averaged over the batch) of each gradient where the work is not deep. The
@@ -60,16 +67,16 @@ def optimizer_of(library: str) -> tuple[str, float]:
     return OPTIMIZERS[library.partition("-")[0]]
 
 
-def cosine(step: int, steps: int, epochs: int) -> float:
-    """Share of the learning rate at a step of the deep work: an epoch's rise, then half a cosine to 0."""
-    warmup = steps / epochs
-    done = max(0.0, (step - warmup) / max(1.0, steps - warmup))
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
+def cosine(done: float, whole: float, warmup: float) -> float:
+    """Share of the learning rate of the deep work: a rise, then half a cosine to 0. All in steps, or all in seconds."""
+    after = max(0.0, (done - warmup) / max(1.0, whole - warmup))
+    return min(1.0, (done + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
 
 
-def batches(count: int, batch: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
-    """Indices of every training step, the same for every library; what is left of an epoch is dropped."""
-    for epoch in range(epochs):
+def batches(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices of one training step after the other, without end, the same for every library; what is left of an epoch
+    is dropped."""
+    for epoch in itertools.count():
         order = np.random.default_rng((seed, epoch)).permutation(count)
         yield from order[:count // batch * batch].reshape(-1, batch)
 
@@ -87,15 +94,20 @@ def learn(given: dict[str, Any], train: Callable[[np.ndarray, np.ndarray, float]
     """
     with np.load(given["data"]) as data:
         x, y, test_x, test_y = (data[name] for name in ("x", "y", "test_x", "test_y"))
-    plan = list(batches(len(x), given["batch"], given["epochs"], given["seed"]))
-    every = max(1, len(plan) // given["epochs"] // EVALUATIONS)
-    curve, seconds = [], 0.0
-    for step, chosen in enumerate(plan):
-        share = cosine(step, len(plan), given["epochs"]) if given["deep"] else 1.0
+    steps, budget = len(x) // given["batch"] * given["epochs"], given["seconds"]
+    whole = budget or steps
+    warmup, every = whole / given["epochs"], whole / given["epochs"] / EVALUATIONS
+    curve: list[list[float]] = []
+    seconds, done = 0.0, 0.0
+    for step, chosen in enumerate(batches(len(x), given["batch"], given["seed"]), start=1):
+        share = cosine(done, whole, warmup) if given["deep"] else 1.0
         begin = time.perf_counter()
         train(x[chosen], y[chosen], share)
         seconds += time.perf_counter() - begin  # the first step with its compilation: a user waits for it, too
-        if (step + 1) % every == 0 or step + 1 == len(plan):
+        done = seconds if budget else step
+        if done >= whole or done >= every * (len(curve) + 1):
             right = [predict(test_x[i:i + 100]) == test_y[i:i + 100] for i in range(0, len(test_x), 100)]
-            curve.append([step + 1, round(seconds, 2), float(np.mean(np.concatenate(right)))])
+            curve.append([step, round(seconds, 2), float(np.mean(np.concatenate(right)))])
+        if done >= whole:
+            break
     print(json.dumps({"status": "ok", "curve": curve, "versions": versions, "threads": given["threads"]}), flush=True)

@@ -7,6 +7,7 @@ whole window [T, B, C, H, W].
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -62,25 +63,33 @@ class Net(nn.Module):
       classes: outputs.
       kit: the library's neurons.
       deep: normalised currents (tdBN, which the kit must have), constant input, averages without pooling neurons.
+      shortcut: what the shortcut of a residual block carries, "spikes" or "currents".
     """
 
-    def __init__(self, variant: Variant, channels: int, size: int, classes: int, kit: Kit, deep: bool = False):
+    def __init__(self, variant: Variant, channels: int, size: int, classes: int, kit: Kit, deep: bool = False,
+                 shortcut: str = "spikes"):
         super().__init__()
         self.kit, self.kappa, self.deep = kit, 2.0 if deep else variant.kappa, deep
         self.norms = nn.ModuleList()
         self.neurons: list[Neuron] = []
         self.synapses = nn.ModuleList()
         self.stages = []
-        for stage in variant.stages:
+        currents, fires = shortcut == "currents", True  # whether what comes is spikes, or currents no neuron has seen
+        for stage, behind in itertools.zip_longest(variant.stages, variant.stages[1:]):
             if isinstance(stage, Pool):
                 self.stages.append(self._pool())
                 size //= 2
             elif isinstance(stage, Conv):
-                self.stages.append(self._conv(channels, stage))
+                fires = not (currents and isinstance(behind, Block))
+                self.stages.append(self._conv(channels, stage, fires))
                 channels = stage.filters
             else:
-                self.stages.append(self._block(channels, stage))
-                channels = stage.filters
+                self.stages.append(self._current_block(channels, stage, fires) if currents else
+                                   self._block(channels, stage))
+                channels, fires = stage.filters, not currents
+                if currents and not isinstance(behind, Block):
+                    self.stages.append(self._neuron(kit.lif()))
+                    fires = True
                 for stride in stage.strides:
                     size = -(-size // stride)
         features = channels * size * size
@@ -125,8 +134,10 @@ class Net(nn.Module):
         dense, lif = self._dense(features, units), self._neuron(self.kit.lif())
         return lambda spikes: lif(self.kit.over_time(dense, spikes))
 
-    def _conv(self, channels: int, stage: Conv) -> Neuron:
+    def _conv(self, channels: int, stage: Conv, fires: bool) -> Neuron:
         conv = self._normalised(self._synapse(channels, stage.filters, stage.kernel), stage.filters)
+        if not fires:
+            return conv
         lif = self._neuron(self.kit.lif())
         return lambda spikes: lif(conv(spikes))
 
@@ -138,31 +149,44 @@ class Net(nn.Module):
         return lambda spikes: neuron(self.kit.over_time(pool, spikes))
 
     def _block(self, channels: int, stage: Block) -> Neuron:
-        stride = stage.strides[0] * stage.strides[1]
-        filters, half = stage.filters, math.sqrt(0.5)  # two paths add up
-        first = self._normalised(self._synapse(channels, filters, 3, stage.strides[0]), filters)
-        middle = self._neuron(self.kit.lif())
-        second = self._normalised(self._synapse(filters, filters, 3, stage.strides[1]), filters, half)
+        half = math.sqrt(0.5)  # two paths add up
+        branch = self._branch(channels, stage, half)
         last = self._neuron(self.kit.lif())
-        if channels != filters:
-            shortcut = self._normalised(self._synapse(channels, filters, 1, stride), filters, half)
-        else:
-            subsampled = self._subsampled(stride)
+        shortcut = self._projected(channels, stage, half) or self._subsampled(stage, self.kit.weight_scale)
+        return lambda spikes: last(branch(spikes) + shortcut(spikes))
 
-            def shortcut(spikes: Tensor) -> Tensor:
-                return self.kit.over_time(subsampled, spikes)
+    def _current_block(self, channels: int, stage: Block, fires: bool) -> Neuron:
+        """Neurons in front of the convolutions, none on the shortcut; takes spikes with `fires`, else currents."""
+        lif = None if fires else self._neuron(self.kit.lif())
+        branch = self._branch(channels, stage)
+        projected, subsampled = self._projected(channels, stage), self._subsampled(stage, 1.0)
 
-        def block(spikes: Tensor) -> Tensor:
-            return last(second(middle(first(spikes))) + shortcut(spikes))
+        def block(x: Tensor) -> Tensor:
+            spikes = x if lif is None else lif(x)
+            return branch(spikes) + (projected(spikes) if projected else subsampled(x))
 
         return block
 
-    def _subsampled(self, stride: int) -> Neuron:
-        scale = self.kit.weight_scale
+    def _branch(self, channels: int, stage: Block, alpha: float = 1.0) -> Neuron:
+        filters, (a, b) = stage.filters, stage.strides
+        first = self._normalised(self._synapse(channels, filters, 3, a), filters)
+        middle = self._neuron(self.kit.lif())
+        second = self._normalised(self._synapse(filters, filters, 3, b), filters, alpha)
+        return lambda spikes: second(middle(first(spikes)))
 
-        def subsample(spikes: Tensor) -> Tensor:
-            spikes = spikes[..., ::stride, ::stride]
-            return spikes if scale == 1 else scale * spikes
+    def _projected(self, channels: int, stage: Block, alpha: float = 1.0) -> Neuron | None:
+        """The shortcut where the channels change."""
+        if channels == stage.filters:
+            return None
+        synapse = self._synapse(channels, stage.filters, 1, math.prod(stage.strides))
+        return self._normalised(synapse, stage.filters, alpha)
+
+    def _subsampled(self, stage: Block, scale: float) -> Neuron:
+        stride = math.prod(stage.strides)
+
+        def subsample(x: Tensor) -> Tensor:
+            x = x[..., ::stride, ::stride]
+            return x if scale == 1 else scale * x
 
         return subsample
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,16 +20,16 @@ T, LEAK, THRESHOLD = 12, 0.9, 1.0
 
 
 def test_every_library_and_epoch_sees_all_images_in_the_same_fresh_order() -> None:
-    plan = list(learning.batches(10, 3, epochs=2, seed=1))
+    plan = list(itertools.islice(learning.batches(10, 3, seed=1), 6))
     assert [len(chosen) for chosen in plan] == [3] * 6
     first, second = np.concatenate(plan[:3]), np.concatenate(plan[3:])
     assert len(set(first)) == len(set(second)) == 9
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(np.concatenate(list(learning.batches(10, 3, 2, 1))), np.concatenate(plan))
+    np.testing.assert_array_equal(np.concatenate(list(itertools.islice(learning.batches(10, 3, 1), 6))), np.concatenate(plan))
 
 
 def test_the_cosine_rises_for_an_epoch_and_ends_near_zero() -> None:
-    shares = [learning.cosine(step, 40, epochs=4) for step in range(40)]
+    shares = [learning.cosine(step, 40, warmup=10) for step in range(40)]
     assert shares[0] == pytest.approx(0.1) and max(shares) == shares[9] == 1.0
     assert 0 < shares[-1] < 0.01
     assert all(a > b for a, b in zip(shares[10:], shares[11:]))
@@ -40,11 +41,42 @@ def test_a_worker_reports_its_curve(tmp_path: Any, capsys: pytest.CaptureFixture
     labels = np.arange(20) % 4
     np.savez(data, x=np.zeros((20, 2, 2, 1), "f"), y=labels, test_x=np.zeros((8, 2, 2, 1), "f"), test_y=labels[:8])
     shares: list[float] = []
-    learning.learn({"data": data, "batch": 5, "epochs": 2, "seed": 0, "deep": deep, "threads": 1},
+    learning.learn({"data": data, "batch": 5, "epochs": 2, "seconds": 0.0, "seed": 0, "deep": deep, "threads": 1},
                    lambda x, y, share: shares.append(share), lambda x: np.zeros(len(x)), {"library": "1"})
     curve = json.loads(capsys.readouterr().out)["curve"]
     assert [point[0] for point in curve] == [2, 4, 6, 8] and {point[2] for point in curve} == {0.25}
     assert (set(shares) == {1.0}) != deep
+
+
+def test_a_worker_trains_for_its_seconds(tmp_path: Any, capsys: pytest.CaptureFixture[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    data, clock, shares = str(tmp_path / "data.npz"), [0.0], []
+    np.savez(data, x=np.zeros((20, 2, 2, 1), "f"), y=np.zeros(20), test_x=np.zeros((8, 2, 2, 1), "f"), test_y=np.zeros(8))
+    monkeypatch.setattr(learning.time, "perf_counter", lambda: clock[0])
+
+    def train(x: np.ndarray, y: np.ndarray, share: float) -> None:
+        clock[0] += 3.0
+        shares.append(share)
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        clock[0] += 50.0  # the test is not training
+        return np.zeros(len(x))
+
+    learning.learn({"data": data, "batch": 5, "epochs": 2, "seconds": 60.0, "seed": 0, "deep": True, "threads": 1},
+                   train, predict, {"library": "1"})
+    curve = json.loads(capsys.readouterr().out)["curve"]
+    assert curve == [[5, 15.0, 1.0], [10, 30.0, 1.0], [15, 45.0, 1.0], [20, 60.0, 1.0]]
+    assert max(shares) == shares[10] == 1.0 and shares[0] < 0.05 and shares[-1] < 0.05
+
+
+def test_the_picture_has_a_line_per_process() -> None:
+    one = {"status": "ok", "curve": [[5, 30.0, 0.5], [10, 60.0, 0.75]]}
+    figure = accuracy.draw({"resnet20-cifar10, 1 minutes/tfspike-rate/float32/seed0": one,
+                            "resnet20-cifar10-spikes, 1 minutes/spikingjelly/float32/seed0": one,
+                            "lenet, 1 epochs/norse/float32/seed0": {"status": "error"}})
+    lines = figure.axes[0].get_lines()
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
+    assert lines[0].get_xydata().tolist() == [[0.5, 50.0], [1.0, 75.0]]
 
 
 def test_the_table_tells_when_the_goal_was_reached_in_every_seed() -> None:
