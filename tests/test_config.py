@@ -11,8 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tfspike import config
-from tfspike.config import FIELDS, Config, RunOptions, recipes, resolve, versions
-from tfspike.config import presets as configs
+from tfspike.config import FIELDS, Config, RunOptions, presets, recipes, resolve, versions
 from tfspike.config.methods import METHODS
 from tfspike.config.settings import normalise, shown
 from tfspike.datasets import catalogue
@@ -119,7 +118,7 @@ def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe_which
         made = resolve(how.pop("given", {}), **how)
         return tuple(getattr(made, name) for name in names)
 
-    recipe, quick = recipes.recipe("lenet", "mnist_subset"), configs.EXPERIMENTS["quick"].settings
+    recipe, quick = recipes.recipe("lenet", "mnist_subset"), presets.EXPERIMENTS["quick"].settings
     from_recipe = (recipe["timesteps"], recipe["batch_size"], recipe["epochs"], 0.2, FIELDS["leak"].default)
     assert values() == from_recipe
     assert values(preset="quick") == (quick["timesteps"], recipe["batch_size"], quick["epochs"], *from_recipe[3:])

@@ -276,7 +276,7 @@ def test_in_a_graph_with_any_batch(gradient: str) -> None:
     ("lenet", (14, 14, 1), {}), ("vgg5", (10, 10, 3), {"pooling": "average"}),
     ("resnet7", (16, 16, 3), {"encoder": "direct", "shortcut": "currents"}),
     ("resnet20", (8, 8, 3), {"norm": "tdbn", "encoder": "direct"})])
-def test_networks_of_the_library_answer_as_on_the_dense_road(name: str, image: Any, more: dict[str, Any]) -> None:
+def test_networks_of_the_library_answer_as_dense_convolutions_do(name: str, image: Any, more: dict[str, Any]) -> None:
     """In inference; with a normalisation, by its running statistics."""
     model = models.create(name, image, 4, 9, hidden=16, gradient="rate", kappa=4.0, seed=1, **more)
     x = np.random.default_rng(0).uniform(-0.5, 1, (B, *image)).astype("f")

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfspike.checks import may_adapt
-from tfspike.config import methods
-from tfspike.config import presets as configs
+from tfspike.config import methods, presets
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown, verbose_setting
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
@@ -403,7 +402,7 @@ class RunOptions:
     """
 
     preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
-                                 group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
+                                 group="This command", choices=(presets.LIST, *presets.EXPERIMENTS))
     method: str | None = setting(None, "A training method of the field, for what it is made of, in place of the recipe "
                                  f"that works best in hours: {methods.listing()}.", group="This command",
                                  choices=methods.METHODS)

@@ -11,8 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tfspike.config import presets as configs
-from tfspike.config import recipes
+from tfspike.config import presets, recipes
 from tfspike.config.config import FIELDS, SPIKING_ONLY, WITHOUT_WIDTH, Config, RunOptions, pairs
 from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
 from tfspike.config.identity import default_workdir, digest
@@ -35,7 +34,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
 
     Args:
       given: settings given on the command line (or by a caller), by field name.
-      preset: a key of `configs.EXPERIMENTS`.
+      preset: a key of `presets.EXPERIMENTS`.
       config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
         that was moved to since.
       method: a key of `methods.METHODS`, whose settings stand in for the recipe; None for the recipe.
@@ -53,10 +52,10 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
                        config_file: str | None = None, method: str | None = None) -> Resolved:
     """What `resolve` does, and what should be said about it; arguments and errors as there."""
     RunOptions(preset=preset, method=method)  # refuses an unknown name
-    if preset == configs.LIST:
-        raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
-                        f"{', '.join(configs.EXPERIMENTS)}.")
-    bundle = checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
+    if preset == presets.LIST:
+        raise UserError(f"--preset={presets.LIST} shows the presets and names no settings; give one of "
+                        f"{', '.join(presets.EXPERIMENTS)}.")
+    bundle = checked(presets.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
     from_file = read_settings(config_file) if config_file is not None else {}
     given = checked(given or {}, "the settings")
     asked = {**from_file, **given}

@@ -17,7 +17,7 @@ from tfspike import config as config_lib
 from tfspike import files, output
 from tfspike.config import flags
 from tfspike.config.config import Config
-from tfspike.config.settings import normalise_all, setting, verbose_setting
+from tfspike.config.settings import COUNT, data_dir_setting, normalise_all, setting, verbose_setting
 from tfspike.datasets.catalogue import Source, facts
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -50,15 +50,13 @@ class PackOptions:
 
     workdir: str = setting("", "Folder of the finished run.", group="What to pack", legal="the folder of a run",
                            path=True)
-    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
-                                   group="What to pack", legal="a folder, or an .npz file", path=True)
+    data_dir: str | None = data_dir_setting("What to pack")
     name: str | None = setting(None, "Name of the data in the entry's name, <network>_<name>; none means the data "
                                "set's.", group="What to pack", legal="lower-case letters, digits and _",
                                check=lambda v: v.isidentifier() and v.isascii() and v == v.lower())
     half: bool = setting(False, "Round kernels to float16, for a file of half the size; the test is of what is stored.",
                          group="What to pack")
-    images: int = setting(256, "Test images that energy is measured on, the first ones.", group="How",
-                          legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    images: int = setting(256, "Test images that energy is measured on, the first ones.", group="How", **COUNT)
     machine: str | None = setting(None, "Processor and threads, for runs that did not note their machine.",
                                   group="The card", legal="text")
     title: str | None = setting(None, "Name of the data and what to cite, for data not known here.", group="The card",
