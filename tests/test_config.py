@@ -244,7 +244,7 @@ def test_what_follows_the_batch_size_is_said_and_what_was_given_stays(tmp_path):
     assert resolve({"batch_size": 2}, config_file=path).learning_rate == pytest.approx(0.1)
 
 
-def test_a_run_of_before_that_was_told_to_go_on_does(tmp_path):
+def test_a_run_of_before_that_was_told_to_go_on_does():
     text = config.to_json(resolve()).replace('"on_collapse": "stop"', '"stop_on_collapse": false')
     assert "stop_on_collapse" in text and config.from_json(text).on_collapse == "continue"
     assert config.from_json(text.replace('"stop_on_collapse": false', '"stop_on_collapse": true')) == resolve()

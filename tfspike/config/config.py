@@ -218,12 +218,42 @@ class Config:
           UserError: naming the flag, what is legal, what was received and what to do.
         """
         normalise_all(self)
+        self._validate_learning_rate()
+        self._validate_surrogate()
+        self._validate_neurons()
+        self._validate_learn()
+        if self.jit == "on" and self.kernel == "events":
+            raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
+                            "only one of them.")
+        self._validate_schedule()
+        if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
+            raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
+                            "out, or take a residual network.")
+        if self.norm != "none" and self.init == "rate":
+            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
+                            "--init=normal or --norm=none.")
+        if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
+            raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
+        if self.export == ("none",):
+            object.__setattr__(self, "export", ())
+        if not self.is_spiking:
+            self._validate_relu()
+        elif self.levels:
+            raise UserError(f"--levels={self.levels} is for ReLUs, and --neuron={self.neuron} has none; leave it out, "
+                            "or train an ANN to convert with --neuron=relu.")
+        self._validate_data()
+        self._validate_size()
+
+    def _validate_learning_rate(self) -> None:
         if any(a >= b for a, b in zip(self.lr_milestones, self.lr_milestones[1:])):
             raise UserError(f"--lr_milestones must increase; received {shown(self.lr_milestones)}. "
                             "Give each epoch once, the earliest first.")
         if self.lr_schedule == "cosine" and self.lr_milestones:
             raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
                             f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
+
+    def _validate_surrogate(self) -> None:
+        """Refuses a gradient that is not defined for these neurons, and a width of what has none."""
         if self.surrogate in WITHOUT_WIDTH and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             f"--surrogate={self.surrogate} is none; leave it out or give e.g. --surrogate=arctan.")
@@ -247,6 +277,9 @@ class Config:
         if self.feedback != "symmetric" and self.gradient != "eprop":
             raise UserError(f"--feedback={self.feedback} is of --gradient=eprop; received --gradient={self.gradient}. "
                             "Leave it out, or give --method=eprop.")
+
+    def _validate_neurons(self) -> None:
+        """Refuses options of neurons, input and readout that say nothing together."""
         if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
             raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
                             "it, or --method=once.")
@@ -260,26 +293,9 @@ class Config:
             raise UserError(f"--homeostasis={self.homeostasis:g} is of neurons that learn no constants and begin at 0, "
                             "with --gradient=event or rate; leave out --learn, --start, --running_start and "
                             "--gradient=eprop, or it.")
-        self._validate_learn()
-        if self.jit == "on" and self.kernel == "events":
-            raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
-                            "only one of them.")
-        self._validate_schedule()
-        if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
-            raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
-                            "out, or take a residual network.")
-        if self.norm != "none" and self.init == "rate":
-            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
-                            "--init=normal or --norm=none.")
-        if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
-            raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
-        if self.export == ("none",):
-            object.__setattr__(self, "export", ())
-        if not self.is_spiking:
-            self._validate_relu()
-        elif self.levels:
-            raise UserError(f"--levels={self.levels} is for ReLUs, and --neuron={self.neuron} has none; leave it out, "
-                            "or train an ANN to convert with --neuron=relu.")
+
+    def _validate_data(self) -> None:
+        """Refuses what the data set has not."""
         if self.dataset in EVENT_DATASETS and self.encoder != "none":
             raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
                             "use --encoder=none.")
@@ -291,7 +307,6 @@ class Config:
         if self.extra and self.dataset in DATASETS and self.dataset not in EXTRA_DATASETS:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
-        self._validate_size()
 
     def _validate_learn(self) -> None:
         """Brings what is learnt into its one form, each once and in one order."""

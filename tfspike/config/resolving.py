@@ -83,17 +83,7 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
             notes += _batch_notes(settings, scaled)
             settings = scaled
         settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("credit") == "time"
-                                           or asked.get("gradient") in ("event", "eprop")):
-        # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
-        # (docs/depth.md)
-        settings["surrogate_width"] = defaults["surrogate_width"]
-    if asked.get("lr_milestones") and "lr_schedule" not in asked:
-        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
-    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
-        settings["lr_milestones"] = ()
-    settings = _scheduled(settings, asked, planned_epochs)
-    config = Config(**settings)
+    config = Config(**_scheduled(_implied(settings, asked), asked, planned_epochs))
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}
@@ -111,6 +101,21 @@ def _refuse_contradictions(method: str, names: Mapping[str, Any], asked: Mapping
         if name in asked and asked[name] != value:
             raise UserError(f"--method={method} is --{name}={plain(value)} (see tfspike.config.methods); received "
                             f"--{name}={plain(asked[name])}. Leave one of the two out.")
+
+
+def _implied(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with what follows from those that were asked for, where the recipe's would not go with them."""
+    settings = dict(settings)
+    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("credit") == "time"
+                                           or asked.get("gradient") in ("event", "eprop")):
+        # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
+        # (docs/depth.md)
+        settings["surrogate_width"] = FIELDS["surrogate_width"].default
+    if asked.get("lr_milestones") and "lr_schedule" not in asked:
+        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
+    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
+        settings["lr_milestones"] = ()
+    return settings
 
 
 def _scheduled(settings: dict[str, Any], asked: Mapping[str, Any], planned_epochs: int) -> dict[str, Any]:

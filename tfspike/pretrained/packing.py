@@ -27,6 +27,7 @@ from tfspike.pretrained import files as weight_files
 from tfspike.pretrained.files import FOLDER
 from tfspike.runs import loading as run_loading
 from tfspike.runs import results, standing, workdir
+from tfspike.runs.checkpoints import Checkpoint
 
 _DRAWS = 3  # of random input
 
@@ -98,20 +99,9 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     folder, page = _targets(options)
     events = _with_seconds(results.read_events(os.path.join(options.workdir, results.METRICS)), config.batch_size)
     from tfspike import evaluation
-    from tfspike.engine.folding import fold
 
-    info, checkpoint = run_loading.data_info(options.workdir), standing.open_checkpoint(options.workdir, say, "best")
-    # in 16 bits another processor would round to other spikes, and so to other answers
-    exact = dataclasses.replace(config, precision="float32")
-    model = run_loading.build_model(exact, info)
-    named = f"The checkpoint {checkpoint.path}"
-    variables.restore(model.variables, checkpoint.arrays("model"), named)
-    arrays = variables.collect(variables.learnt(model))
-    if options.half:
-        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
-        variables.restore(variables.learnt(model), arrays, named)
-    model = fold(model)
-    loaded = model, exact, info, checkpoint
+    loaded, arrays = _best_weights(options, config, say)
+    model, exact, info, checkpoint = loaded
     data_dir = options.data_dir or config.data_dir
     # As eval.py does it, batch size included: the parts of a test decide which noise an image meets.
     asked = eval_options.EvalOptions(workdir=options.workdir, data_dir=data_dir, seeds=_DRAWS)
@@ -141,6 +131,24 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     files.write_file(page, model_cards.page([weight_files.read(each, folder)
                                              for each in weight_files.available(folder)]))
     return weight_files.read(name, folder)
+
+
+def _best_weights(options: PackOptions, config: Config,
+                  say: workdir.Say) -> tuple[tuple[Any, Config, Any, Checkpoint], files.Arrays]:
+    """What `loading.load_run` returns of the best weights as they will be stored, in float32, and these."""
+    from tfspike.engine.folding import fold
+
+    info, checkpoint = run_loading.data_info(options.workdir), standing.open_checkpoint(options.workdir, say, "best")
+    # in 16 bits another processor would round to other spikes, and so to other answers
+    exact = dataclasses.replace(config, precision="float32")
+    model = run_loading.build_model(exact, info)
+    named = f"The checkpoint {checkpoint.path}"
+    variables.restore(model.variables, checkpoint.arrays("model"), named)
+    arrays = variables.collect(variables.learnt(model))
+    if options.half:
+        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
+        variables.restore(variables.learnt(model), arrays, named)
+    return (fold(model), exact, info, checkpoint), arrays
 
 
 def _source(options: PackOptions, dataset: str) -> Source:
