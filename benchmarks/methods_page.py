@@ -129,7 +129,8 @@ def page(record: dict[str, Any], picture: str) -> str:
 
 
 def _plain(command: str) -> str:
-    """The command without places, and without what only spares this comparison time."""
+    """The command without what only spares this comparison time."""
+    # results/methods-lenet-mnist_subset.json is older than `benchmarks.methods` leaving out where runs were put
     words = shlex.split(provenance.without_paths(command))
     return shlex.join(word for word in words if word not in ("--notensorboard", "--export=none"))
 

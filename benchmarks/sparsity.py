@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--picture", default="sparsity.png")
     args = parser.parse_args()
     if args.draw:
-        kept = json.loads(Path(args.draw).read_text())
+        kept = json.loads(Path(args.draw).read_text(encoding="utf-8"))
         draw(kept["points"], kept["title"]).savefig(args.picture, dpi=150)
         return
     if importlib.util.find_spec("numba") is None:
@@ -86,7 +86,7 @@ def main() -> None:
     points = []
     for factor in args.thresholds:
         points.append(point(args.work, factor, args.precision, args.steps))
-        Path(args.out).write_text(json.dumps({"title": title, "points": points}, indent=1))
+        Path(args.out).write_text(json.dumps({"title": title, "points": points}, indent=1), encoding="utf-8")
         print(f"{factor:g}: {json.dumps(points[-1])}", flush=True)
     print(table(points))
 

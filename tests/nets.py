@@ -8,11 +8,13 @@ its report about flips bounds how far they are from those that float64 would hav
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import oracle
@@ -280,3 +282,28 @@ def worst_distance(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> f
     """The largest Euclidean distance of any weight's gradient, relative to its length: the measure for bfloat16."""
     assert [g.shape for g in got] == [w.shape for w in wanted]
     return max(float(np.linalg.norm(g.astype("d") - w) / np.linalg.norm(w)) for g, w in zip(got, wanted))
+
+
+def leak_in_the_carry(s: Any, slope: Any, g: Any, delta_next: Any = 0.0) -> np.ndarray:
+    """In place of `oracle.event_backward`, for tests that a comparison refuses it: wrong, as its carry leaks."""
+    delta, carried = np.zeros(s.shape), delta_next
+    for t in reversed(range(len(s))):
+        carried = delta[t] = s[t] * slope * g[t] + (1 - s[t]) * 0.9 * carried
+    return delta
+
+
+def said(call: Callable[[], Any], about: str) -> list[str]:
+    """The warnings that a call gives, of those that have these words."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return [str(one.message) for one in found if about in str(one.message)]
+
+
+def assert_dense_in_place_of_events(model: SpikingModel, inputs: Any, why: str) -> None:
+    """Under kernel="events" a model answers as it does, by dense convolutions, and says why (a regular expression)."""
+    pytest.importorskip("numba")
+    wanted = model(inputs)
+    model.configure_engine(kernel="events")
+    with pytest.warns(UserWarning, match=why):
+        np.testing.assert_array_equal(model(inputs), wanted)

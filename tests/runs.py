@@ -54,6 +54,17 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, config: config_lib.Config, step: 
         training.run(config, say=lambda line: None)
 
 
+def assert_survives_a_kill(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """A run that is killed before its fourth update and continued ends as one that is not; `folder` has them as "killed"
+    and "whole"."""
+    for name in ("whole", "killed"):
+        config = tiny(folder / name, **settings)
+        if name == "killed":
+            killed_at(monkeypatch, config, 4)
+        assert training.run(config, say=lambda line: None) == 0
+    assert_same_run(folder / "whole", folder / "killed")
+
+
 def untrained(workdir: Any, info: Any, **settings: Any) -> str:
     """The folder of a run that was saved before its first step: for commands that ask how, not how well.
 

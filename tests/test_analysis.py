@@ -50,7 +50,7 @@ def slow(images):
         def handler(call, args, kwargs):
             if isinstance(call.layer, SpikingLayer):
                 currents.setdefault(call.layer.name, []).append(args[0].numpy())
-            out = call.layer(*args, seed=batch) if call is plan.encoder else plans.plain(call, args, kwargs)  # noqa: B023
+            out = call.layer(*args, seed=batch) if call is plan.encoder else plans.plain(call, args, kwargs)
             if call is plan.encoder or isinstance(call.layer, SpikingLayer):
                 trains.setdefault(call.layer.name, []).append(out.numpy())
             return out

@@ -11,8 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tfspike import config
-from tfspike.config import FIELDS, Config, RunOptions, recipes, resolve, versions
-from tfspike.config import presets as configs
+from tfspike.config import FIELDS, Config, RunOptions, presets, recipes, resolve, versions
 from tfspike.config.methods import METHODS
 from tfspike.config.settings import normalise, shown
 from tfspike.datasets import catalogue
@@ -119,7 +118,7 @@ def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe_which
         made = resolve(how.pop("given", {}), **how)
         return tuple(getattr(made, name) for name in names)
 
-    recipe, quick = recipes.recipe("lenet", "mnist_subset"), configs.EXPERIMENTS["quick"].settings
+    recipe, quick = recipes.recipe("lenet", "mnist_subset"), presets.EXPERIMENTS["quick"].settings
     from_recipe = (recipe["timesteps"], recipe["batch_size"], recipe["epochs"], 0.2, FIELDS["leak"].default)
     assert values() == from_recipe
     assert values(preset="quick") == (quick["timesteps"], recipe["batch_size"], quick["epochs"], *from_recipe[3:])
@@ -245,7 +244,7 @@ def test_what_follows_the_batch_size_is_said_and_what_was_given_stays(tmp_path):
     assert resolve({"batch_size": 2}, config_file=path).learning_rate == pytest.approx(0.1)
 
 
-def test_a_run_of_before_that_was_told_to_go_on_does(tmp_path):
+def test_a_run_of_before_that_was_told_to_go_on_does():
     text = config.to_json(resolve()).replace('"on_collapse": "stop"', '"stop_on_collapse": false')
     assert "stop_on_collapse" in text and config.from_json(text).on_collapse == "continue"
     assert config.from_json(text.replace('"stop_on_collapse": false', '"stop_on_collapse": true')) == resolve()

@@ -130,7 +130,7 @@ def test_a_network_without_blocks_has_no_shortcut() -> None:
         models.create("small", SHAPE, CLASSES, T, shortcut="both")
 
 
-def test_a_run_of_it_is_built_as_it_was(tmp_path: Path) -> None:
+def test_a_run_of_it_is_built_as_it_was() -> None:
     made = config.resolve({"model": "resnet7", "dataset": "mnist_subset", "shortcut": "currents"})
     info = datasets.describe(datasets.load("mnist_subset", "train"))
     assert "block1_current" in {layer.name for layer in loading.build_model(made, info).layers}

@@ -73,7 +73,7 @@ def test_xla_draws_the_same_numbers() -> None:
     x = tf.constant(images(50))
     for training in (True, False):
         eager, compiled = PoissonEncoder(T, seed=1), PoissonEncoder(T, seed=1)
-        drawn = tf.function(lambda: compiled(x, training=training), jit_compile=True)()  # noqa: B023
+        drawn = tf.function(lambda: compiled(x, training=training), jit_compile=True)()
         np.testing.assert_array_equal(drawn, eager(x, training=training))
     eager, compiled = WindowDropout(0.3, seed=1, name="one"), WindowDropout(0.3, seed=1, name="one")
     np.testing.assert_array_equal(tf.function(lambda: compiled.draw_mask((B, 50)), jit_compile=True)(),

@@ -168,13 +168,6 @@ def test_encoded_images_equal_the_oracle(encoder: str, gradient: str, monkeypatc
 # --- Negative controls ----------------------------------------------------------------------------------------------
 
 
-def leak_in_the_carry(s: Any, slope: Any, g: Any, delta_next: Any = 0.0) -> np.ndarray:
-    delta, carried = np.zeros(s.shape), delta_next
-    for t in reversed(range(len(s))):
-        carried = delta[t] = s[t] * slope * g[t] + (1 - s[t]) * 0.9 * carried
-    return delta
-
-
 def across_resets(s: Any, slope: Any, g: Any, delta_next: Any = 0.0) -> np.ndarray:
     delta, carried = np.zeros(s.shape), delta_next
     for t in reversed(range(len(s))):
@@ -188,7 +181,7 @@ def no_leak_term(N: Any, F: Any, leak: float, threshold: float) -> np.ndarray:
 
 @pytest.mark.parametrize("route", ["layers", "engine"])
 @pytest.mark.parametrize(("gradient", "attribute", "wrong"), [
-    ("event", "event_backward", leak_in_the_carry), ("event", "event_backward", across_resets),
+    ("event", "event_backward", nets.leak_in_the_carry), ("event", "event_backward", across_resets),
     ("event", "slope", no_leak_term), ("rate", "slope", no_leak_term)])
 @pytest.mark.parametrize("name", ["plain", pytest.param("residual", marks=pytest.mark.slow)])
 def test_the_comparison_rejects_a_wrong_gradient(name: str, route: str, gradient: str, attribute: str, wrong: Any,

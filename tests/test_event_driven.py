@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -123,17 +123,10 @@ def test_real_valued_weights_flip_at_most_one_spike_in_1e5(name: str, gradient: 
     assert nets.worst_error(got, oracle.backward(net, weights, record, dL_do, gradient)) < ROUNDING
 
 
-def leak_in_the_carry(s: Any, slope: Any, g: Any, delta_next: Any = 0.0) -> np.ndarray:
-    delta, carried = np.zeros(s.shape), delta_next
-    for t in reversed(range(len(s))):
-        carried = delta[t] = s[t] * slope * g[t] + (1 - s[t]) * 0.9 * carried
-    return delta
-
-
 def test_the_comparison_rejects_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model, weights, inputs, dL_do = scene("plain")
     trains, got = spikes_of(model, inputs, monkeypatch), gradients_of(model, model, inputs, dL_do)[1]
-    monkeypatch.setattr(oracle, "event_backward", leak_in_the_carry)
+    monkeypatch.setattr(oracle, "event_backward", nets.leak_in_the_carry)
     net = nets.oracle_net(SPECS["plain"], 0.9)
     record = oracle.forward(net, weights, inputs.swapaxes(0, 1), nets.masks_of(model, B, STEP), given=trains)
     assert nets.worst_error(got, oracle.backward(net, weights, record, dL_do, "event")) > 100 * ROUNDING
@@ -276,7 +269,7 @@ def test_in_a_graph_with_any_batch(gradient: str) -> None:
     ("lenet", (14, 14, 1), {}), ("vgg5", (10, 10, 3), {"pooling": "average"}),
     ("resnet7", (16, 16, 3), {"encoder": "direct", "shortcut": "currents"}),
     ("resnet20", (8, 8, 3), {"norm": "tdbn", "encoder": "direct"})])
-def test_networks_of_the_library_answer_as_on_the_dense_road(name: str, image: Any, more: dict[str, Any]) -> None:
+def test_networks_of_the_library_answer_as_dense_convolutions_do(name: str, image: Any, more: dict[str, Any]) -> None:
     """In inference; with a normalisation, by its running statistics."""
     model = models.create(name, image, 4, 9, hidden=16, gradient="rate", kappa=4.0, seed=1, **more)
     x = np.random.default_rng(0).uniform(-0.5, 1, (B, *image)).astype("f")
@@ -316,11 +309,7 @@ def test_the_same_step_gives_the_same_bits(gradient: str) -> None:
             np.testing.assert_array_equal(a, b)
 
 
-def said(call: Callable[[], Any]) -> list[str]:
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        call()
-    return [str(one.message) for one in found if "dense convolutions in place" in str(one.message)]
+said = functools.partial(nets.said, about="dense convolutions in place")
 
 
 def dense_between(*layers: Any, dropout: Any = None, **neuron: Any) -> SpikingModel:
@@ -429,14 +418,10 @@ def test_poisson_input_is_packed_as_it_is_drawn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gradient", ["event", pytest.param("rate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_run_that_was_killed_ends_with_the_same_bits(gradient: str, tmp_path: Any,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = (runs.tiny(tmp_path / name, kernel="events", gradient=gradient) for name in ("whole", "parts"))
-    assert training.run(whole, say=lambda line: None) == 0
-    runs.killed_at(monkeypatch, parts, 4)
-    assert training.run(parts, say=lambda line: None) == 0
-    runs.assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    runs.assert_survives_a_kill(tmp_path, monkeypatch, kernel="events", gradient=gradient)
     with pytest.raises(UserError, match="kernel"):  # a choice belongs to its run
         training.run(runs.tiny(tmp_path / "whole", gradient=gradient), say=lambda line: None)
 

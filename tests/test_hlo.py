@@ -200,8 +200,7 @@ def equipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return machine
 
 
-def test_all_cells_are_measured_once_and_make_a_table(equipped: dict[str, Any], tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_cells_are_measured_once_and_make_a_table(equipped: dict[str, Any], tmp_path: Path) -> None:
     command = ["--nets=lenet", "--precisions=float32", f"--out={tmp_path / 'gpu.json'}"]
     assert run.main(command) == 0
     assert equipped["asked"] == ["lenet-T50-B64-train-event-float32", "lenet-T50-B64-train-rate-float32", *plan.PEERS,

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import nets
 import runs
-from tfspike import datasets, models, training
+from tfspike import datasets, models
 from tfspike.analysis import simulation
 from tfspike.config import Config
 from tfspike.engine.folding import fold
@@ -250,21 +250,12 @@ def test_exports_have_them(tmp_path: Path) -> None:
 
 
 def test_the_event_driven_kernel_says_why_it_is_not_taken() -> None:
-    pytest.importorskip("numba")
-    model = network()
-    model.configure_engine(kernel="events")
-    with pytest.warns(UserWarning, match="has a threshold for every channel"):
-        np.testing.assert_array_equal(model(IMAGES), network()(IMAGES))
+    nets.assert_dense_in_place_of_events(network(), IMAGES, "has a threshold for every channel")
 
 
 @pytest.mark.slow
 def test_a_run_resumes_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("whole", "killed"):
-        config = runs.tiny(tmp_path / name, homeostasis=0.05)
-        if name == "killed":
-            runs.killed_at(monkeypatch, config, 4)
-        assert training.run(config, say=lambda line: None) == 0
-    runs.assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    runs.assert_survives_a_kill(tmp_path, monkeypatch, homeostasis=0.05)
     moved = [np.frombuffer(bits, "f") for name, bits in runs.state(tmp_path / "whole").items()
              if name.endswith("threshold_factor")]
     assert len(moved) == 2 and all(np.ptp(values) > 0.0 for values in moved)

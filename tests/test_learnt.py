@@ -244,26 +244,14 @@ def test_a_run_begins_with_constants_that_were_learnt(tmp_path: Path) -> None:
 
 
 def test_the_event_driven_kernel_says_why_it_is_not_taken() -> None:
-    pytest.importorskip("numba")
-    model = network()
-    model.configure_engine(kernel="events")
-    with pytest.warns(UserWarning, match="learns its leak and its threshold"):
-        found = model(IMAGES)
-    np.testing.assert_array_equal(found, network()(IMAGES))
+    nets.assert_dense_in_place_of_events(network(), IMAGES, "learns its leak and its threshold")
 
 
 @pytest.mark.slow
 def test_a_run_learns_them_and_resumes_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfspike import training
-
     settings = {"surrogate": "triangular", "reset": "subtract", "learn": BOTH, "gradient": "event", "encoder": "direct",
                 "optimizer": "adamw", "learning_rate": 0.01, "lr_milestones": (), "pooling": "average"}
-    for name in ("whole", "killed"):
-        config = runs.tiny(tmp_path / name, **settings)
-        if name == "killed":
-            runs.killed_at(monkeypatch, config, 4)
-        assert training.run(config, say=lambda line: None) == 0
-    runs.assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    runs.assert_survives_a_kill(tmp_path, monkeypatch, **settings)
     state = runs.state(tmp_path / "whole")
     values = {name: np.frombuffer(bits, "f4")[0] for name, bits in state.items()
               if name.startswith("model/") and name.split("/")[-1] in BOTH}

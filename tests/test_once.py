@@ -165,11 +165,7 @@ def test_the_graph_of_nir_has_no_such_neurons() -> None:
 
 
 def test_the_event_driven_kernel_says_why_it_is_not_taken() -> None:
-    pytest.importorskip("numba")
-    model = network()
-    model.configure_engine(kernel="events")
-    with pytest.warns(UserWarning, match="another reset than 'zero'"):
-        np.testing.assert_array_equal(model(IMAGES), network()(IMAGES))
+    nets.assert_dense_in_place_of_events(network(), IMAGES, "another reset than 'zero'")
 
 
 # ---- what says nothing together ------------------------------------------------------------------------------------

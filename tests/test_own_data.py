@@ -314,7 +314,7 @@ def test_a_file_that_is_no_archive_is_refused_without_a_word_of_pickles(tmp_path
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_the_size_of_pictures_is_a_setting_of_folders(tmp_path: Path) -> None:
+def test_the_size_of_pictures_is_a_setting_of_folders() -> None:
     given = [f"--dataset=folder --data_dir=x --image_size={size}".split() for size in ("32", "32,32", "32,48", "none")]
     assert [flags.parse(words)[0].image_size for words in given] == [(32, 32), (32, 32), (32, 48), ()]
     for settings, message in (({"dataset": "mnist", "image_size": (8,)}, "--image_size=8 scales the pictures of --dataset=folder"),

@@ -5,8 +5,8 @@ The judge is `keras.Model` of the same layers, which calls every layer as it is.
 
 from __future__ import annotations
 
+import functools
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,12 +64,7 @@ def net(encoder: Any = None, over: Callable[..., Any] = OverTime, norm: Any = No
     return SpikingModel(inputs, scores, name="net"), keras.Model(inputs, scores)
 
 
-def said(call: Callable[[], Any]) -> list[str]:
-    """The warnings of the library that a call gives."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        call()
-    return [str(one.message) for one in found if "layer by layer" in str(one.message)]
+said = functools.partial(nets.said, about="layer by layer")
 
 
 # --- Layers with code of their own ----------------------------------------------------------------------------------
@@ -299,7 +294,7 @@ def test_what_looks_into_neurons_refuses_those_with_code_of_their_own_by_name(wh
 
 
 @pytest.mark.parametrize("what", OWN)
-def test_exports_and_twins_refuse_code_of_its_own_by_name(what: str, tmp_path: Any) -> None:
+def test_exports_and_twins_refuse_code_of_its_own_by_name(what: str) -> None:
     model, _ = built(OWN[what])
     with pytest.raises(UserError, match="of its own") as caught:
         Window(model)

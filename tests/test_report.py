@@ -52,7 +52,7 @@ def page(results, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compared(results, page, tmp_path_factory):
+def compared(page, tmp_path_factory):
     with open(os.path.join(os.path.dirname(page), report.RECORD), encoding="utf-8") as file:
         record = json.load(file)
     other = {**record, "accuracy": 0.5, "acs_per_image": 2 * record["acs_per_image"],

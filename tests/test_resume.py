@@ -62,12 +62,8 @@ def test_running_statistics_and_a_falling_learning_rate_survive_a_kill(tmp_path:
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"norm": "tdbn", "surrogate": "arctan", "encoder": "direct", "optimizer": "adamw", "learning_rate": 0.003,
                 "lr_schedule": "cosine", "lr_milestones": (), "warmup_epochs": 1, "loss": "cross_entropy"}
-    assert training.run(runs.tiny(tmp_path / "whole", **settings), say=lambda line: None) == 0
-    config = runs.tiny(tmp_path / "run", **settings)
-    killed_at(monkeypatch, config, 4)
-    assert run_lines(config)[0] == 0
-    runs.assert_same_run(tmp_path / "whole", tmp_path / "run")
-    arrays = checkpoints.read(str(tmp_path / "run" / "checkpoints" / checkpoints.name_of(6))).arrays("model")
+    runs.assert_survives_a_kill(tmp_path, monkeypatch, **settings)
+    arrays = checkpoints.read(str(tmp_path / "killed" / "checkpoints" / checkpoints.name_of(6))).arrays("model")
     moved = [values for name, values in arrays.items() if "moving_mean" in name]
     assert moved and all(values.any() for values in moved)
 
@@ -420,7 +416,7 @@ def test_where_all_are_damaged_nothing_is_overwritten(tmp_path: Path) -> None:
         checkpoints.newest(str(tmp_path), lambda line: None)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused() -> None:
     arrays = {"kernel": np.zeros((2, 3), np.float32)}
     for wanted, sentence in [({"kernel": ((2, 4), "float32")}, r"kernel is float32 of shape \(2, 3\)"),
                              ({"kernel": ((2, 3), "int32")}, "needs int32"),

@@ -124,7 +124,7 @@ def test_every_module_has_a_page_and_a_subject(site: Path) -> None:
     assert 'href="neurons.layers.html#tfspike.neurons.layers.LIF"' in (site / "api" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_module_without_a_subject_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_a_subject_is_named() -> None:
     build = build_module()
     del build.SUBJECTS["Engine"]
     with pytest.raises(SystemExit, match="SUBJECTS.*engine[.]kernels"):
@@ -191,7 +191,7 @@ def test_examples_are_shown_as_code(site: Path) -> None:
 # ---- the command -------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
     build = build_module()
     build.NEEDED["no_such_package"] = "no-such-package"
     with pytest.raises(SystemExit, match=r"needs .*no-such-package.*pip install -e"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,14 @@ def test_what_a_neuron_says_counts_not_what_its_layer_was_made_with(gradient: st
     model = SpikingModel(image, layers.Readout(0.9)(layers.OverTime(keras.layers.Dense(3))(x)))
     inputs = np.random.default_rng(3).uniform(0.0, 1.5, (B, 6)).astype("f")
     nets.assert_engine_as_layers(model, inputs, rtol=2e-4, atol=2e-5)
+
+
+def test_a_spike_ends_with_its_graph() -> None:
+    def build_and_drop() -> weakref.ref[tf.Graph]:
+        with tf.Graph().as_default() as graph:
+            surrogates.spike("arctan", tf.zeros(2))
+        return weakref.ref(graph)
+
+    dropped = build_and_drop()
+    gc.collect()
+    assert dropped() is None

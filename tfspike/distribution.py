@@ -5,6 +5,7 @@ The loop runs `strategy.run(step)` everywhere; on one device that is TensorFlow'
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -110,10 +111,8 @@ def make_strategy(name: str = "auto", devices: Sequence[str] | None = None) -> t
         raise UserError(f"--strategy takes one of {', '.join(NAMES)}; received {name!r}.")
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        try:
+        with contextlib.suppress(RuntimeError, ValueError):  # already in use, or a device that grows by itself
             tf.config.experimental.set_memory_growth(gpu, True)
-        except (RuntimeError, ValueError):  # already in use, or a device that grows by itself
-            pass
     if name == "multi_worker":
         this_worker(name)
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -144,9 +143,9 @@ def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, worke
       dataset: batches of this worker, of one static size.
       worker: this one.
     """
-    local = strategy.num_replicas_in_sync // worker.count
     if strategy.num_replicas_in_sync == 1:
         return dataset
+    local = strategy.num_replicas_in_sync // worker.count
 
     def split(*parts: tf.Tensor) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
@@ -174,8 +173,6 @@ def from_chief(strategy: tf.distribute.Strategy, worker: Worker, values: Sequenc
         return list(values)
     import tensorflow as tf
 
-    local = strategy.num_replicas_in_sync // worker.count
-
     @tf.function
     def summed(parts: Any) -> Any:
         def replica(parts: Any) -> Any:
@@ -186,5 +183,4 @@ def from_chief(strategy: tf.distribute.Strategy, worker: Worker, values: Sequenc
 
         return strategy.run(replica, args=(parts,))
 
-    assert local >= 1
     return [np.asarray(first(strategy, part)) for part in summed([tf.convert_to_tensor(value) for value in values])]

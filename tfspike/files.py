@@ -35,16 +35,16 @@ def checksum(path: str) -> str:
             hashlib.sha256(file.read()).hexdigest()
 
 
-def write_file(path: str, text: str) -> None:
-    """Writes a small text file whole or not at all, and synced."""
+def write_file(path: str, content: str | bytes) -> None:
+    """Writes a small file whole or not at all, and synced; text in UTF-8."""
     aside = f"{path}.writing"
     try:
-        write_bytes(aside, lambda file: file.write(text.encode()))
+        write_bytes(aside, lambda file: file.write(content.encode() if isinstance(content, str) else content))
+        os.replace(aside, path)
     except OSError:
         with contextlib.suppress(OSError):
             os.remove(aside)
         raise
-    os.replace(aside, path)
     sync_folder(os.path.dirname(path) or ".")
 
 

@@ -24,9 +24,9 @@ from tfspike.checks import check_count
 from tfspike.engine.stepper import State
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
+from tfspike.neurons import noise
 from tfspike.neurons.encoders import DirectEncoder
 
-DRAW = 1_000_003  # batch j of draw d is encoded with seed d * DRAW + j, as everywhere in the library
 SHARES = (0.9, 0.95, 0.99, 1.0)
 
 
@@ -288,7 +288,7 @@ def analyse(model: SpikingModel, images: Images, labels: np.ndarray | Sequence[i
                         f"Received: labels from {labels.min()} to {labels.max()}.")
     tally = _Tally(simulation)
     for start in range(0, len(images), batch_size):
-        tally.add(images[start:start + batch_size], (seed * DRAW + start // batch_size) % (2**31 - 1))
+        tally.add(images[start:start + batch_size], (seed * noise.DRAW + start // batch_size) % noise.LARGEST_SEED)
     return tally.result(model, labels.astype(np.int64), classes, seed)
 
 

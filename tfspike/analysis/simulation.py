@@ -40,8 +40,8 @@ class Simulation:
     def __init__(self, model: Any, timesteps: int | None = None):
         plan = window_of(model)
         if plan is None:
-            if hasattr(model, "_required_plan"):
-                model._required_plan()  # says why it has none
+            if hasattr(model, "required_plan"):
+                model.required_plan()  # says why it has none
             raise UserError("The model must be a SpikingModel with one window between one encoder and one Readout. "
                             f"Received: a {type(model).__name__}.")
         model.refuse_own_call("A simulation")
@@ -147,8 +147,8 @@ def record(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, 
                 membranes[i].append(_flat(tf.stack(stretch.layers[call.name].potentials))[:, middling[i]])
     layers = tuple(
         LayerRecording(call.name, len(totals[i]), int(np.count_nonzero(totals[i])), np.concatenate(spikes[i]),
-                   np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
-                   _threshold(call, middling[i]) if i else None) for i, call in enumerate(calls))
+                       np.concatenate(membranes[i]) if i else None, np.concatenate(single[i]),
+                       _threshold(call, middling[i]) if i else None) for i, call in enumerate(calls))
     return Recording(layers, np.concatenate(readout))
 
 

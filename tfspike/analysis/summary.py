@@ -222,7 +222,7 @@ class _Context:
 
     def __init__(self, model: SpikingModel, batch_size: int, training: bool, optimizer: str) -> None:
         self.timesteps: int = model.timesteps  # raises UserError where there is no plan
-        self.plan = model._required_plan()
+        self.plan = model.required_plan()
         self.batch, self.training = batch_size, training
         self.slots = OPTIMIZER_SLOTS.get(optimizer, 2)
         engine = model.engine

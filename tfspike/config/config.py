@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfspike.checks import may_adapt
-from tfspike.config import methods
-from tfspike.config import presets as configs
+from tfspike.config import methods, presets
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown, verbose_setting
 from tfspike.datasets import catalogue
 from tfspike.errors import UserError
@@ -219,12 +218,42 @@ class Config:
           UserError: naming the flag, what is legal, what was received and what to do.
         """
         normalise_all(self)
+        self._validate_learning_rate()
+        self._validate_surrogate()
+        self._validate_neurons()
+        self._validate_learn()
+        if self.jit == "on" and self.kernel == "events":
+            raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
+                            "only one of them.")
+        self._validate_schedule()
+        if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
+            raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
+                            "out, or take a residual network.")
+        if self.norm != "none" and self.init == "rate":
+            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
+                            "--init=normal or --norm=none.")
+        if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
+            raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
+        if self.export == ("none",):
+            object.__setattr__(self, "export", ())
+        if not self.is_spiking:
+            self._validate_relu()
+        elif self.levels:
+            raise UserError(f"--levels={self.levels} is for ReLUs, and --neuron={self.neuron} has none; leave it out, "
+                            "or train an ANN to convert with --neuron=relu.")
+        self._validate_data()
+        self._validate_size()
+
+    def _validate_learning_rate(self) -> None:
         if any(a >= b for a, b in zip(self.lr_milestones, self.lr_milestones[1:])):
             raise UserError(f"--lr_milestones must increase; received {shown(self.lr_milestones)}. "
                             "Give each epoch once, the earliest first.")
         if self.lr_schedule == "cosine" and self.lr_milestones:
             raise UserError("--lr_milestones belong to --lr_schedule=milestones; received --lr_schedule=cosine and "
                             f"{shown(self.lr_milestones)}. Leave one of them out, e.g. with --lr_milestones=none.")
+
+    def _validate_surrogate(self) -> None:
+        """Refuses a gradient that is not defined for these neurons, and a width of what has none."""
         if self.surrogate in WITHOUT_WIDTH and self.surrogate_width != 1.0:
             raise UserError(f"--surrogate_width={self.surrogate_width:g} stretches a surrogate, and "
                             f"--surrogate={self.surrogate} is none; leave it out or give e.g. --surrogate=arctan.")
@@ -248,6 +277,9 @@ class Config:
         if self.feedback != "symmetric" and self.gradient != "eprop":
             raise UserError(f"--feedback={self.feedback} is of --gradient=eprop; received --gradient={self.gradient}. "
                             "Leave it out, or give --method=eprop.")
+
+    def _validate_neurons(self) -> None:
+        """Refuses options of neurons, input and readout that say nothing together."""
         if self.readout == "first" and (self.gradient, self.reset) != ("event", "silent"):
             raise UserError("--readout=first is of neurons that fire once; give --gradient=event --reset=silent with "
                             "it, or --method=once.")
@@ -261,26 +293,9 @@ class Config:
             raise UserError(f"--homeostasis={self.homeostasis:g} is of neurons that learn no constants and begin at 0, "
                             "with --gradient=event or rate; leave out --learn, --start, --running_start and "
                             "--gradient=eprop, or it.")
-        self._validate_learn()
-        if self.jit == "on" and self.kernel == "events":
-            raise UserError("--jit=on compiles whole steps, which --kernel=events leaves for code of its own; give "
-                            "only one of them.")
-        self._validate_schedule()
-        if self.shortcut != "spikes" and not VARIANTS[self.model].is_residual:
-            raise UserError(f"--shortcut={self.shortcut} is of residual blocks, and {self.model} has none; leave it "
-                            "out, or take a residual network.")
-        if self.norm != "none" and self.init == "rate":
-            raise UserError(f"--init=rate scales weights, which --norm={self.norm} undoes; use "
-                            "--init=normal or --norm=none.")
-        if len(set(self.export)) < len(self.export) or ("none" in self.export and len(self.export) > 1):
-            raise UserError(f"--export takes each format once, and none only alone; received {','.join(self.export)}.")
-        if self.export == ("none",):
-            object.__setattr__(self, "export", ())
-        if not self.is_spiking:
-            self._validate_relu()
-        elif self.levels:
-            raise UserError(f"--levels={self.levels} is for ReLUs, and --neuron={self.neuron} has none; leave it out, "
-                            "or train an ANN to convert with --neuron=relu.")
+
+    def _validate_data(self) -> None:
+        """Refuses what the data set has not."""
         if self.dataset in EVENT_DATASETS and self.encoder != "none":
             raise UserError(f"--encoder={self.encoder} codes pixels, but {self.dataset} holds spikes; "
                             "use --encoder=none.")
@@ -292,7 +307,6 @@ class Config:
         if self.extra and self.dataset in DATASETS and self.dataset not in EXTRA_DATASETS:
             raise UserError(f"--extra adds the split extra, which {', '.join(EXTRA_DATASETS)} has and {self.dataset} "
                             "has not; use --noextra.")
-        self._validate_size()
 
     def _validate_learn(self) -> None:
         """Brings what is learnt into its one form, each once and in one order."""
@@ -403,7 +417,7 @@ class RunOptions:
     """
 
     preset: str | None = setting(None, "A named experiment, below --config and flags; list shows them and ends.",
-                                 group="This command", choices=(configs.LIST, *configs.EXPERIMENTS))
+                                 group="This command", choices=(presets.LIST, *presets.EXPERIMENTS))
     method: str | None = setting(None, "A training method of the field, for what it is made of, in place of the recipe "
                                  f"that works best in hours: {methods.listing()}.", group="This command",
                                  choices=methods.METHODS)

@@ -21,8 +21,7 @@ from absl import flags as absl_flags
 
 from tfspike import output
 from tfspike.checks import check_backend
-from tfspike.config import commands, resolving
-from tfspike.config import presets as configs
+from tfspike.config import commands, presets, resolving
 from tfspike.config.config import Config, RunOptions
 from tfspike.config.settings import kind_of, parse_text, shown
 from tfspike.errors import UserError
@@ -61,8 +60,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, RunOptions, list[s
     """
     given = _given(argv, (Config, RunOptions), commands.usage("train"), notes=_TRAIN_NOTES)
     options = RunOptions(**{name: given.pop(name) for name in RunOptions.__dataclass_fields__ if name in given})
-    if options.preset == configs.LIST:
-        print(configs.listing())
+    if options.preset == presets.LIST:
+        print(presets.listing())
         raise SystemExit(0)
     config, notes = resolving.resolve_with_notes(given, preset=options.preset, config_file=options.config,
                                                   method=options.method)

@@ -38,6 +38,7 @@ from tfspike.datasets import catalogue
 
 Settings = Mapping[str, Any]
 
+
 def _sgd(batch_size: int, batch_sum_lr: float, **others: Any) -> dict[str, Any]:
     """The paper's optimiser, converted from the batch-sum to the batch-mean loss."""
     return {"optimizer": "sgd", "batch_size": batch_size, "learning_rate": batch_sum_lr * batch_size,

@@ -11,8 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tfspike.config import presets as configs
-from tfspike.config import recipes
+from tfspike.config import presets, recipes
 from tfspike.config.config import FIELDS, SPIKING_ONLY, WITHOUT_WIDTH, Config, RunOptions, pairs
 from tfspike.config.files import checked, from_json, is_whole, read_settings, read_text
 from tfspike.config.identity import default_workdir, digest
@@ -35,7 +34,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, preset: str | None = None
 
     Args:
       given: settings given on the command line (or by a caller), by field name.
-      preset: a key of `configs.EXPERIMENTS`.
+      preset: a key of `presets.EXPERIMENTS`.
       config_file: path of a JSON file of settings. The config.json of a run stands for the run in its folder, wherever
         that was moved to since.
       method: a key of `methods.METHODS`, whose settings stand in for the recipe; None for the recipe.
@@ -53,10 +52,10 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
                        config_file: str | None = None, method: str | None = None) -> Resolved:
     """What `resolve` does, and what should be said about it; arguments and errors as there."""
     RunOptions(preset=preset, method=method)  # refuses an unknown name
-    if preset == configs.LIST:
-        raise UserError(f"--preset={configs.LIST} shows the presets and names no settings; give one of "
-                        f"{', '.join(configs.EXPERIMENTS)}.")
-    bundle = checked(configs.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
+    if preset == presets.LIST:
+        raise UserError(f"--preset={presets.LIST} shows the presets and names no settings; give one of "
+                        f"{', '.join(presets.EXPERIMENTS)}.")
+    bundle = checked(presets.EXPERIMENTS[preset].settings if preset is not None else {}, f"preset {preset}")
     from_file = read_settings(config_file) if config_file is not None else {}
     given = checked(given or {}, "the settings")
     asked = {**from_file, **given}
@@ -84,17 +83,7 @@ def resolve_with_notes(given: Mapping[str, Any] | None = None, *, preset: str | 
             notes += _batch_notes(settings, scaled)
             settings = scaled
         settings = {**settings, **source}
-    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("credit") == "time"
-                                           or asked.get("gradient") in ("event", "eprop")):
-        # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
-        # (docs/depth.md)
-        settings["surrogate_width"] = defaults["surrogate_width"]
-    if asked.get("lr_milestones") and "lr_schedule" not in asked:
-        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
-    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
-        settings["lr_milestones"] = ()
-    settings = _scheduled(settings, asked, planned_epochs)
-    config = Config(**settings)
+    config = Config(**_scheduled(_implied(settings, asked), asked, planned_epochs))
     variant = VARIANTS[config.model]
     missing = {name: getattr(variant, name) for name in ("hidden", "kappa", "dropout", "init")
                if getattr(config, name) is None}
@@ -112,6 +101,21 @@ def _refuse_contradictions(method: str, names: Mapping[str, Any], asked: Mapping
         if name in asked and asked[name] != value:
             raise UserError(f"--method={method} is --{name}={plain(value)} (see tfspike.config.methods); received "
                             f"--{name}={plain(asked[name])}. Leave one of the two out.")
+
+
+def _implied(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with what follows from those that were asked for, where the recipe's would not go with them."""
+    settings = dict(settings)
+    if "surrogate_width" not in asked and (asked.get("surrogate") in WITHOUT_WIDTH or asked.get("credit") == "time"
+                                           or asked.get("gradient") in ("event", "eprop")):
+        # the paper's slope has none, and through time a width that suits the mean of "rate" makes gradients explode
+        # (docs/depth.md)
+        settings["surrogate_width"] = FIELDS["surrogate_width"].default
+    if asked.get("lr_milestones") and "lr_schedule" not in asked:
+        settings["lr_schedule"] = "milestones"  # whoever gives milestones wants them, whatever the recipe has
+    if asked.get("lr_schedule") == "cosine" and "lr_milestones" not in asked:
+        settings["lr_milestones"] = ()
+    return settings
 
 
 def _scheduled(settings: dict[str, Any], asked: Mapping[str, Any], planned_epochs: int) -> dict[str, Any]:

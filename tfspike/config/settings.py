@@ -49,6 +49,16 @@ def verbose_setting(group: str) -> Any:
     return setting(False, "Show what TensorFlow prints while it starts.", group=group)
 
 
+def data_dir_setting(group: str) -> Any:
+    """The field `data_dir` of every command that reads the data of a run."""
+    return setting(None, "Where the data are, as for train.py; none means where the run found them.", group=group,
+                   legal="a folder, or an .npz file", path=True)
+
+
+COUNT: dict[str, Any] = {"legal": "a whole number above 0", "check": lambda v: 0 < v < 2**31}
+"""What is legal for a number of things: more arguments of `setting`."""
+
+
 def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
     """Returns a field's item type, whether it is a list, and whether it may be None."""
     annotation = str(field.type)

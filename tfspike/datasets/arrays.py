@@ -29,7 +29,7 @@ from tfspike.checks import check_count, is_count
 from tfspike.datasets import events, folder_source, npz_source, recording_source, tfds_source
 from tfspike.datasets.catalogue import ALIASES, KNOWN, WITH_EXTRA, facts
 from tfspike.datasets.events import EventFrames
-from tfspike.errors import UserError, first_line
+from tfspike.errors import UserError, first_line, listed
 from tfspike.files import PACKAGE, read_npz
 
 __all__ = ["Arrays", "DatasetInfo", "canonical_name", "check_indices", "check_labels", "check_pixels", "describe",
@@ -276,9 +276,8 @@ def check_labels(labels: Any, num_classes: int, name: str, split: str) -> np.nda
         if found < 2:
             raise UserError(f"the training records of {name!r} have {found} class; classification needs at least 2.")
         if len(missing):
-            which = ", ".join(map(str, missing[:10].tolist())) + (", ..." if len(missing) > 10 else "")
-            warnings.warn(f"{len(missing)} of {num_classes} classes of {name!r} have no training record: {which}.",
-                          stacklevel=3)
+            warnings.warn(f"{len(missing)} of {num_classes} classes of {name!r} have no training record: "
+                          f"{listed(missing.tolist())}.", stacklevel=3)
     return labels
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfspike.datasets.sampling import held_out
-from tfspike.errors import UserError
+from tfspike.errors import UserError, listed
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
@@ -154,16 +154,12 @@ def _find(kind: Kind, folder: pathlib.Path, known: Sequence[str], every_class: b
     other = [name for name in folders if name not in known]
     if other:
         raise UserError(f"{folder} has the class {other[0]!r}, which is none of those trained on "
-                        f"({_listed(known)}); rename or remove that folder.")
+                        f"({listed(known)}); rename or remove that folder.")
     files = dict(zip(folders, kind.find(list(folders.values()))))
     if every_class and (empty := [name for name in known if not files.get(name)]):
         raise UserError(f"{folder / empty[0]} has no {kind.readable}; put some in, or remove it.")
     labels = [number for number, name in enumerate(known) for _ in files.get(name, ())]
     return Part([file for name in known for file in files.get(name, ())], np.array(labels, np.int64))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _held_out(kind: Kind, every: Part, root: pathlib.Path, like: Any) -> tuple[Part, Part]:

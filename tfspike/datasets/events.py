@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfspike.checks import check_count, check_positive, is_count
-from tfspike.errors import UserError
+from tfspike.errors import UserError, listed
 from tfspike.files import read_npz
 
 __all__ = ["EventFrames", "Events", "Recordings", "check_events", "check_size", "decode", "find", "load",
@@ -232,9 +232,7 @@ def _check_polarity(p: np.ndarray, source: Any) -> np.ndarray:
         return p.astype(np.uint8)
     low, high = p.min(), p.max()
     if low < -1 or high > 1 or (low == -1 and (p == 0).any()):
-        found = np.unique(p)
-        raise UserError(f"`p` of {source} must be 0 and 1 or -1 and 1, received "
-                        f"{', '.join(map(str, found[:5]))}{', ...' * (len(found) > 5)}.")
+        raise UserError(f"`p` of {source} must be 0 and 1 or -1 and 1, received {listed(np.unique(p).tolist(), 5)}.")
     return p if low >= 0 else (p > 0).astype(np.uint8)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from tfspike.datasets.sampling import held_out
 from tfspike.datasets.tfds_source import Split
-from tfspike.errors import UserError
+from tfspike.errors import UserError, listed
 from tfspike.files import names_in_npz, read_npz
 
 _ADVICE = ("save it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...) or "
@@ -145,9 +145,8 @@ def _numbered(labels: np.ndarray, known: Sequence[str], path: str) -> np.ndarray
     different, which = np.unique(labels, return_inverse=True)
     other = [str(label) for label in different if str(label) not in places]
     if other:
-        listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-        raise UserError(f"{path} has the label {other[0]}, which is none of those trained on ({listed}); remove those "
-                        "images.")
+        raise UserError(f"{path} has the label {other[0]}, which is none of those trained on ({listed(known)}); remove "
+                        "those images.")
     return np.array([places[str(label)] for label in different], np.int64)[which]
 
 

@@ -19,7 +19,7 @@ from tfspike.checks import check_count
 from tfspike.datasets.arrays import Arrays, check_labels
 from tfspike.datasets.events import check_size
 from tfspike.datasets.recording_source import binned
-from tfspike.errors import UserError
+from tfspike.errors import UserError, listed
 
 _NO_SENSOR = ("give the sensor's height and width, e.g. sensor=(180, 240), as these recordings do not say it in an "
               "attribute sensor_size")
@@ -97,15 +97,15 @@ def _numbered(labels: np.ndarray, class_names: Sequence[str] | None, classes: An
     if classes is not None and whole:
         names = tuple(map(_text, classes))
         if class_names is not None and tuple(class_names) != names:
-            raise UserError(f"{name} has the classes {', '.join(names[:10])}, and class_names are "
-                            f"{', '.join(class_names[:10])}; leave class_names out.")
+            raise UserError(f"{name} has the classes {listed(names)}, and class_names are {listed(class_names)}; leave "
+                            "class_names out.")
         return labels, names
     names = tuple(class_names if class_names is not None else map(_text, classes if classes is not None else
                                                                   np.unique(labels)))
     places = {each: number for number, each in enumerate(names)}
     other = sorted({str(label) for label in labels} - set(places))
     if other:
-        raise UserError(f"{name} has the label {other[0]!r}, which is none of the classes {', '.join(names[:10])}.")
+        raise UserError(f"{name} has the label {other[0]!r}, which is none of the classes {listed(names)}.")
     return np.array([places[str(label)] for label in labels], np.int64), names
 
 

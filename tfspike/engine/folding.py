@@ -35,7 +35,7 @@ def fold(model: Any) -> Any:
       UserError: the model has no single window of time, or a normalisation does not follow a convolution or a dense
         layer that nothing else reads.
     """
-    plan = model._required_plan()
+    plan = model.required_plan()
     norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
     if not norms and not any(_varies(call.layer) for call in plan.spiking):
         return model
@@ -64,7 +64,7 @@ def fold(model: Any) -> Any:
             copies[call.layer].set_weights(call.layer.get_weights() if norm is None
                                            else merged(call.layer.layer, *norm.folded()))
     folded = in_float32(folded)
-    folded.configure_engine(model._chunk, model._kernel)
+    folded.configure_engine(*model.engine_options)
     return folded
 
 

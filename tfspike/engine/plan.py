@@ -31,8 +31,8 @@ _BASES: tuple[tuple[type, frozenset[str]], ...] = (
     (Encoder, frozenset({"encode", "draws", "with_gradient", "refuses_gradient"})),
     (SpikingLayer, frozenset({"neuron"})), (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})),
     (ThresholdNorm, frozenset()), (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
-_ANY_ROAD = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape", "compute_output_spec",
-                       "get_build_config", "build_from_config"})
+_ON_EVERY_PATH = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape",
+                            "compute_output_spec", "get_build_config", "build_from_config"})
 
 _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
            keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
@@ -80,7 +80,7 @@ def _overridden(order: tuple[type, ...], base: type, shared: frozenset[str]) -> 
     for part in order[:order.index(base)]:
         for name in vars(part):
             special = name.startswith("__") and name != "__call__"
-            if not special and name not in _ANY_ROAD | shared and hasattr(base, name):
+            if not special and name not in _ON_EVERY_PATH | shared and hasattr(base, name):
                 return name
     return None
 

@@ -20,9 +20,6 @@ from tfspike.models import losses
 from tfspike.models.network import Network
 from tfspike.neurons import noise
 
-_DRAW = 1_000_003
-_LARGEST = 2**31 - 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -94,7 +91,7 @@ class Evaluator:
         outputs, totals = [], np.zeros(len(self.model.spiking_layers) + 1)
         batches = distribution.distribute(self.strategy, self.stream.dataset(), self.worker)
         for k, (images, _, weights) in enumerate(batches):
-            first_seed = tf.constant(draw * _DRAW + k * self._replicas, tf.int64)
+            first_seed = tf.constant(draw * noise.DRAW + k * self._replicas, tf.int64)
             output, sums = self.step(images, weights, first_seed)
             outputs.append(output.numpy())
             for part in sums.numpy():  # one after the other: the same sum for any number of replicas
@@ -111,7 +108,7 @@ class Evaluator:
 
     def _replica(self, images: tf.Tensor, weights: tf.Tensor, first_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
-        seed = tf.cast((first_seed + replica) % _LARGEST, tf.int32)
+        seed = tf.cast((first_seed + replica) % noise.LARGEST_SEED, tf.int32)
         output, activity = self.model.observe(images, training=False, seed=seed)
         sums = [tf.reduce_sum(weights * tf.reduce_mean(tf.reshape(count, (tf.shape(count)[0], -1)), axis=1))
                 for count in activity.values()]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfspike.config import commands, flags
-from tfspike.config.settings import normalise, setting, verbose_setting
+from tfspike.config.settings import COUNT, data_dir_setting, normalise, setting, verbose_setting
 from tfspike.errors import UserError
 
 # Up to one joule: beyond it, sums over a network would overflow before they meant anything.
@@ -29,15 +29,12 @@ class EvalOptions:
                            group="What to evaluate", legal="the folder of a run", path=True)
     checkpoint: str = setting("best", "The weights: best by validation, or last.", group="What to evaluate",
                               choices=("best", "last"))
-    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
-                                   group="What to evaluate", legal="a folder, or an .npz file", path=True)
+    data_dir: str | None = data_dir_setting("What to evaluate")
     seeds: int = setting(3, "Draws of the random input to average over.", group="How",
                          legal="a whole number from 1 to 10000",
                          check=lambda v: 1 <= v <= 10_000)
-    batch_size: int | None = setting(None, "Images at a time; none means the run's.", group="How",
-                                     legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
-    timesteps: int | None = setting(None, "Length of the window, in steps; none means the run's.", group="How",
-                                    legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    batch_size: int | None = setting(None, "Images at a time; none means the run's.", group="How", **COUNT)
+    timesteps: int | None = setting(None, "Length of the window, in steps; none means the run's.", group="How", **COUNT)
     report: bool = setting(False, "Write an HTML report and its pictures into the workdir.", group="Output")
     compare: tuple[str, ...] = setting((), "Folders of other runs to put beside this one, separated by commas.",
                                        group="Output", legal="folders of runs", path=True)
@@ -53,13 +50,11 @@ class EvalOptions:
     weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
                                   "lists them.", group="What to evaluate", legal="a name from docs/models.md")
     resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
-    images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How",
-                                 legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How", **COUNT)
     verbose: bool = verbose_setting("Output")
     kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
                                  "spikes are (events); auto measures both, for accuracy; none means the run's.",
-                                 group="How",
-                                 choices=("auto", "dense", "events"))
+                                 group="How", choices=("auto", "dense", "events"))
 
     def __post_init__(self) -> None:
         if self.weights is not None:

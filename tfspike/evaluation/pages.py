@@ -41,6 +41,7 @@ def written(sections: Sequence[tuple[str, str, Sequence[Picture]]], out: str) ->
 
 
 def render(template: str, **values: Any) -> str:
+    """A page from a template of `tfspike/templates`; raises UserError where Jinja2 is not installed."""
     try:
         import jinja2
     except ImportError:
@@ -59,17 +60,15 @@ def _setting(value: Any) -> str:
 
 
 def now() -> str:
+    """The time in UTC, as 2026-01-31 12:00 UTC."""
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def write_file(path: str, content: str | bytes) -> str:
+    """Writes a file, and the folder that it lies in; returns its path. Raises UserError where that cannot be done."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if isinstance(content, str):
-            files.write_file(path, content)
-        else:
-            with open(path, "wb") as file:
-                file.write(content)
+        files.write_file(path, content)
     except OSError as error:
         raise UserError(f"Cannot write the report to {path}: {error.strerror or error}.") from None
     return path

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from tfspike import analysis, datasets
@@ -100,7 +99,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     """
     require_spikes([run])
     model, config, info, checkpoint = run_loading.load_run(run, _option(options, "checkpoint") or "best",
-                                                       _option(options, "timesteps"), say)
+                                                           _option(options, "timesteps"), say)
     every = run_loading.load_data(config, info, "test", _option(options, "data_dir"), model.timesteps)
     test = every.first(_option(options, "images"))
     say(f"analysing {len(test)} test images over {model.timesteps} steps")
@@ -118,8 +117,8 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     recordings = [(i, simulation.record(model, info.normalise(test.images[i:i + 1])[0])) for i in _samples(result)]
     title = f"{config.model} on {info.name}" + f" ({stands.unfinished})" * (not stands.finished)
     return RunResults(title, facts, dataclasses.asdict(config), about.get("commands") or [],
-                      read_epochs(run), result, test.images, info.class_names, recordings, _filters(model),
-                      energy or EnergyModel(),
+                      read_epochs(run), result, test.images, info.class_names, recordings,
+                      simulation.first_filters(model), energy or EnergyModel(),
                       speed.measure(model, info.normalise(test.images[:speed_section.BATCH])) if timed else (),
                       provenance.machine())
 
@@ -177,13 +176,6 @@ def mistakes(result: analysis.Analysis) -> list[int]:
     return [int(i) for i in wrong[np.argsort(-result.margins[wrong, -1], kind="stable")]]
 
 
-def _filters(model: keras.Model) -> np.ndarray | None:
-    for variable in model.trainable_variables:
-        if len(variable.shape) == 4:
-            return np.asarray(variable.value, np.float32)
-    return None
-
-
 def read_epochs(run: str) -> list[dict[str, Any]]:
     """Records with event "epoch" of a run's metrics.jsonl; lines that cannot be read are left out."""
     records = []
@@ -214,9 +206,9 @@ def write_report(results: RunResults, out: str) -> str:
                 ("Errors", "", _errors(results)),
                 ("One image at a time", _RASTER, _rasters(results)), ("First layer", "", _first_layer(results))]
     page = pages.render("report.html.j2", results=results, result=result, tiles=_tiles(results),
-                   sections=pages.written([section for section in sections if section[2]], out),
-                   rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
-                   neurobench=_neurobench_rows(result), made=pages.now())
+                        sections=pages.written([section for section in sections if section[2]], out),
+                        rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
+                        neurobench=_neurobench_rows(result), made=pages.now())
     record = {"title": results.title, "facts": dict(results.facts), **result.to_dict(energy),
               "speed": {"machine": results.machine, "points": speed_section.records(results.speed, energy)}}
     pages.write_file(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tfspike import files
 from tfspike.errors import UserError
 
 _NAMES = {"saved_model": "saved_model", "litert": "model.tflite", "nir": "model.nir", "keras": "model.keras",
@@ -89,10 +90,7 @@ def _writer(form: str, model: Any, info: Any, weights: str, target: str) -> Call
 
 
 def _write_bytes(content: bytes, path: str) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write_bytes(path, lambda file: file.write(content))
 
 
 def _place(path: str, write: Callable[[str], Any], check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfspike.engine.precision import in_float32
-from tfspike.errors import UserError
+from tfspike.errors import UserError, first_line
 from tfspike.export.saved_model import Served, step_of
 
-NAME = "model.tflite"
 WEIGHTS = ("float32", "float16", "dynamic_range")
 
 
@@ -78,6 +77,5 @@ def convert(model: Any, info: Any, weights: str = "float32") -> bytes:
         try:
             return converter.convert()
         except Exception as error:  # the converter has no public class for "this operation needs Flex"
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"{model.name!r} has no form of built-in LiteRT operations ({first}); export it as "
-                            "saved_model.") from error
+            raise UserError(f"{model.name!r} has no form of built-in LiteRT operations ({first_line(error)}); export "
+                            "it as saved_model.") from error

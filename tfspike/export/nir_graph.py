@@ -29,7 +29,6 @@ from tfspike.export.window import Window
 from tfspike.neurons.layers import Readout, SpikingLayer
 from tfspike.neurons.over_time import OverTime, WindowDropout
 
-NAME = "model.nir"
 _NEVER = 2.0**40  # time constant in steps at which 1 - 1/tau is 1 in float32: a LIF node that does not leak
 
 
@@ -92,7 +91,7 @@ def write(model: Any, path: str, target: str | Conventions = "nir") -> None:
 
 def write_graph(graph: Any, path: str) -> None:
     """Writes a `nir.NIRGraph` to the file `path`."""
-    _nir().write(path, graph)
+    nir_package().write(path, graph)
 
 
 def _conventions(target: str | Conventions) -> Conventions:
@@ -103,7 +102,8 @@ def _conventions(target: str | Conventions) -> Conventions:
     return TARGETS[target]
 
 
-def _nir() -> Any:
+def nir_package() -> Any:
+    """The package `nir`; raises UserError where it is not installed."""
     try:
         import nir
     except ImportError as error:
@@ -123,7 +123,7 @@ class _Wire:
 
 class _Writer:
     def __init__(self, model: Any, conventions: Conventions):
-        self.nir = _nir()
+        self.nir = nir_package()
         self.window = Window(model)
         self.to = conventions
         self.nodes: dict[str, Any] = {}

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfspike.errors import UserError
-from tfspike.export.nir_graph import _nir
+from tfspike.errors import UserError, first_line
+from tfspike.export.nir_graph import nir_package
 from tfspike.export.standalone import simulate_nir
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import encoders
@@ -37,13 +37,13 @@ def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = Non
       UserError: the file cannot be read, or a node has no counterpart (another reset or resting potential than 0,
         time constants that differ within a layer, thresholds that differ within a channel, a cycle).
     """
-    nir = _nir()
+    nir = nir_package()
     if isinstance(graph, (str, os.PathLike)):
         try:
             graph = nir.read(graph)
         except Exception as error:  # HDF5 and nir raise what they raise
-            raise UserError(f"{os.fspath(graph)} is not a readable NIR file ({type(error).__name__}: {error}); "
-                            "give a .nir file.") from error
+            raise UserError(f"{os.fspath(graph)} is not a readable NIR file ({first_line(error)}); give a .nir "
+                            "file.") from error
     metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
     timesteps = timesteps or int(metadata.get("timesteps", 0))
     if timesteps < 1:

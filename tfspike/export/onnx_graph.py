@@ -15,10 +15,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfspike.engine.precision import in_float32
-from tfspike.errors import UserError
+from tfspike.errors import UserError, first_line
 from tfspike.export.saved_model import Served
 
-NAME = "model.onnx"
 OPSET = 17  # what tf2onnx writes at most, and every onnxruntime since 1.12 reads
 _PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 
@@ -72,8 +71,7 @@ def convert(model: Any, info: Any) -> bytes:
             proto, _ = tf2onnx.convert.from_function(tf.function(function), input_signature=[spec], opset=OPSET)
         onnx.checker.check_model(proto)
     except Exception as error:  # what it cannot convert, tf2onnx leaves in the graph, or fails on in ways of its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{model.name!r} has no form of standard ONNX operators ({first}); export it as "
+        raise UserError(f"{model.name!r} has no form of standard ONNX operators ({first_line(error)}); export it as "
                         "saved_model.") from error
     return proto.SerializeToString()
 

@@ -11,8 +11,6 @@ import tensorflow as tf
 from tfspike.export.window import Window
 from tfspike.neurons.encoders import SpikeInput
 
-NAME = "saved_model"
-
 
 class Served(tf.Module):
     """The endpoints of one model; its weights stay variables.

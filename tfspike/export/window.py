@@ -31,9 +31,7 @@ class Window:
     """
 
     def __init__(self, model: Any):
-        plan = model.plan
-        if plan is None:
-            model._required_plan()  # says why it has none
+        plan: plans.Plan = model.required_plan()
         if len(plan.outputs) != 1 or len(plan.inputs) != 1:
             raise UserError(f"Only a model with one input and one output can be exported; {model.name!r} has "
                             f"{len(plan.inputs)} and {len(plan.outputs)}.")
@@ -42,7 +40,7 @@ class Window:
         if why is not None:
             raise UserError(f"Exports run a window step by step, and {why}. `model.export(folder)` writes Keras' own "
                             "SavedModel, which runs whole windows.")
-        self.plan: plans.Plan = plan
+        self.plan = plan
         self.timesteps: int = plan.encoder.layer.timesteps
         self.layer_names = [call.name for call in plan.spiking]
         self.spike_shape = tuple(plan.encoder.output.shape[2:])

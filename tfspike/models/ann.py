@@ -95,7 +95,7 @@ def twin(model: SpikingModel, levels: int = 0) -> ReluModel:
     Raises:
       UserError: a layer has no counterpart in an ANN, or the model has no single window.
     """
-    plan = model._required_plan()
+    plan = model.required_plan()
     why = plan.whole()
     if why is not None:
         raise UserError(f"A twin stands for layers of the library and of Keras, and {why}.")

@@ -7,6 +7,7 @@ import math
 import keras
 
 from tfspike.models.settings import LayerSettings
+from tfspike.neurons import noise
 from tfspike.neurons.layers import LIF, PoolingIF
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime, WindowDropout
@@ -26,7 +27,7 @@ class Builder:
     def next_seed(self) -> int:
         """A seed for the next layer: layers of one network, and networks of neighbouring seeds, never share one."""
         self._drawn += 1
-        return (self.settings.seed * 10_007 + self._drawn) % (2**31 - 1)
+        return (self.settings.seed * 10_007 + self._drawn) % noise.LARGEST_SEED
 
     def weights(self) -> keras.initializers.Initializer:
         """Normal with standard deviation sqrt(kappa / fan_in) (He et al. 2015 for kappa = 2)."""

@@ -221,9 +221,9 @@ class FirstWarning(Diagnosis):
     """What `SpikingModel.fit` adds where no `Diagnosis` is given: one warning per model, of a network that cannot learn
     from its first weights or whose training has diverged."""
 
-    def __init__(self, model: Any):
+    def __init__(self, told: dict[str, Any]):
         super().__init__()
-        self._told = model._lazy()
+        self._told = told  # kept with the model
 
     def _has_spoken(self) -> bool:
         return "warned" in self._told
@@ -238,14 +238,16 @@ class FirstWarning(Diagnosis):
         return [f"{text} (tfspike.Diagnosis() as a callback watches for more.)" for text in texts]
 
 
-def watched(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of `keras.Model.fit` with a `FirstWarning` among the callbacks, unless they have a `Diagnosis`."""
+def watched(model: Any, told: dict[str, Any], args: tuple[Any, ...],
+            kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of `keras.Model.fit` with a `FirstWarning` among the callbacks, unless they have a `Diagnosis`; `told`
+    is where that notes that it has warned."""
     bound = inspect.signature(keras.Model.fit).bind(model, *args, **kwargs)
     given = bound.arguments.get("callbacks")
     if not isinstance(given, keras.callbacks.CallbackList):  # which is whole, and not ours
         listed = keras.tree.flatten(given) if given is not None else []
         if not any(isinstance(callback, Diagnosis) for callback in listed):
-            bound.arguments["callbacks"] = [*listed, FirstWarning(model)]
+            bound.arguments["callbacks"] = [*listed, FirstWarning(told)]
     return bound.args[1:], bound.kwargs
 
 

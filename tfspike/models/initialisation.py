@@ -44,7 +44,7 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
     Raises:
       UserError: `target_rate` out of range, or no scale makes a layer fire (its input is silent).
     """
-    plan = model._required_plan()
+    plan = model.required_plan()
     plan.refuse_own_neurons("Rate-targeted initialisation")
     targets = target_rate if isinstance(target_rate, Mapping) else dict.fromkeys(model.spiking_layers, target_rate)
     if not all(0.0 < target < 0.5 for target in targets.values()):

@@ -43,6 +43,19 @@ class SpikingModel(keras.Model):
         found = self._read()
         return found if isinstance(found, plans.Plan) else None
 
+    def required_plan(self) -> plans.Plan:
+        """`plan`; raises UserError, which says why, where there is none."""
+        found = self._read()
+        if isinstance(found, str):
+            raise UserError(f"{self.name} is not one window between one encoder and one Readout, so it has no time "
+                            f"steps to look at: {found}.")
+        return found
+
+    @property
+    def engine_options(self) -> tuple[int | None, str]:
+        """`chunk` and `kernel`, as `configure_engine` was given them."""
+        return self._chunk, self._kernel
+
     @property
     def engine(self) -> Engine | None:
         """What runs the window; None where the model is computed layer by layer, which is said once, with the cause."""
@@ -96,12 +109,12 @@ class SpikingModel(keras.Model):
     @property
     def timesteps(self) -> int:
         """T, steps in the window."""
-        return self._required_plan().encoder.layer.timesteps
+        return self.required_plan().encoder.layer.timesteps
 
     @property
     def spiking_layers(self) -> list[str]:
         """Names of the layers whose neurons fire, in the order of the forward pass."""
-        return [call.name for call in self._required_plan().spiking]
+        return [call.name for call in self.required_plan().spiking]
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None,
              seed: int | tf.Tensor | None = None, counts: bool = False, count_gradients: bool = True) -> Any:
@@ -130,7 +143,7 @@ class SpikingModel(keras.Model):
         """
         self._warn_of_loss()
         if not self._warns_of_values(args, kwargs):
-            args, kwargs = callbacks.watched(self, args, kwargs)
+            args, kwargs = callbacks.watched(self, self._lazy(), args, kwargs)
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,7 +247,7 @@ class SpikingModel(keras.Model):
     def call_layers(self, inputs: tf.Tensor, training: bool | None = None,
                     seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """The same, layer by layer with whole windows in memory: slower, larger, and easy to read."""
-        self._required_plan()
+        self.required_plan()
         return self._observe_layers(inputs, training, seed)[0]
 
     def with_timesteps(self, timesteps: int) -> SpikingModel:
@@ -244,7 +257,7 @@ class SpikingModel(keras.Model):
         Raises:
           UserError: the model takes spike trains, which have a length of their own.
         """
-        plan = self._required_plan()
+        plan = self.required_plan()
         if isinstance(plan.encoder.layer, SpikeInput):
             raise UserError(f"{self.name} takes spike trains of {self.timesteps} steps, whose length is given: build "
                             "the network for trains of another length.")
@@ -255,7 +268,7 @@ class SpikingModel(keras.Model):
         current = plan.run_window(train, as_built)[plan.readout.source]
         outputs = plan.behind_readout(plan.readout.layer(current), as_built)
         other = type(self)(self.input, self._as_declared(outputs), name=self.name)
-        other.configure_engine(self._chunk, self._kernel)
+        other.configure_engine(*self.engine_options)
         return other
 
     def _observe(self, engine: Engine | None, inputs: Any, training: bool | None, seed: Any,
@@ -324,7 +337,7 @@ class SpikingModel(keras.Model):
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
-        declared, parts = self._required_plan().inputs[0], keras.tree.flatten(inputs)
+        declared, parts = self.required_plan().inputs[0], keras.tree.flatten(inputs)
         if isinstance(inputs, dict) and len(parts) != 1:
             raise UserError(f"The model takes one input. Received: {len(parts)}.")
         found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
@@ -390,13 +403,6 @@ class SpikingModel(keras.Model):
         if what not in said:
             said.add(what)
             warnings.warn(what, stacklevel=3)
-
-    def _required_plan(self) -> plans.Plan:
-        found = self._read()
-        if isinstance(found, str):
-            raise UserError(f"{self.name} is not one window between one encoder and one Readout, so it has no time "
-                            f"steps to look at: {found}.")
-        return found
 
     def _lazy(self) -> dict[str, Any]:
         # Keras tracks attributes of a model; a plan refers to layers that are tracked already

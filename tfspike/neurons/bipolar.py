@@ -31,6 +31,7 @@ class BipolarIF(OpenNeurons):
     Args:
       threshold: theta, above 0.
       start: share of the threshold that the membrane begins a window with, in [0, 1).
+      gradient: "event" or "rate", that of the network's other layers.
 
     Raises:
       UserError: a constant out of range.

@@ -57,8 +57,27 @@ class _Cell(keras.layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+class _FiringCell(_Cell):
+    """What the two cells that fire share."""
+
+    threshold: float
+
+    @property
+    def neuron(self) -> gradients.Neuron:
+        """The neuron's constants."""
+        raise NotImplementedError
+
+    def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
+        spikes, membrane = gradients.spike_step(tf.cast(inputs_at_t, self.compute_dtype), states[0], self.neuron)
+        return spikes, [membrane]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "threshold": self.threshold}
+
+
 @keras.saving.register_keras_serializable("tfspike")
-class LIFCell(_Cell):
+class LIFCell(_FiringCell):
     """Leaky integrate-and-fire neurons, one step (Lee et al. 2020, Eqs. 1-4).
 
         u_t = v_(t-1) + I_t        s_t = 1[u_t > threshold]        v_t = 0 if s_t else leak u_t
@@ -83,17 +102,12 @@ class LIFCell(_Cell):
     def neuron(self) -> gradients.Neuron:
         return gradients.Neuron.lif(self.leak, self.threshold)
 
-    def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
-        spikes, membrane = gradients.spike_step(tf.cast(inputs_at_t, self.compute_dtype), states[0], self.neuron)
-        return spikes, [membrane]
-
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "leak": self.leak, "threshold": self.threshold}
+        return {**super().get_config(), "leak": self.leak}
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class PoolingIFCell(_Cell):
+class PoolingIFCell(_FiringCell):
     """The neuron behind an average pooling, one step: no leak, threshold .75, gradient without 1/threshold.
 
     Args:
@@ -111,14 +125,6 @@ class PoolingIFCell(_Cell):
     @property
     def neuron(self) -> gradients.Neuron:
         return gradients.Neuron.pooling(self.threshold)
-
-    def call(self, inputs_at_t: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """`(current [B, ...], [membrane])` to `(spikes [B, ...], [membrane])`."""
-        spikes, membrane = gradients.spike_step(tf.cast(inputs_at_t, self.compute_dtype), states[0], self.neuron)
-        return spikes, [membrane]
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "threshold": self.threshold}
 
 
 @keras.saving.register_keras_serializable("tfspike")

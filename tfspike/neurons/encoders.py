@@ -20,8 +20,6 @@ from tfspike.neurons import noise
 from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
 from tfspike.neurons.shared_function import shared
 
-NAMES = ("poisson", "direct", "latency", None)
-
 
 class Encoder(noise.NoisyLayer):
     """What the encoders share.
@@ -298,6 +296,7 @@ def _not_finite(inputs: Any) -> int:
 
 _CLASSES: dict[str | None, type[Encoder]] = {
     "poisson": PoissonEncoder, "direct": DirectEncoder, "latency": LatencyEncoder, None: SpikeInput}
+NAMES = tuple(_CLASSES)
 
 
 def create(kind: str | None, timesteps: int, seed: int = 0, **kwargs: Any) -> Encoder:

@@ -22,6 +22,9 @@ from tfspike.neurons.shared_function import shared
 # Keys of the two phases never meet: a training step may share its number with an inference seed.
 _TRAINING, _INFERENCE = 0, 1
 
+DRAW = 1_000_003  # part j of draw d of an evaluation is encoded with seed d * DRAW + j
+LARGEST_SEED = 2**31 - 1  # seeds are taken modulo this
+
 # Named, because the automatic choice differs between devices and under XLA.
 ALGORITHM = "philox"
 

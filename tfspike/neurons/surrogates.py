@@ -34,6 +34,7 @@ import tensorflow as tf
 
 from tfspike.checks import check_choice
 from tfspike.errors import UserError, first_line
+from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
 
 LEAK_AWARE = "leak_aware"
 
@@ -156,8 +157,8 @@ def spike(name: str, x: tf.Tensor, width: float = 1.0) -> tf.Tensor:
       width: above 0.
     """
 
-    @tf.custom_gradient
-    def step(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    @custom_gradient
+    def step(x: tf.Tensor) -> WithGradient:
         return tf.cast(x > 0.0, x.dtype), lambda upstream: upstream * derivative(name, x, width)
 
     return step(x)

@@ -121,7 +121,7 @@ def _section(entry: Entry) -> list[str]:
               f"{config.surrogate}, normalisation {config.norm}, pooling {config.pooling}" \
               + (f", shortcut {config.shortcut}" if config.shortcut != "spikes" else "")
     kernels = "" if card["kernels"] == "float32" else f", kernels rounded to {card['kernels']}"
-    facts = {
+    lines = {
         "network": f"{config.model} on {' x '.join(map(str, info.image_shape))}, {card['parameters']:,} parameters"
                    f"{kernels}, T = {card['timesteps']}, input {config.encoder}; {neurons}",
         "test": f"{accuracy(card)} of {card['test_records']:,} records",
@@ -136,7 +136,7 @@ def _section(entry: Entry) -> list[str]:
         "source": f"commit {card['commit'][:12]}, "
                   + ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
     }
-    return [f"## {entry.name}", "", *(f"- **{name}:** {text}" for name, text in facts.items()), "",
+    return [f"## {entry.name}", "", *(f"- **{name}:** {text}" for name, text in lines.items()), "",
             "```bash", card["command"], f"python eval.py --weights={entry.name} --data_dir=DIR", "```", "",
             "```python",
             f"model = tfspike.pretrained.load({entry.name!r}, fold=False)[0]", "```", "",

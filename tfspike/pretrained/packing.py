@@ -17,7 +17,7 @@ from tfspike import config as config_lib
 from tfspike import files, output
 from tfspike.config import flags
 from tfspike.config.config import Config
-from tfspike.config.settings import normalise_all, setting, verbose_setting
+from tfspike.config.settings import COUNT, data_dir_setting, normalise_all, setting, verbose_setting
 from tfspike.datasets.catalogue import Source, facts
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -27,6 +27,7 @@ from tfspike.pretrained import files as weight_files
 from tfspike.pretrained.files import FOLDER
 from tfspike.runs import loading as run_loading
 from tfspike.runs import results, standing, workdir
+from tfspike.runs.checkpoints import Checkpoint
 
 _DRAWS = 3  # of random input
 
@@ -50,15 +51,13 @@ class PackOptions:
 
     workdir: str = setting("", "Folder of the finished run.", group="What to pack", legal="the folder of a run",
                            path=True)
-    data_dir: str | None = setting(None, "Where the data are, as for train.py; none means where the run found them.",
-                                   group="What to pack", legal="a folder, or an .npz file", path=True)
+    data_dir: str | None = data_dir_setting("What to pack")
     name: str | None = setting(None, "Name of the data in the entry's name, <network>_<name>; none means the data "
                                "set's.", group="What to pack", legal="lower-case letters, digits and _",
                                check=lambda v: v.isidentifier() and v.isascii() and v == v.lower())
     half: bool = setting(False, "Round kernels to float16, for a file of half the size; the test is of what is stored.",
                          group="What to pack")
-    images: int = setting(256, "Test images that energy is measured on, the first ones.", group="How",
-                          legal="a whole number above 0", check=lambda v: 0 < v < 2**31)
+    images: int = setting(256, "Test images that energy is measured on, the first ones.", group="How", **COUNT)
     machine: str | None = setting(None, "Processor and threads, for runs that did not note their machine.",
                                   group="The card", legal="text")
     title: str | None = setting(None, "Name of the data and what to cite, for data not known here.", group="The card",
@@ -100,20 +99,9 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     folder, page = _targets(options)
     events = _with_seconds(results.read_events(os.path.join(options.workdir, results.METRICS)), config.batch_size)
     from tfspike import evaluation
-    from tfspike.engine.folding import fold
 
-    info, checkpoint = run_loading.data_info(options.workdir), standing.open_checkpoint(options.workdir, say, "best")
-    # in 16 bits another processor would round to other spikes, and so to other answers
-    exact = dataclasses.replace(config, precision="float32")
-    model = run_loading.build_model(exact, info)
-    named = f"The checkpoint {checkpoint.path}"
-    variables.restore(model.variables, checkpoint.arrays("model"), named)
-    arrays = variables.collect(variables.learnt(model))
-    if options.half:
-        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
-        variables.restore(variables.learnt(model), arrays, named)
-    model = fold(model)
-    loaded = model, exact, info, checkpoint
+    loaded, arrays = _best_weights(options, config, say)
+    model, exact, info, checkpoint = loaded
     data_dir = options.data_dir or config.data_dir
     # As eval.py does it, batch size included: the parts of a test decide which noise an image meets.
     asked = eval_options.EvalOptions(workdir=options.workdir, data_dir=data_dir, seeds=_DRAWS)
@@ -143,6 +131,24 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
     files.write_file(page, model_cards.page([weight_files.read(each, folder)
                                              for each in weight_files.available(folder)]))
     return weight_files.read(name, folder)
+
+
+def _best_weights(options: PackOptions, config: Config,
+                  say: workdir.Say) -> tuple[tuple[Any, Config, Any, Checkpoint], files.Arrays]:
+    """What `loading.load_run` returns of the best weights as they will be stored, in float32, and these."""
+    from tfspike.engine.folding import fold
+
+    info, checkpoint = run_loading.data_info(options.workdir), standing.open_checkpoint(options.workdir, say, "best")
+    # in 16 bits another processor would round to other spikes, and so to other answers
+    exact = dataclasses.replace(config, precision="float32")
+    model = run_loading.build_model(exact, info)
+    named = f"The checkpoint {checkpoint.path}"
+    variables.restore(model.variables, checkpoint.arrays("model"), named)
+    arrays = variables.collect(variables.learnt(model))
+    if options.half:
+        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
+        variables.restore(variables.learnt(model), arrays, named)
+    return (fold(model), exact, info, checkpoint), arrays
 
 
 def _source(options: PackOptions, dataset: str) -> Source:

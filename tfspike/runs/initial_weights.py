@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike.errors import UserError
+from tfspike.errors import UserError, first_line
 from tfspike.models import variables
 from tfspike.runs import standing, workdir
 
@@ -85,9 +85,8 @@ def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray], bool
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise
-        first = (str(error).strip() or "no details").splitlines()[0][:200]
-        raise UserError(f"--init_from={path} cannot be read as a {kind} ({type(error).__name__}: {first}); give a "
-                        ".keras file, SavedModel, checkpoint or workdir.") from error
+        raise UserError(f"--init_from={path} cannot be read as a {kind} ({first_line(error)}); give a .keras file, "
+                        "SavedModel, checkpoint or workdir.") from error
 
 
 def _matched(named: list[tuple[str, Any]], found: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tfspike import config as config_lib
 from tfspike.config.config import FIELDS, SPIKING_ONLY, Config
-from tfspike.errors import UserError
+from tfspike.errors import UserError, first_line
 from tfspike.models import variables
 from tfspike.runs.checkpoints import Checkpoint
 from tfspike.runs.provenance import continuing_command, to_copy
@@ -133,6 +133,6 @@ def _converted(workdir: str, timesteps: int | None) -> Any:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except (OSError, ValueError) as error:
-        first = (str(error).strip() or "no details").splitlines()[0][:200]
-        raise UserError(f"The converted network {path} cannot be read ({first}); convert the ANN again.") from None
+        raise UserError(f"The converted network {path} cannot be read ({first_line(error)}); convert the ANN "
+                        "again.") from None
     return model if timesteps is None else model.with_timesteps(timesteps)

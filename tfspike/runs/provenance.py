@@ -82,6 +82,7 @@ def continuing_command(config: Config) -> str:
     """The command that goes on with a run."""
     return to_copy("train", config=os.path.join(str(config.workdir), "config.json"))
 
+
 _LEFT_OUT = ("data_dir", "workdir")  # flags that name a place on the machine and nothing else
 
 

@@ -280,10 +280,6 @@ def hours(events: Sequence[Mapping[str, Any]]) -> float:
     return seconds / 3600
 
 
-
-
-
-
 def _machine(about: Mapping[str, Any], given: str | None) -> str:
     noted = about.get("machines")
     if isinstance(noted, list) and noted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import shlex
 
 from tfspike import config as config_lib
@@ -76,8 +77,7 @@ def plan_start(config: Config, options: RunOptions, say: Say) -> Start:
 def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
     """`--resume=PATH`: a checkpoint or a workdir, this run's own or another's."""
     path, workdir = os.path.abspath(path), os.path.abspath(str(config.workdir))
-    inside = os.path.commonpath([os.path.realpath(path), os.path.realpath(workdir)]) == os.path.realpath(workdir)
-    if exists and not inside:
+    if exists and not pathlib.Path(path).resolve().is_relative_to(pathlib.Path(workdir).resolve()):
         raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it "
                         "there, or --resume=auto.")
     checkpoint = open_checkpoint(path, say)

@@ -62,7 +62,7 @@ def prepare(workdir: str) -> Any:
         with tempfile.TemporaryFile(dir=workdir) as file:
             file.write(b"x")
             file.flush()
-        lock = open(os.path.join(workdir, ".lock"), "w")  # noqa: SIM115 (held until the process ends)
+        lock = open(os.path.join(workdir, ".lock"), "wb")  # held until the process ends
     except OSError as error:
         raise UserError(f"Cannot write into the workdir {workdir}: {error.strerror or error}. Give a --workdir that "
                         "can be written and has room.") from None
@@ -73,6 +73,7 @@ def prepare(workdir: str) -> Any:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        lock.close()
         raise UserError(f"Another process is training in {workdir}; wait for it, or give another --workdir.") from None
     except OSError:  # a file system without locks
         pass

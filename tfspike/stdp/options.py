@@ -8,11 +8,10 @@ from typing import Any
 
 from tfspike.config import commands, flags, resolving
 from tfspike.config.config import EVENT_DATASETS, Config, RunOptions
-from tfspike.config.settings import normalise_all, plain, setting, verbose_setting
+from tfspike.config.settings import COUNT, normalise_all, plain, setting, verbose_setting
 from tfspike.errors import UserError
 
 RULES = ("kheradpisheh", "lee")
-_COUNT: dict[str, Any] = {"legal": "a whole number above 0", "check": lambda v: 0 < v < 2**31}
 _GROUP = "Before training"
 _NOTES = ("Takes every flag of train.py, and has the convolutions of the network that they make learn from training "
           "images before train.py does. These are its own:")
@@ -35,8 +34,8 @@ class StdpOptions:
     rule: str = setting("kheradpisheh", "Whose rule: that of Kheradpisheh et al. 2018, or one after Lee et al. 2018.",
                         group=_GROUP, choices=RULES)
     images: int = setting(3000, "Training images that every layer is shown, again from the first one where there are "
-                          "fewer.", group=_GROUP, **_COUNT)
-    steps: int = setting(15, "Length of the window in which layers learn, in steps.", group=_GROUP, **_COUNT)
+                          "fewer.", group=_GROUP, **COUNT)
+    steps: int = setting(15, "Length of the window in which layers learn, in steps.", group=_GROUP, **COUNT)
     method: str | None = _of_train("method")
     config: str | None = _of_train("config")
     verbose: bool = verbose_setting(_GROUP)

@@ -55,7 +55,7 @@ def pretrain(model: SpikingModel, images: np.ndarray, rule: Rule, shown: int,
       UserError: no convolution can learn, or a layer stays silent.
     """
     few, rates = images[:_RATE_SAMPLES], {}
-    if not model._required_plan().norms:
+    if not model.required_plan().norms:
         rates = {name: float(tf.reduce_mean(count)) / model.timesteps
                  for name, count in model.observe(few, seed=rule.seed)[1].items()}
     front: list[Callable[[tf.Tensor], tf.Tensor]] = []
@@ -85,7 +85,7 @@ def chain(model: SpikingModel) -> list[plans.Call]:
     Raises:
       UserError: there are none, or the model has no single window.
     """
-    plan = model._required_plan()
+    plan = model.required_plan()
     found: list[plans.Call] = []
     waiting: plans.Call | None = None  # a convolution that no neurons have followed yet
     x = plan.encoder.output

@@ -18,7 +18,6 @@ from tfspike.runs import provenance
 from tfspike.runs.run_log import RunLog
 
 _LOGGED = 4  # training images that membranes are logged of: the cost of an epoch's pictures must not show
-_METERED = 32  # images that energy is logged of: it differs by a third from image to image
 
 
 class Board:

@@ -9,7 +9,6 @@ import sys
 import tensorflow as tf
 
 from tfspike import distribution, files, output
-from tfspike.analysis import summary
 from tfspike.config.config import Config, RunOptions
 from tfspike.distribution import Worker
 from tfspike.errors import UserError
@@ -94,8 +93,7 @@ def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.
     trainer = Trainer(config, strategy, worker, say)
     with Signals() as stop:
         _begin(trainer, start, options)
-        say(summary.layer_table(trainer.model, config.batch_size // strategy.num_replicas_in_sync,
-                                optimizer=config.optimizer))
+        trainer.say_layers(config.batch_size // strategy.num_replicas_in_sync)
         log = RunLog(str(config.workdir), config.tensorboard, trainer.progress.step, worker.is_chief)
         try:
             trainer.train(log, stop)

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike import distribution
-from tfspike.analysis import summary
 from tfspike.config.config import Config, RunOptions
 from tfspike.errors import UserError
 from tfspike.evaluation.evaluator import Evaluator
@@ -56,7 +55,7 @@ def run(config: Config, options: RunOptions, say: workdir.Say) -> int:
                             f"records; choose a batch size of at most {len(trainer.train_index)}.")
         trainer.initialise(options.init_from)
         rates = _two_steps(trainer, say)
-        say(summary.layer_table(trainer.model, real_batch, optimizer=config.optimizer, rates=rates))
+        trainer.say_layers(real_batch, rates)
         _evaluate(trainer, say)
         _round_trip(trainer, say)
         _export(trainer, folder, say)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 
 
-class Stopped(Exception):  # noqa: N818 (not an error)
+class Stopped(Exception):
     """A signal asked for the end; the run has been saved."""
 
     def __init__(self, number: int):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike import datasets, distribution
+from tfspike.analysis import summary
 from tfspike.config.config import Config
 from tfspike.config.settings import plain
 from tfspike.datasets import streams
@@ -120,6 +121,16 @@ class Trainer:
                                      self.val_index)
         return {"info": self.info.to_dict(), "split": split, "steps_per_epoch": self.progress.steps_per_epoch,
                 **self.data.fingerprint()}
+
+    def say_layers(self, batch_size: int, rates: Mapping[str, float] | None = None) -> None:
+        """Says the table of layers for so many images per device, with firing rates where they are known; and warns
+        where training will probably not fit into this machine's memory."""
+        optimizer = self.config.optimizer
+        self.say(summary.layer_table(self.model, batch_size, optimizer=optimizer, rates=rates))
+        if self.model.is_spiking and not distribution.has_gpu():
+            warning = summary.memory_warning(self.model, batch_size, optimizer)
+            if warning is not None:
+                self.say(f"Warning: {warning}")
 
     def initialise(self, init_from: str | None) -> None:
         """First weights of a new run; `--init=rate` scales an ANN twin's as well, which know no firing rate."""

@@ -361,7 +361,7 @@ class Program:
 
 def inputs_of(encoder: Any) -> int:
     """How the encoded input is given to the kernels: as spikes of -1 and 1, packed (`TERNARY`); `[B, ...]`, the same
-    at every step; `[B, T, ...]`; or `[T, B, ...]`, for encoders with code of their own."""
+    at every step (`CONSTANT`); or `[T, B, ...]` (`STEPWISE`), of any other encoder."""
     encode = type(encoder).encode
     known: tuple[tuple[Any, int], ...] = ((PoissonEncoder, col.TERNARY), (LatencyEncoder, col.TERNARY),
                                         (DirectEncoder, col.CONSTANT))

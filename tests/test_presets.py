@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfspike.config import FIELDS, flags, resolve
-from tfspike.config import presets as configs
+from tfspike.config import FIELDS, flags, presets, resolve
 from tfspike.config.presets import EXPERIMENTS, Experiment, Measured
 from tfspike.errors import UserError
 from tfspike.variants import VARIANTS
@@ -103,13 +102,13 @@ def test_a_page_says_its_command_and_a_measurement_is_whole(name: str) -> None:
 
 
 def test_the_list_shows_every_preset_with_its_accuracies(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = configs.listing().splitlines()
+    lines = presets.listing().splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(EXPERIMENTS)
     assert lines[1 + list(EXPERIMENTS).index("paper_vgg7_svhn")].split() == [
         "paper_vgg7_svhn", "vgg7", "svhn_cropped", "+", "extra", "100", "150", "event", "96.06", "not", "yet"]
     measured = dataclasses.replace(EXPERIMENTS["quick"], measured=Measured(12.345, None, 1, "2026-01-31", "abcdef0", 0, 1.0, "x"))
-    monkeypatch.setattr(configs, "EXPERIMENTS", {"quick": measured})
-    assert "12.35" in configs.listing() or "12.34" in configs.listing()
+    monkeypatch.setattr(presets, "EXPERIMENTS", {"quick": measured})
+    assert "12.35" in presets.listing() or "12.34" in presets.listing()
 
 
 def test_asking_for_the_list_prints_it_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,12 +116,12 @@ def test_asking_for_the_list_prints_it_and_trains_nothing(capsys: pytest.Capture
         with pytest.raises(SystemExit) as stop:
             flags.parse(arguments)
         assert stop.value.code == 0
-        assert capsys.readouterr().out.strip() == configs.listing()
+        assert capsys.readouterr().out.strip() == presets.listing()
     with pytest.raises(UserError, match="names no settings"):
         resolve(preset="list")
 
 
 def test_the_readme_names_presets_that_exist() -> None:
     named = set(re.findall(r"--preset=(\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert named and named <= {*EXPERIMENTS, configs.LIST}
-    assert all(EXPERIMENTS[name].settings.get("model", "lenet") in VARIANTS for name in named - {configs.LIST})
+    assert named and named <= {*EXPERIMENTS, presets.LIST}
+    assert all(EXPERIMENTS[name].settings.get("model", "lenet") in VARIANTS for name in named - {presets.LIST})
