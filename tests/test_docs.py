@@ -319,7 +319,7 @@ def complaint(words: list[str]) -> str | None:
 
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_the_pages_exist(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("lenet_mnist", "stdp", "lee_vgg9"):
+    for name in ("lenet_mnist", "stdp", "lee_vgg9", "vgg9"):
         (tmp_path / "runs" / name).mkdir(parents=True)  # weights of --init_from must be there
     monkeypatch.chdir(tmp_path)
     wrong = {" ".join(words): complaint(words) for words in commands(path.read_text(encoding="utf-8"))}
