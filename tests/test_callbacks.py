@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -53,6 +54,38 @@ def test_a_network_that_fires_is_left_in_peace(gradient: str) -> None:
     assert fitted(model) == []
     rates = [value for name, value in model.activity_statistics().items() if name.startswith("rate/")]
     assert len(rates) == 3 and all(0.02 < rate < 0.98 for rate in rates)
+
+
+def unscaled_batches() -> Any:
+    while True:
+        yield 127.5 * (DATA[0] + 1.0), DATA[1]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "generator", "layers", "array"])
+def test_unscaled_pixels_are_said_whatever_they_come_in(kind: str) -> None:
+    """As Keras' and TensorFlow's image data sets give them; once, with a `Diagnosis` and without."""
+    model = net("event", eagerly=kind != "dataset")
+    if kind == "layers":
+        model = SpikingModel(model.input, tfspike.Readout(0.9)(OverTime(keras.layers.Dense(3))(
+            keras.layers.Activation("relu")(LIF(0.9, gradient="rate")(model.get_layer("dense_a").output)))))
+        model.compile("sgd", "mse", run_eagerly=True)
+        with pytest.warns(UserWarning, match="layer by layer"):
+            assert model.engine is None
+    x: Any = unscaled_batches()
+    if kind == "dataset":
+        x = tf.data.Dataset.from_tensors(next(x)).repeat()
+    data = next(x) if kind == "array" else (x,)
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for callbacks in ([], [tfspike.Diagnosis(say=said.append)]):
+            model.fit(*data, steps_per_epoch=2, epochs=2, verbose=0, callbacks=callbacks)
+    told = [str(warning.message) for warning in caught if "Encoders expect" in str(warning.message)]
+    if kind == "array":  # before anything is trained, and again by the next `fit`
+        assert len(told) == 2 and "values from 1" in told[0] and not any("Encoders" in text for text in said)
+    else:
+        assert len(told) == 1 and re.search(r"values of up to 2\d\d.*; scale them", told[0])
+        assert [text.partition(" (tfspike.Diag")[0] for text in said if "Encoders" in text] == [told[0].partition(" (tfspike.Diag")[0]]
 
 
 @pytest.mark.parametrize("gradient", ["rate", "event"])

@@ -16,7 +16,7 @@ import oracle
 from nets import SPECS
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikeInput, SpikingModel, UserError, WindowDropout, models
 from tfspike.analysis.simulation import Simulation
-from tfspike.engine import convolution, kernels
+from tfspike.engine import convolution, kernels, stepper
 from tfspike.export.window import Window
 from tfspike.neurons import gradients, slopes
 
@@ -754,6 +754,39 @@ def test_a_model_that_leaves_the_fast_path_says_why() -> None:
     for model, why in ((mixed, "neurons has gradient='rate' and others has gradient='event'"), (bent, "bent is not linear")):
         with pytest.warns(UserWarning, match=f"layer by layer.*{why}"):
             assert model.engine is None
+
+
+def test_images_of_any_size_are_computed_layer_by_layer_and_what_needs_the_size_says_so() -> None:
+    image = keras.Input((None, None, 1))
+    x = LIF(0.9, gradient="rate")(OverTime(keras.layers.Conv2D(4, 3, kernel_initializer="ones"))(DirectEncoder(T)(image)))
+    x = OverTime(keras.layers.Dense(2))(OverTime(keras.layers.GlobalAveragePooling2D())(WindowDropout(0.2)(x)))
+    model = SpikingModel(image, Readout(0.9)(x))
+    with pytest.warns(UserWarning, match=r"layer by layer.*direct_encoder\w* .* gives \[T, B, None, None, 1\].*give keras.Input the size"):
+        scores = [model(np.ones((2, *size, 1), "f"), training=True) for size in ((5, 7), (8, 6))]
+    assert [tuple(s.shape) for s in scores] == [(2, 2)] * 2 and np.abs(scores[0]).max() > 0.0
+    for look in (Simulation, lambda model: stepper.initial_state(model.plan, 1)):
+        with pytest.raises(UserError, match="needs the size of every layer, but direct_encoder"):
+            look(model)
+
+
+def test_constants_that_are_changed_count_from_the_next_call_on() -> None:
+    """Also where Keras has made a graph of those before: in `evaluate`, `predict` and `fit`."""
+    model = nets.from_blocks(SPECS["five"], T, encoder="direct", gradient="rate", dropout=0.2)
+    nets.set_grid_weights(model, SPECS["five"].kappa)
+    data = np.random.default_rng(0).uniform(0, 1, (B, *SPECS["five"].image)).astype("f")
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    lif, seen = model.plan.spiking[0].layer, []
+    for name, value in (("threshold", 1.0), ("threshold", np.float32(1.5)), ("threshold", np.float32(2.5)), ("leak", 0.5)):
+        setattr(lif, name, value)
+        seen.append(model.predict(data, verbose=0))
+        np.testing.assert_allclose(seen[-1], model.call_layers(data), atol=1e-6)
+        assert model.evaluate(data, seen[-1], verbose=0) < 1e-9
+    assert len({scores.tobytes() for scores in seen}) == 4
+    model.plan.encoder.layer.timesteps = 2 * T
+    np.testing.assert_allclose(model.predict(data, verbose=0), model.call_layers(data), atol=1e-6)
+    for call in model.plan.spiking:
+        call.layer.gradient = "event"
+    assert model.engine.gradient == "event" and model.engine.timesteps == model.timesteps == 2 * T
 
 
 @pytest.mark.usefixtures("layer_by_layer")

@@ -16,6 +16,7 @@ import tfspike
 from tfspike import datasets, export
 from tfspike.errors import UserError
 from tfspike.export import formats, verify
+from tfspike.export.saved_model import Served
 from tfspike.runs import loading as run_loading
 from tfspike.variants import VARIANTS
 
@@ -242,6 +243,24 @@ def test_networks_of_the_paper_export_in_every_format(name, tmp_path):
         assert found["silent_layers"] == []
         # another order of summation may decide about a potential that rounding cannot tell from its threshold
         assert found["spikes_differing"] <= (found["closest_to_threshold"] < 1e-6), found
+
+
+@pytest.mark.parametrize("encoder", ["direct", "poisson", "latency", None])
+def test_records_that_are_not_finite_have_scores_that_are_nan(encoder):
+    served = Served(network(encoder), info_for(encoder is None))
+    data = recordings() if encoder is None else images()
+    data[1, 2, 3, 0] = np.nan if encoder else np.inf
+    data = tf.constant(data)
+    scores = [served._every_step(data)["scores"][:, 0], served._every_step(data)["scores"][:, -1],
+              (served._from_spikes(data) if encoder is None else served._from_images(data, 0))["scores"]]
+    if encoder is None:  # and stay so in a stream
+        state = served.window.initial_state(3)
+        for piece in (data[:, :3], data[:, 3:]):
+            state = served._stream(piece, **state)
+            scores.append(state["scores"])
+            state = {name: state[name] for name in served.window.state_specs()}
+    for found in scores:
+        assert np.isnan(found).all(-1).tolist() == [False, True, False] and np.isfinite(found[0]).all()
 
 
 def test_a_twin_is_saved_as_keras_and_nothing_else(tmp_path):

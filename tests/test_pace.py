@@ -21,6 +21,13 @@ def test_the_duration_is_said_once_and_without_compilation():
     assert line == "Expected duration: 50 minutes of training for 5 epochs, 3 s per step."
 
 
+def test_one_is_not_said_in_the_plural():
+    assert Pace(1000, 1).after(1, 0.0) == []
+    one = Pace(1000, 1)
+    (line,) = [line for step in range(1, 14) for line in one.after(step, 3.0 * step)]
+    assert "training for 1 epoch, 3 s per step." in line and spoken(0.8) == "1 second"
+
+
 def test_slow_steps_are_not_waited_for():
     ((step, line),) = lines(40.0)
     assert step == 4 and "11.1 hours" in line

@@ -251,6 +251,17 @@ def test_event_recordings_and_colour_images_can_be_shown():
     assert plots.png(plots.filters(np.random.default_rng(0).normal(size=(3, 3, 3, 70)))).startswith(PNG)
 
 
+def test_names_of_classes_and_runs_are_shown_as_they_are_written():
+    """matplotlib would set a formula, fail on a wrong one, and leave the first out of a legend."""
+    names = ["_background_noise_", "$\\frac$", "cost $5 and $6"]
+    figure = plots.compared_curves({name: [0.1, 0.9] for name in names})
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text.strip().replace(r"\$", "$") for text in shown] == names
+    for drawn in (figure, plots.confusion(np.eye(3, dtype=int), names), plots.compared_layers({name: {"a": 1.0} for name in names}),
+                  plots.image_grid([np.zeros((4, 4, 1))], [f"said {names[1]}"]), plots.bars(names, [1, 2, 3], "J")):
+        assert plots.png(drawn).startswith(PNG)
+
+
 _PROBE = """<script>
 var errors = [];
 window.addEventListener("error", function (e) { errors.push(e.message || "resource " + e.target.src); }, true);

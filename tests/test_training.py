@@ -15,14 +15,14 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import config, datasets, distribution, evaluation, files, training
+from tfspike import config, datasets, distribution, evaluation, files, models, training
 from tfspike.analysis import summary
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.evaluation import evaluator
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import diagnosis
-from tfspike.runs import checkpoints, standing, workdir
+from tfspike.runs import checkpoints, initial_weights, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training import optimisation, schedule
@@ -73,6 +73,40 @@ def test_a_dead_network_ends_the_run_with_4(tmp_path: Path, capsys: Any, epochs:
     assert sentence in error and "--resume=never" in error and "--threshold (now 500" in "".join(said)
     assert not any("Finished" in line for line in said) and not (tmp_path / workdir.FINISHED).exists()
     assert standing.open_checkpoint(str(tmp_path), quiet["say"], "last").step in (6, 18, 20)
+
+
+def test_weights_of_a_network_of_other_classes_are_taken_but_for_the_output_layer(tmp_path: Path) -> None:
+    """Of a run and of a file; kernels of another size are refused as before."""
+    shape, ten = (12, 12, 1), tuple("0123456789")
+    info = datasets.DatasetInfo("mnist", shape, 10, ten, (0.5 / 255,), (0.0,), False, 100, 100)
+    source = runs.untrained(tmp_path / "ten", info, hidden=8)
+    there = run_loading.load_run(source, **quiet)[0]
+    there.save(tmp_path / "ten.keras")
+    for path in (source, str(tmp_path / "ten.keras")):
+        here = models.create("lenet", shape, 3, 4, hidden=8, seed=7)
+        said: list[str] = []
+        own = [weight.numpy() for weight in here.trainable_variables]
+        initial_weights.load(here, path, said.append)
+        for weight, before, of_source in zip(here.trainable_variables, own, there.trainable_variables, strict=True):
+            np.testing.assert_array_equal(weight, before if weight.path.startswith("output") else of_source)
+        assert said[1:] == ["Its output layer is of 10 classes, so that of this network, of 3, begins with weights of its own."]
+        with pytest.raises(UserError, match="of another network"):
+            initial_weights.load(models.create("lenet", shape, 3, 4, hidden=9), path, said.append)
+
+
+@pytest.mark.parametrize("settings, steps", [({}, "2 steps of 4"), ({"timesteps": 2}, "1 step of 2"), ({"earliest": "largest"}, "")])
+def test_a_latency_code_that_leaves_steps_empty_says_so(settings: dict[str, Any], steps: str) -> None:
+    """Digits are scaled to [0, .5]."""
+    said: list[str] = []
+    trainer = make(**{"encoder": "latency", "timesteps": 4, "hidden": 0, **settings})
+    trainer.say = said.append
+    trainer.initialise(None)
+    assert [line for line in said if "--earliest=largest" in line] == (
+        [f"No pixel of mnist_subset exceeds 0.5, so that none spikes in the first {steps}; with --earliest=largest the brightest "
+         "spike at the first."] if steps else [])
+    empty = int(steps[:1] or 0)
+    spikes = trainer.model.get_layer("encoder")(trainer.info.normalise(trainer.data.images[:50])).numpy().any((1, 2, 3, 4))
+    assert not spikes[:empty].any() and spikes[empty:].all()
 
 
 def test_a_dead_network_goes_on_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -211,6 +245,25 @@ def test_a_penalty_of_spikes_is_the_mean_rate_of_all_neurons_times_it(gradient: 
     assert 0.005 < numbers["firing_rate"] < 0.5
     usual = make(encoder="direct")
     assert "firing_rate" not in usual.train_step.numbers(usual.train_step(images, labels))
+
+
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+def test_what_a_layer_adds_to_the_loss_is_minimised(gradient: str) -> None:
+    trainer = make(encoder="direct", learning_rate=0.5, clip_norm=0.0, weight_decay=0.0, gradient=gradient)
+    trainer.model.get_layer("conv1_1_lif").activity_regularizer = keras.regularizers.L1(1e-3)
+    images, labels = trainer.stream.batch(0)
+    first = trainer.model.trainable_variables[0]
+    before = first.value.numpy()
+    with tf.GradientTape(persistent=True) as tape:
+        output = trainer.model(images, training=True)
+        loss = tf.reduce_sum((output - np.eye(10, dtype="f")[labels])**2) / len(labels)
+        (added,) = trainer.model.losses
+        whole = loss + added
+    grad, alone = (tape.gradient(of, first.value) for of in (whole, loss))
+    assert float(added) > 0.0 and np.abs(grad - alone).max() > 0.01 * np.abs(alone).max()
+    numbers = trainer.train_step.numbers(trainer.train_step(images, labels))
+    np.testing.assert_allclose(first.value.numpy(), before - 0.5 * grad.numpy(), rtol=1e-5, atol=1e-6)
+    assert numbers["loss"] == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_adamw_decays_on_its_own_and_adam_in_the_gradient() -> None:

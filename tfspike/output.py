@@ -69,6 +69,11 @@ def plain_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
+def counted(number: int, noun: str) -> str:
+    """"1 layer", "2 layers", "1,000 layers"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def line(text: str) -> None:
     """Prints a line at once. Where standard output is lost, says so once on standard error, and work goes on."""
     try:

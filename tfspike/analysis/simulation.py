@@ -46,6 +46,7 @@ class Simulation:
                             f"Received: a {type(model).__name__}.")
         model.refuse_own_call("A simulation")
         plan.refuse_own_neurons("A simulation")
+        plan.refuse_open_size("A simulation")
         self.plan: plans.Plan = plan
         encoder = plan.encoder.layer
         self.timesteps = encoder.timesteps if timesteps is None else check_count("timesteps", timesteps)

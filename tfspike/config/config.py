@@ -112,7 +112,8 @@ class Config:
     encoder: str = setting("poisson", "How pixels become spikes; none takes spike trains as they are.",
                            group="Network", choices=("poisson", "direct", "latency", "none"))
     earliest: str = setting("one", "Which pixels spike at the first step under --encoder=latency: normalised ones of "
-                            "1, or the largest that the data can have.", group="Network", choices=("one", "largest"))
+                            "1, which digits never are, or the largest that the data can have.", group="Network",
+                            choices=("one", "largest"))
     leak: float = setting(0.99, "Leak factor (membrane decay): what a neuron keeps of its membrane potential "
                           "per step; 1.0 means no leak.", group="Network",
                           legal="a number above 0 and up to 1", check=lambda v: 0 < v <= 1)

@@ -24,6 +24,7 @@ from tfspike.conversion.options import ConversionOptions
 from tfspike.datasets import streams
 from tfspike.errors import UserError
 from tfspike.models import variables
+from tfspike.output import counted
 from tfspike.runs import checkpoints, provenance, workdir
 from tfspike.runs import loading as run_loading
 
@@ -146,8 +147,8 @@ def describe(record: dict[str, Any]) -> str:
              "  steps    accuracy    spikes per image (input included)"]
     lines += [f"  {step:>5}    {100 * accuracy:6.2f} %    {record['spikes_per_image'][step]:>10,.0f}"
               for step, accuracy in record["accuracy"].items()]
-    lines += ["", f"{record['neuron_spikes_per_image']:,.0f} of them from neurons, in {record['timesteps']} steps", "",
-              "firing rate, spikes per step"]
+    lines += ["", f"{record['neuron_spikes_per_image']:,.0f} of them from neurons, in "
+                  f"{counted(record['timesteps'], 'step')}", "", "firing rate, spikes per step"]
     return "\n".join([*lines, *(f"  {name:<20} {rate:.4f}" for name, rate in record["rates"].items())])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,6 +34,8 @@ _BASES: tuple[tuple[type, frozenset[str]], ...] = (
     (ThresholdNorm, frozenset()), (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
 _ON_EVERY_PATH = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape",
                             "compute_output_spec", "get_build_config", "build_from_config"})
+
+_WITH_CONSTANTS = (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm)
 
 _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
            keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
@@ -234,6 +237,12 @@ class Plan:
         """The encoder, the window and the readout: what is run on spike trains."""
         return (self.encoder, *self.window, self.readout)
 
+    def constants(self) -> list[dict[str, Any]]:
+        """Thresholds, leaks, steps and whatever else layers of ours have as plain attributes, as they are now."""
+        return [{name: value for name, value in vars(call.layer).items()
+                 if name[0] != "_" and isinstance(value, (numbers.Real, str, tuple))}
+                for call in self.ours if isinstance(call.layer, _WITH_CONSTANTS)]
+
     def into_encoder(self, inputs: Any, handler: Handler = plain) -> Any:
         """What enters the encoder, `[B, ...]`, for what the model takes."""
         return run(self.before, {self.inputs[0]: inputs}, handler)[self.encoder.source]
@@ -287,6 +296,21 @@ class Plan:
         for call in self.own_neurons:
             raise UserError(f"{what} cannot look into {_said(call)}, which has a `{own_code(call.layer)}` of its own. "
                             "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its `neuron`.")
+
+
+    @property
+    def open_size(self) -> str | None:
+        """The first layer whose size is open, and what to do, in a sentence; None where all sizes are known."""
+        for call in (self.encoder, *self.spiking, *self.dropouts):
+            if None in call.output.shape[2:]:
+                return (f"{_said(call)} gives [T, B, {', '.join(map(str, call.output.shape[2:]))}], and membranes are "
+                        "laid out before an image is seen: give keras.Input the size of images")
+        return None
+
+    def refuse_open_size(self, what: str) -> None:
+        """Raises UserError where the size of images is open, with which `what` could not begin."""
+        if self.open_size is not None:
+            raise UserError(f"{what} needs the size of every layer, but {self.open_size}.")
 
 
 class _Stand(keras.layers.Layer):
@@ -358,6 +382,9 @@ def hindrance(plan: Plan) -> str | None:
             if layer.activity_regularizer is not None and not isinstance(call.layer, SpikingLayer):
                 return (f"{_said(call)} has an `activity_regularizer`, which the engine computes for spiking layers "
                         "alone")
+    open_size = plan.open_size
+    if open_size is not None:
+        return open_size
     for call in plan.spiking:
         if not _is_counted(call.layer.activity_regularizer):
             return (f"the `activity_regularizer` of {_said(call)} needs the whole spike train: from counts alone come "

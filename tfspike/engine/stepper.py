@@ -36,7 +36,12 @@ class Stretch(NamedTuple):
 
 
 def shapes(plan: plans.Plan) -> dict[str, tuple[int, ...]]:
-    """The shape of every membrane of a `State`, without the batch."""
+    """The shape of every membrane of a `State`, without the batch.
+
+    Raises:
+      UserError: one of them is open.
+    """
+    plan.refuse_open_size("A window in stretches")
     return {call.name: tuple(call.source.shape[2:]) for call in (*plan.spiking, plan.readout)}
 
 

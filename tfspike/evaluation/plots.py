@@ -211,7 +211,7 @@ def bars(names: Sequence[str], values: Sequence[float], unit: str, colours: Sequ
     """A few totals beside one another: `unit` "J", "%" or a plain word for counts."""
     figure, axes = _figure(0.95 + 0.42 * len(names))
     axes.barh(range(len(names)), values, height=0.62, color=colours or _cycle(len(names)))
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(_as_text, names)))
     axes.invert_yaxis()
     axes.margins(x=0.24)
     axes.grid(axis="y", visible=False)
@@ -234,7 +234,7 @@ def compared_curves(curves: Mapping[str, Sequence[float]],
     figure, axes = _figure(3.3)
     for (name, values), colour, style in zip(curves.items(), _cycle(len(curves)), ["-", "--", "-.", ":"] * len(curves)):
         at = np.arange(1, len(values) + 1) if spikes is None else spikes[name]
-        axes.plot(at, values, style, color=colour, label=name)
+        axes.plot(at, values, style, color=colour, label=_as_text(name))
     axes.set(ylabel="accuracy", ylim=(0, 1.03))
     if spikes is None:
         axes.set(xlabel="time steps", xlim=(0, None))
@@ -255,7 +255,7 @@ def compared_layers(runs: Mapping[str, Mapping[str, float]]) -> Figure:
     height = 0.8 / len(runs)
     for j, ((run, layers), colour) in enumerate(zip(runs.items(), _cycle(len(runs)))):
         rows = np.arange(len(names)) + (j - (len(runs) - 1) / 2) * height
-        axes.barh(rows, [layers.get(name, 0.0) for name in names], height, color=colour, label=run)
+        axes.barh(rows, [layers.get(name, 0.0) for name in names], height, color=colour, label=_as_text(run))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -318,11 +318,17 @@ def _readout(axes: Axes, readout: np.ndarray, class_names: Sequence[str]) -> Non
     leading = np.argsort(readout[-1])[::-1][:3]
     axes.plot(time, np.delete(readout, leading, axis=1), color=PALE, linewidth=1)
     for place, colour, style in zip(leading, (BLUE, RED, GREEN), ("-", "--", "-.")):
-        axes.plot(time, readout[:, place], style, color=colour, label=str(class_names[place]))
+        axes.plot(time, readout[:, place], style, color=colour, label=_as_text(class_names[place]))
     axes.set_title("readout: membrane potential of every class", fontsize=10, loc="left", pad=3)
     axes.set_xlabel("time step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.legend(loc="upper left", fontsize=9)
+
+
+def _as_text(name: str) -> str:
+    """A name of the user's, of a class or a run, as matplotlib shows it unchanged: two dollars would make a formula of
+    it, and a legend leaves out what begins with an underscore."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def _bare(axes: Axes, steps: int) -> None:
@@ -360,8 +366,9 @@ def confusion(table: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.grid(visible=False)
     if classes <= 20:
         long = max(map(len, class_names)) > 2
-        axes.set_xticks(range(classes), class_names, rotation=90 if long else 0)
-        axes.set_yticks(range(classes), class_names)
+        names = list(map(_as_text, class_names))
+        axes.set_xticks(range(classes), names, rotation=90 if long else 0)
+        axes.set_yticks(range(classes), names)
     if classes <= 12:
         for row, column in np.argwhere(table):
             axes.text(column, row, f"{table[row, column]}", ha="center", va="center", fontsize=7.5,
@@ -382,7 +389,7 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: i
         ax.set_axis_off()
         if place < len(images):
             _show_image(ax, images[place])
-            ax.set_title(captions[place], fontsize=8.5, y=-0.36, linespacing=1.15)
+            ax.set_title(_as_text(captions[place]), fontsize=8.5, y=-0.36, linespacing=1.15)
     return figure
 
 

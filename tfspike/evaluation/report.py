@@ -24,6 +24,7 @@ from tfspike.errors import UserError
 from tfspike.evaluation import comparison, pages, plots, speed_section
 from tfspike.evaluation.options import EvalOptions
 from tfspike.evaluation.pages import Picture
+from tfspike.output import counted
 from tfspike.runs import loading as run_loading
 from tfspike.runs import provenance, standing, workdir
 
@@ -102,7 +103,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
                                                            _option(options, "timesteps"), say)
     every = run_loading.load_data(config, info, "test", _option(options, "data_dir"), model.timesteps)
     test = every.first(_option(options, "images"))
-    say(f"analysing {len(test)} test images over {model.timesteps} steps")
+    say(f"analysing {counted(len(test), 'test image')} over {counted(model.timesteps, 'step')}")
     result = analysis.analyse(model, _Normalised(test.images, info), test.labels,
                               _option(options, "batch_size") or config.batch_size)
     about = workdir.run_metadata(run)
@@ -110,8 +111,8 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     versions = about.get("versions") or {}
     facts = [("network", config.model), ("data", f"{info.name}, {len(test):,} test images"),
              (_PART, _ALL if len(test) == len(every) else f"the first {len(test):,} of {len(every):,}"),
-             ("window", f"{model.timesteps} steps"), ("input coding", config.encoder), ("gradient", config.gradient),
-             (_CHECKPOINT, _checkpoint(stands)),
+             ("window", counted(model.timesteps, "step")), ("input coding", config.encoder),
+             ("gradient", config.gradient), (_CHECKPOINT, _checkpoint(stands)),
              ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")[:12]),
              ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     recordings = [(i, simulation.record(model, info.normalise(test.images[i:i + 1])[0])) for i in _samples(result)]

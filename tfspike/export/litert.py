@@ -33,16 +33,18 @@ class _Fixed(Served):
         return found
 
     def _at_once(self, spikes: tf.Tensor) -> dict[str, tf.Tensor]:
-        state = self.window.run(lambda t, _: step_of(spikes, t), self.window.timesteps, 1, self.window.initial_state(1))
-        return self.window.outputs(state)
+        state = self.window.marked(self.window.initial_state(1), spikes)
+        return self.window.outputs(self.window.run(lambda t, _: step_of(spikes, t), self.window.timesteps, 1, state))
 
     def _one_step(self, spikes: tf.Tensor, **state: tf.Tensor) -> dict[str, tf.Tensor]:
+        state = self.window.marked(state, spikes)
         after, _ = self.window.advance(tf.transpose(spikes, (1, 0, *range(2, len(spikes.shape)))), state)
         return {**{f"{name}_out": value for name, value in after.items()}, **self.window.outputs(after)}
 
     def _image(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         encode = self.window.encoder_of(self.normalise(images), 0)
-        return self.window.outputs(self.window.run(encode, self.window.timesteps, 1, self.window.initial_state(1)))
+        state = self.window.marked(self.window.initial_state(1), images)
+        return self.window.outputs(self.window.run(encode, self.window.timesteps, 1, state))
 
 
 def convert(model: Any, info: Any, weights: str = "float32") -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspike.export.window import Window
+from tfspike.export.window import State, Window
 from tfspike.neurons.encoders import SpikeInput
 
 
@@ -57,23 +57,25 @@ class Served(tf.Module):
     def _from_images(self, images: tf.Tensor, seed: Any, chunk: int | None = None) -> dict[str, tf.Tensor]:
         window, chunk = self.window, chunk or self.window.chunk
         encode = window.encoder_of(self.normalise(images), seed)
-        state = window.initial_state(tf.shape(images)[0])
-        state = window.run(encode, window.timesteps // chunk, chunk, state)
-        return window.outputs(state)
+        return window.outputs(window.run(encode, window.timesteps // chunk, chunk, self._start(images)))
 
     def _from_spikes(self, spikes: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._stream(spikes, **self.window.initial_state(tf.shape(spikes)[0]), only_outputs=True)
 
     def _stream(self, spikes: tf.Tensor, only_outputs: bool = False, **state: tf.Tensor) -> dict[str, tf.Tensor]:
+        state = self.window.marked(state, spikes)
         after = self.window.run(lambda t, _: step_of(spikes, t), tf.shape(spikes)[1], 1, state)
         outputs = self.window.outputs(after)
         return outputs if only_outputs else {**after, **outputs}
 
     def _every_step(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        if self.from_events:
-            return {"scores": self.window.every_step(lambda t, _: step_of(inputs, t), tf.shape(inputs)[0])}
-        encode = self.window.encoder_of(self.normalise(inputs), 0)
-        return {"scores": self.window.every_step(encode, tf.shape(inputs)[0])}
+        encode = ((lambda t, _: step_of(inputs, t)) if self.from_events else
+                  self.window.encoder_of(self.normalise(inputs), 0))
+        return {"scores": self.window.every_step(encode, self._start(inputs))}
+
+    def _start(self, inputs: tf.Tensor) -> State:
+        """The state before the first step, for images or spikes `[B, ...]`."""
+        return self.window.marked(self.window.initial_state(tf.shape(inputs)[0]), inputs)
 
 
 def step_of(spikes: tf.Tensor, t: tf.Tensor) -> tf.Tensor:

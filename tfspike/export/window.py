@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfspike.engine import plan as plans
 from tfspike.engine import stepper
 from tfspike.errors import UserError
+from tfspike.neurons.encoders import nan_where_not_finite
 
 State = dict[str, tf.Tensor]
 
@@ -63,6 +64,12 @@ class Window:
         specs["layer_spikes"] = tf.TensorSpec((batch, len(self.layer_names)), tf.int32, "layer_spikes")
         return {**specs, "steps": tf.TensorSpec((), tf.int32, "steps")}
 
+    def marked(self, state: State, inputs: tf.Tensor) -> State:
+        """The state from which scores are NaN of the records whose `inputs` `[B, ...]` hold NaN or infinity: the
+        membrane of the readout is, as of then. Neurons alone would take them for silence."""
+        name = self._names[self.plan.readout.name]
+        return {**state, name: nan_where_not_finite(state[name], inputs)}
+
     # ---- time --------------------------------------------------------------------------------------------------
 
     def advance(self, train: tf.Tensor, state: State) -> tuple[State, tf.Tensor]:
@@ -93,9 +100,10 @@ class Window:
         done = tf.while_loop(lambda i, *_: i < count, body, loop, parallel_iterations=1)
         return dict(zip(names, done[1:]))
 
-    def every_step(self, encode: Callable[[tf.Tensor, int], tf.Tensor], batch: Any) -> tf.Tensor:
-        """V_t / t for every t, `[B, T, classes]`: the prediction had the window ended there."""
-        state, names = self.initial_state(batch), sorted(self.state_specs())
+    def every_step(self, encode: Callable[[tf.Tensor, int], tf.Tensor], state: State) -> tf.Tensor:
+        """V_t / t for every t, `[B, T, classes]`: the prediction had the window ended there; `state` is that before
+        the first step."""
+        names = sorted(state)
 
         def body(t: tf.Tensor, membranes: tf.TensorArray, *values: tf.Tensor) -> Any:
             after, v = self.advance(encode(t, 1), dict(zip(names, values)))

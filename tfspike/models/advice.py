@@ -165,11 +165,6 @@ def either(ways: Sequence[str]) -> str:
     return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
-def counted(number: int, noun: str) -> str:
-    """"1 layer", "2 layers"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def listed(names: Sequence[str]) -> str:
     """Names in one line, the middle of a long list left out."""
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... {names[-1]}"

@@ -22,9 +22,11 @@ from tfspike.checks import check_count
 from tfspike.models.advice import adapting, either
 from tfspike.models.diagnosis import Diverged, Watch, weight_names
 from tfspike.models.network import window_of
+from tfspike.neurons.encoders import unscaled
 from tfspike.neurons.layers import LIF
 from tfspike.neurons.slopes import kind_of
 
+LARGEST_INPUT = "input/largest"  # of `SpikingModel.activity_statistics`
 _FIRST_LOOKS = (1, 2, 3, 5, 10, 20)  # batches: what is wrong with the first weights shows at once
 _START = 'kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")'
 
@@ -80,30 +82,44 @@ class FitAdvice:
 
 
 class FitWatch(Watch):
-    """`Watch` for `fit`.
+    """`Watch` for `fit`, which also says that pixels are unscaled, as many data sets of Keras and TensorFlow are.
 
     Gradients are not at hand there; `grad_norm/...` is 1 of a weight that moved since the last look, else 0. It is zero
     where every gradient is.
 
     Args:
       model: a built and compiled Keras model, spiking or not.
+      scale_is_known: what is to be said of the scale of pixels was said before.
     """
 
     _collapse_patience = 10
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, scale_is_known: bool = False):
         super().__init__(model, FitAdvice(model))
+        self._scale_is_known = scale_is_known
+
+    def update(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        return [*self._unscaled(stats), *super().update(step, stats)]
+
+    def _unscaled(self, stats: Mapping[str, float]) -> list[str]:
+        largest = stats.get(LARGEST_INPUT, 0.0)
+        found = [] if self._scale_is_known else unscaled(largest, f"of up to {largest:g}")
+        self._scale_is_known |= bool(found)
+        return found
 
     def _diverge(self, step: int, what: str) -> None:
         raise Diverged(f"{what} (step {step}): training has diverged. Start again with {self._advice.smaller_steps()}, "
                        "or without the NaN that images or labels may hold.")
 
     def first(self, step: int, stats: Mapping[str, float]) -> list[str]:
-        """Of `update`, what keeps a network from learning at all: numbers not finite, silent layers, and no gradient.
+        """Of `update`, what keeps a network from learning at all: unscaled pixels, numbers not finite, silent layers,
+        and no gradient.
 
         Raises:
           Diverged: NaN or Inf in the loss or a weight.
         """
+        if found := self._unscaled(stats):
+            return found
         self._first_step = step if self._first_step is None else self._first_step
         self._refuse_nonfinite(step, stats)
         found = [*self._silent(step, stats), *self._collapse(step, stats)]
@@ -114,11 +130,11 @@ class FitWatch(Watch):
 class Diagnosis(keras.callbacks.Callback):
     """Says in `fit` why a network does not learn: once per layer and state, with the layer, the cause and the remedy.
 
-    It names silent and saturated layers, neurons without gradient, gradients that are all zero, and weights or a loss
-    that are not finite. It looks at the first batches, then at every `every`-th, and changes nothing; a look costs a
-    pass over the weights. Spike counts are those of the training steps themselves, under both gradients and layer by
-    layer. Of a model without spikes (`ReluModel`), of a graph without one window, and under a distribution strategy,
-    weights and loss alone are watched.
+    It names unscaled pixels, silent and saturated layers, neurons without gradient, gradients that are all zero, and
+    weights or a loss that are not finite. It looks at the first batches, then at every `every`-th, and changes nothing;
+    a look costs a pass over the weights. Spike counts are those of the training steps themselves, under both gradients
+    and layer by layer. Of a model without spikes (`ReluModel`), of a graph without one window, and under a distribution
+    strategy, weights and loss alone are watched.
 
     Args:
       every: batches between two looks.
@@ -133,12 +149,13 @@ class Diagnosis(keras.callbacks.Callback):
         self.every = check_count("every", every)
         self._say = say or _warn
         self._watch: Any = None
+        self._scale_is_known = False  # said before, of arrays
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._step = self._before = self._looked = 0
         self._done = self._has_spoken()
         if not self._done:
-            self._watch, self._sums = FitWatch(self.model), self._weights()[1]
+            self._watch, self._sums = FitWatch(self.model, self._scale_is_known), self._weights()[1]
 
     def _has_spoken(self) -> bool:
         """Whether all has been said before this `fit`."""
@@ -238,16 +255,19 @@ class FirstWarning(Diagnosis):
         return [f"{text} (tfspike.Diagnosis() as a callback watches for more.)" for text in texts]
 
 
-def watched(model: Any, told: dict[str, Any], args: tuple[Any, ...],
-            kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def watched(model: Any, told: dict[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
+            scale_is_known: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of `keras.Model.fit` with a `FirstWarning` among the callbacks, unless they have a `Diagnosis`; `told`
-    is where that notes that it has warned."""
+    is where that notes that it has warned, `scale_is_known` where the scale of pixels was looked at before."""
     bound = inspect.signature(keras.Model.fit).bind(model, *args, **kwargs)
     given = bound.arguments.get("callbacks")
     if not isinstance(given, keras.callbacks.CallbackList):  # which is whole, and not ours
         listed = keras.tree.flatten(given) if given is not None else []
         if not any(isinstance(callback, Diagnosis) for callback in listed):
-            bound.arguments["callbacks"] = [*listed, FirstWarning(told)]
+            listed = bound.arguments["callbacks"] = [*listed, FirstWarning(told)]
+        for callback in listed:
+            if isinstance(callback, Diagnosis):
+                callback._scale_is_known = scale_is_known
     return bound.args[1:], bound.kwargs
 
 

@@ -20,10 +20,11 @@ import tensorflow as tf
 
 from tfspike.config.config import Config
 from tfspike.errors import UserError
-from tfspike.models.advice import Advice, RunAdvice, counted, factor, listed, named, percent
+from tfspike.models.advice import Advice, RunAdvice, factor, listed, named, percent
 from tfspike.models.network import window_of
 from tfspike.neurons.homeostasis import longest_fall
 from tfspike.neurons.layers import SpikingLayer
+from tfspike.output import counted
 
 SATURATED_RATE = 0.95    # spikes per step from which a neuron counts as saturated
 SILENT_SHARE = 0.95      # share of silent neurons from which a layer is warned about

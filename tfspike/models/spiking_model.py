@@ -16,7 +16,14 @@ from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
 from tfspike.models import callbacks, diagnosis, losses
-from tfspike.neurons.encoders import Encoder, SpikeInput, nan_where_not_finite, refuse_gradient, warn_of_values
+from tfspike.neurons.encoders import (
+    Encoder,
+    SpikeInput,
+    largest_of,
+    nan_where_not_finite,
+    refuse_gradient,
+    warn_of_values,
+)
 from tfspike.neurons.layers import SpikingLayer
 
 
@@ -29,6 +36,9 @@ class SpikingModel(keras.Model):
     would not do as it is written (a layer with a `call` of its own, one that mixes steps, a graph without one window
     between one encoder and one readout) is computed layer by layer, and `engine` is None: one warning names the layer.
     `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
+
+    A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, of
+    `fit`, `evaluate` and `predict` too.
 
     Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
     (`DirectEncoder`). An output that is a spike train is time-major, `[T, B, ...]`.
@@ -59,6 +69,7 @@ class SpikingModel(keras.Model):
     @property
     def engine(self) -> Engine | None:
         """What runs the window; None where the model is computed layer by layer, which is said once, with the cause."""
+        self._follow_constants()
         found = self._read()
         why = plans.hindrance(found) if isinstance(found, plans.Plan) else found
         if isinstance(why, str) or isinstance(found, str):
@@ -137,13 +148,14 @@ class SpikingModel(keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
 
-        It also warns, once, of a loss that takes scores for probabilities, and if a layer is silent, no gradient
-        reaches any weight, or the loss or a weight is no finite number; `tfspike.Diagnosis` among the callbacks says
-        more.
+        It also warns, once, of a loss that takes scores for probabilities, and if other data than arrays are unscaled,
+        a layer is silent, no gradient reaches any weight, or the loss or a weight is no finite number;
+        `tfspike.Diagnosis` among the callbacks says more.
         """
         self._warn_of_loss()
-        if not self._warns_of_values(args, kwargs):
-            args, kwargs = callbacks.watched(self, self._lazy(), args, kwargs)
+        not_finite = self._warns_of_values(args, kwargs)
+        if not not_finite:
+            args, kwargs = callbacks.watched(self, self._lazy(), args, kwargs, scale_is_known=not_finite is not None)
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -186,12 +198,36 @@ class SpikingModel(keras.Model):
                       "which it hardly learns: give it from_logits=True, as in "
                       "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
 
-    def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
         """`warn_of_values` of the `x` of `fit`, `evaluate` or `predict`, where the encoder codes it as it is."""
         if self.plan is None or self.plan.before:
-            return False
+            return None
         return warn_of_values(kwargs.get("x", args[0] if args else None),
                               isinstance(self.plan.encoder.layer, SpikeInput))
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """`keras.Model.make_train_function`; constants that were changed count from the next `fit` on."""
+        self._follow_constants()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """`keras.Model.make_test_function`; constants that were changed count from the next `evaluate` on."""
+        self._follow_constants()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """`keras.Model.make_predict_function`; constants that were changed count from the next `predict` on."""
+        self._follow_constants()
+        return super().make_predict_function(force)
+
+    def _follow_constants(self) -> None:
+        """Drops what was made of constants that have been changed since, such as `layer.threshold`."""
+        found = self._read()
+        now = found.constants() if isinstance(found, plans.Plan) else []
+        if self._lazy().setdefault("constants", now) != now:
+            self._lazy()["constants"] = now
+            self._lazy().pop("engine", None)
+            self.train_function = self.test_function = self.predict_function = None
 
     def train_step(self, data: Any) -> Any:
         """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
@@ -211,7 +247,8 @@ class SpikingModel(keras.Model):
         finally:
             del self._lazy()["heard"]
         if heard and not tf.distribute.has_strategy():
-            stats = diagnosis.layer_statistics(heard, self.timesteps, [], [])
+            largest = {name: heard.pop(name) for name in (callbacks.LARGEST_INPUT,) if name in heard}
+            stats = {**diagnosis.layer_statistics(heard, self.timesteps, [], []), **largest}
             if "statistics" not in self._lazy():
                 with tf.init_scope():  # outlives the graph that is being traced
                     self._lazy()["statistics"] = list(stats), tf.Variable(tf.zeros(len(stats)), trainable=False)
@@ -220,7 +257,7 @@ class SpikingModel(keras.Model):
 
     def activity_statistics(self) -> dict[str, float]:
         """What `tfspike.diagnosis.layer_statistics` counts of every spiking layer, of the last batch of `fit` or
-        `train_on_batch`; {} before the first."""
+        `train_on_batch`, and the largest |x| that came to the encoder, `input/largest`; {} before the first."""
         names, kept = self._lazy().get("statistics", ((), None))
         return {} if kept is None else dict(zip(names, kept.numpy().tolist()))
 
@@ -295,6 +332,7 @@ class SpikingModel(keras.Model):
                                                  "PoissonEncoder(..., straight_through=True)")
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
         self._hear(activity)
+        self._hear_input(plan.encoder.layer, into)
         return self._as_declared(plan.behind_readout(output, around)), activity
 
     def _observe_layers(self, inputs: Any, training: bool | None, seed: Any) -> tuple[Any, dict[str, tf.Tensor]]:
@@ -310,6 +348,7 @@ class SpikingModel(keras.Model):
         def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if plan is not None and call is plan.encoder:
                 into.extend(args)
+                self._hear_input(call.layer, args[0])
             if isinstance(call.layer, Encoder) and seed is not None and kwargs.get("seed") is None:
                 kwargs = {**kwargs, "seed": seed}
             if plan is not None and call is plan.encoder and call.layer.refuses_gradient and not plan.trained_front:
@@ -334,6 +373,11 @@ class SpikingModel(keras.Model):
     def _hear(self, activity: dict[str, tf.Tensor]) -> None:
         """Gives spike counts to the `train_step` that asked for this pass, if one did."""
         self._lazy().get("heard", {}).update(activity)
+
+    def _hear_input(self, encoder: Encoder, inputs: tf.Tensor) -> None:
+        """The same of the size of pixels, in front of an encoder that codes them."""
+        if "heard" in self._lazy() and not isinstance(encoder, SpikeInput):
+            self._hear({callbacks.LARGEST_INPUT: largest_of(inputs)})
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
         """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""

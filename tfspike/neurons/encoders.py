@@ -262,7 +262,19 @@ _SAMPLES = 64  # that are looked at for their scale
 _AT_ONCE = 1024  # samples that are looked at for NaN, which one alone may hold
 
 
-def warn_of_values(inputs: Any, of_spikes: bool) -> bool:
+def unscaled(largest: float, received: str) -> list[str]:
+    """Says that pixels are unscaled, where `largest`, of their sizes, is far outside of what encoders are meant for."""
+    return [] if not largest > _FAR_OUTSIDE else [
+        "Encoders expect pixels of about [-1, 1], as tfspike.datasets.describe(...).normalise gives them. Received: "
+        f"values {received}; scale them, x / 127.5 - 1 for example."]
+
+
+def largest_of(inputs: tf.Tensor) -> tf.Tensor:
+    """The largest |x| of the first records of a batch, float32."""
+    return tf.reduce_max(tf.abs(tf.cast(inputs[:_SAMPLES], tf.float32)))
+
+
+def warn_of_values(inputs: Any, of_spikes: bool) -> bool | None:
     """Warns once, in one sentence, of inputs that no encoder is meant for; looks at arrays alone.
 
     Args:
@@ -270,21 +282,20 @@ def warn_of_values(inputs: Any, of_spikes: bool) -> bool:
       of_spikes: the encoder is `SpikeInput`, whose values may be counts of events.
 
     Returns:
-      Whether there are values that are not finite.
+      Whether there are values that are not finite; None where there was no array to look at.
     """
     if not (isinstance(inputs, np.ndarray) or tf.is_tensor(inputs) and hasattr(inputs, "numpy")):
-        return False
+        return None
     first = np.asarray(inputs[:_SAMPLES])
     if first.dtype.kind not in "fiu" or not first.size:
-        return False
+        return None
     bad = _not_finite(inputs) if first.dtype.kind == "f" else 0
     if bad:
         warnings.warn(f"The input has NaN or infinite values in {bad:,} of {len(inputs):,} samples, which make every "
                       "output wrong: remove them.", stacklevel=4)
-    elif not of_spikes and np.abs(first.astype("float32")).max() > _FAR_OUTSIDE:
-        warnings.warn("Encoders expect pixels of about [-1, 1], as tfspike.datasets.describe(...).normalise gives "
-                      f"them. Received: values from {first.min():g} to {first.max():g}; scale them, x / 127.5 - 1 for "
-                      "example.", stacklevel=4)
+    elif not of_spikes:
+        for text in unscaled(np.abs(first.astype("float32")).max(), f"from {first.min():g} to {first.max():g}"):
+            warnings.warn(text, stacklevel=4)
     return bad > 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tfspike.config.config import Config
 from tfspike.datasets.catalogue import facts
+from tfspike.output import counted
 from tfspike.pretrained.files import Entry
 
 CARD: dict[str, str] = {
@@ -126,7 +127,7 @@ def _section(entry: Entry) -> list[str]:
                    f"{kernels}, T = {card['timesteps']}, input {config.encoder}; {neurons}",
         "test": f"{accuracy(card)} of {card['test_records']:,} records",
         "weights": f"after {card['step']:,} steps, {held_out}",
-        "training": f"{card['epochs']} epochs over {card['train_records']:,} records, seed {card['seed']}, "
+        "training": f"{counted(card['epochs'], 'epoch')} over {card['train_records']:,} records, seed {card['seed']}, "
                     f"{card['hours']:.2f} hours on {card['machine']}, {card['date']}",
         "spikes": f"{card['neuron_spikes_per_image']:,.0f} per image, of all neurons",
         "energy": f"{_nanojoules(energy['snn_pj_per_image'])} per image, {_nanojoules(energy['ann_pj_per_image'])} for "

@@ -1,6 +1,7 @@
 """Weights from elsewhere to begin a new run with: a .keras file, a SavedModel, a checkpoint or a workdir.
 
-Only weights are taken: no optimiser state, no step. Nothing of the source is executed beyond what building its layers
+Only weights are taken: no optimiser state, no step; where the number of classes differs, those of the output layer are
+not. Nothing of the source is executed beyond what building its layers
 needs; `.keras` files are read in Keras' safe mode.
 """
 
@@ -25,7 +26,7 @@ def load(model: Any, path: str, say: workdir.Say) -> bool:
       Whether they are known to be of an ANN twin, whose weights say nothing of firing rates.
 
     Raises:
-      UserError: it holds no weights, or they are of another network.
+      UserError: it holds no weights, or they are of another network, but for the number of its classes.
     """
     source = f"--init_from={path}"
     kind, found, of_twin = _read(path, say)
@@ -46,11 +47,22 @@ def load(model: Any, path: str, say: workdir.Say) -> bool:
         homes = {name: name if name in found else _in_twin(name) for name, _ in named}
         of_twin = any(home in found and home != name for name, home in homes.items())
         found = {name: found[home] for name, home in homes.items() if home in found}
-        variables.restore(wanted, found, source)
     else:
-        variables.restore(wanted, _matched(named, found, source), source)
+        found = _matched(named, found, source)
+    anew = {name: variable.numpy() for name, variable in named
+            if name in found and _is_of_other_classes(name, variable, found[name])}
+    variables.restore(wanted, {**found, **anew}, source)
     say(f"First weights from the {kind_of(path)} {path}.")
+    for name, own in list(anew.items())[:1]:
+        say(f"Its output layer is of {found[name].shape[-1]} classes, so that of this network, of {own.shape[-1]}, "
+            "begins with weights of its own.")
     return of_twin
+
+
+def _is_of_other_classes(name: str, variable: Any, value: np.ndarray) -> bool:
+    """Whether a value for this variable of the output layer is for another number of output neurons."""
+    there, here = value.shape, tuple(variable.shape)
+    return name.startswith("output") and there[-1:] != here[-1:] and there[:-1] == here[:-1]
 
 
 def _in_twin(name: str) -> str:

@@ -27,6 +27,7 @@ from tfspike.config import commands, flags
 from tfspike.config.config import FIELDS, Config
 from tfspike.config.settings import normalise_all, setting, shown
 from tfspike.errors import UserError
+from tfspike.output import counted
 from tfspike.runs import provenance, standing, workdir
 from tfspike.runs.provenance import without_paths
 
@@ -148,8 +149,8 @@ def read_finished(folder: str, config: Config) -> dict[str, Any]:
         where = standing.standing(config, "last", last).unfinished
     except UserError:
         where = ""
-    raise UserError(f"The run in {folder} is {where or 'not finished'}: {path} does not say that all {config.epochs} "
-                    f"epochs are done. Continue it: {provenance.continuing_command(config)}")
+    raise UserError(f"The run in {folder} is {where or 'not finished'}: {path} does not say that it has trained "
+                    f"{counted(config.epochs, 'epoch')}. Continue it: {provenance.continuing_command(config)}")
 
 
 def read_events(path: str) -> list[dict[str, Any]]:

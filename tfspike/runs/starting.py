@@ -12,6 +12,7 @@ from tfspike import config as config_lib
 from tfspike.config import files as config_files
 from tfspike.config.config import Config, RunOptions
 from tfspike.errors import UserError
+from tfspike.output import counted
 from tfspike.runs import checkpoints
 from tfspike.runs.checkpoints import Checkpoint
 from tfspike.runs.standing import open_checkpoint
@@ -63,7 +64,7 @@ def plan_start(config: Config, options: RunOptions, say: Say) -> Start:
         if checkpoints.steps(os.path.join(workdir, CHECKPOINTS)):
             check_unedited(saved, open_checkpoint(workdir, say, "last"))
         more = "" if config.lr_schedule == "cosine" else " Raise --epochs to continue."
-        return Start("finished", f"Finished already: {config.epochs} epochs in {workdir}.{more}")
+        return Start("finished", f"Finished already: {counted(config.epochs, 'epoch')} in {workdir}.{more}")
     checkpoint = checkpoints.newest(os.path.join(workdir, CHECKPOINTS), say)
     if checkpoint is None:
         if resume == "must":

@@ -13,6 +13,7 @@ from tfspike.config.config import Config
 from tfspike.datasets import streams
 from tfspike.errors import UserError
 from tfspike.models import own, variables
+from tfspike.output import counted
 from tfspike.runs import checkpoints, provenance, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.stdp import stack
@@ -51,6 +52,6 @@ def run(config: Config, options: StdpOptions, training: dict[str, str], say: wor
                      {"model": variables.collect(model.variables), "optimizer": {}},
                      {"config": dataclasses.asdict(config), "stdp": about}, keep=1, best=True)
     go_on = provenance.to_copy("train", **training, init_from=out)
-    say(f"First weights of {len(found)} convolutions by STDP, and of the other layers as they begin, are in {out}. To "
-        f"train from them: {go_on}")
+    say(f"First weights of {counted(len(found), 'convolution')} by STDP, and of the other layers as they begin, are in "
+        f"{out}. To train from them: {go_on}")
     return go_on

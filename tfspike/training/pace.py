@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 
+from tfspike.output import counted
+
 _WARMING_UP = 2   # first steps, in which functions are compiled
 _MEASURED = 10    # steps that are timed, at most
 _ENOUGH = 60.0    # seconds of them that are enough
@@ -43,8 +45,8 @@ class Pace:
         self._since = 0.0
         whole, left = self._last_step * per_step, (self._last_step - step) * per_step
         of_it = "" if whole - left < 0.1 * whole else f", of which {spoken(left)} are left"
-        lines = [f"Expected duration: {spoken(whole)} of training for {self._epochs} epochs, {per_step:.2g} s "
-                 f"per step{of_it}."]
+        lines = [f"Expected duration: {spoken(whole)} of training for {counted(self._epochs, 'epoch')}, "
+                 f"{per_step:.2g} s per step{of_it}."]
         if left > _LONG:
             lines.append(f"Warning: that is {left / _LONG:.1f} days from now on on this machine. Fewer --epochs or "
                          "--timesteps, --precision=mixed_bfloat16, or the recipe (without --method, --preset and "
@@ -88,4 +90,4 @@ def spoken(seconds: float) -> str:
     for unit, name in ((24 * 3600.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}" if unit > 60 else f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} seconds"
+    return counted(round(seconds), "second")

@@ -18,8 +18,9 @@ from tfspike.training.optimisation import decays
 class TrainStep:
     """One step over all replicas, traced once: the same update as on one device with the global batch.
 
-    Loss: the configured one (`tfspike.losses`), averaged over the global batch, and `spike_penalty` times the mean
-    firing rate, which is logged beside it. The gradient is summed over all replicas, then clipped by its global norm,
+    Loss: the configured one (`tfspike.losses`), averaged over the global batch; what layers of one's own add to it
+    (`add_loss`, `activity_regularizer`), a mean over replicas; and `spike_penalty` times the mean firing rate, which is
+    logged beside it. The gradient is summed over all replicas, then clipped by its global norm,
     then L2 weight decay is added (not for AdamW, which decays on its own).
 
     Args:
@@ -77,8 +78,10 @@ class TrainStep:
         with tf.GradientTape() as tape:
             output, activity = self.model.observe(images, training=True, count_gradients=penalty > 0)
             per_record = losses.per_record(self.config.loss, output, labels, self.config.label_smoothing)
-            loss = minimised = tf.reduce_sum(per_record) / self.config.batch_size
-            sums = {"loss": loss}
+            loss = tf.reduce_sum(per_record) / self.config.batch_size
+            for added in self.model.losses:
+                loss += added / replicas
+            minimised, sums = loss, {"loss": loss}
             if penalty > 0:
                 rate = losses.firing_rate(activity, self.model.timesteps, self.config.batch_size)
                 minimised = loss + penalty * rate

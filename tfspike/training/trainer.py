@@ -27,6 +27,7 @@ from tfspike.evaluation.evaluator import Evaluator
 from tfspike.models import diagnosis, own
 from tfspike.models.initialisation import initialise_rates
 from tfspike.models.network import window_of
+from tfspike.output import counted
 from tfspike.runs import initial_weights, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
@@ -134,6 +135,7 @@ class Trainer:
 
     def initialise(self, init_from: str | None) -> None:
         """First weights of a new run; `--init=rate` scales an ANN twin's as well, which know no firing rate."""
+        self._say_of_empty_steps()
         to_be_scaled = init_from is None or initial_weights.load(self.model, init_from, self.say)
         if to_be_scaled and self.config.init == "rate":
             first = streams.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
@@ -141,8 +143,19 @@ class Trainer:
             rates = initialise_rates(self.model, first[:_RATE_SAMPLES], self.config.target_rate, self.config.seed)
             target = self.config.target_rate
             below = {name: rate for name, rate in rates.items() if rate < _REACHED * target}
-            self.say(f"First weights scaled to {target:g} spikes per step in {len(rates) - len(below)} layers."
+            self.say(f"First weights scaled to {target:g} spikes per step in "
+                     f"{counted(len(rates) - len(below), 'layer')}."
                      + "".join(f" No scale brings {name} there: {rate:.3g}." for name, rate in below.items()))
+
+    def _say_of_empty_steps(self) -> None:
+        """Images that are scaled to less than 1, as digits are, leave the first steps of a latency code empty."""
+        config, largest = self.config, self.info.largest
+        if config.encoder == "latency" and config.earliest == "one":
+            empty = int((1.0 - largest) * config.timesteps)
+            if empty > 0:
+                self.say(f"No pixel of {self.info.name} exceeds {largest:g}, so that none spikes in the first "
+                         f"{counted(empty, 'step')} of {config.timesteps}; with --earliest=largest the brightest spike "
+                         "at the first.")
 
     def choose_kernel(self, restored: bool) -> None:
         """What --kernel=auto is: in a new run measured, on its first batch with its first weights, and then the same in
