@@ -195,7 +195,7 @@ def damaged_json(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(("damage", "part"), [
     (lambda f: shutil.rmtree(f / "run"), "with a config.json in it"),
     (lambda f: (f / "run" / "finished.json").unlink(), "is not finished"),
-    (lambda f: (f / "run" / "finished.json").write_text('{"epochs": 1, "step": 3, "export": []}'), "all 2 epochs"),
+    (lambda f: (f / "run" / "finished.json").write_text('{"epochs": 1, "step": 3, "export": []}'), "has trained 2 epochs"),
     (lambda f: (f / "run" / "metrics.jsonl").unlink(), "missing or damaged"),
     (lambda f: (f / "run" / "metrics.jsonl").write_text('{"step": 1}\n'), "missing or damaged"),
     (lambda f: (f / "run" / "metrics.jsonl").write_text(""), "missing or damaged"),
