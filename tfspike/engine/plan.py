@@ -297,7 +297,6 @@ class Plan:
             raise UserError(f"{what} cannot look into {_said(call)}, which has a `{own_code(call.layer)}` of its own. "
                             "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its `neuron`.")
 
-
     @property
     def open_size(self) -> str | None:
         """The first layer whose size is open, and what to do, in a sentence; None where all sizes are known."""
