@@ -18,7 +18,7 @@ class Network(Protocol):
       is_spiking: whether its neurons fire, over a window of time steps.
       timesteps: T, steps in the window; 1 of an ANN.
       spiking_layers: names of the layers whose neurons fire, in the order of the forward pass; none of an ANN.
-      variables, trainable_variables: as of every Keras model.
+      variables, trainable_variables, losses: as of every Keras model.
     """
 
     @property
@@ -35,6 +35,9 @@ class Network(Protocol):
 
     @property
     def trainable_variables(self) -> Sequence[Any]: ...
+
+    @property
+    def losses(self) -> Sequence[Any]: ...
 
     def observe(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None,
                 count_gradients: bool = True) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
