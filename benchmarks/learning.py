@@ -96,16 +96,16 @@ def learn(given: dict[str, Any], train: Callable[[np.ndarray, np.ndarray, float]
         x, y, test_x, test_y = (data[name] for name in ("x", "y", "test_x", "test_y"))
     steps, budget = len(x) // given["batch"] * given["epochs"], given["seconds"]
     whole = budget or steps
-    warmup, every = whole / given["epochs"], whole / given["epochs"] / EVALUATIONS
+    epoch = whole / given["epochs"]  # or its share of the seconds
     curve: list[list[float]] = []
     seconds, done = 0.0, 0.0
     for step, chosen in enumerate(batches(len(x), given["batch"], given["seed"]), start=1):
-        share = cosine(done, whole, warmup) if given["deep"] else 1.0
+        share = cosine(done, whole, epoch) if given["deep"] else 1.0
         begin = time.perf_counter()
         train(x[chosen], y[chosen], share)
         seconds += time.perf_counter() - begin  # the first step with its compilation: a user waits for it, too
         done = seconds if budget else step
-        if done >= whole or done >= every * (len(curve) + 1):
+        if done >= whole or done >= epoch * (len(curve) + 1) / EVALUATIONS:
             right = [predict(test_x[i:i + 100]) == test_y[i:i + 100] for i in range(0, len(test_x), 100)]
             curve.append([step, round(seconds, 2), float(np.mean(np.concatenate(right)))])
         if done >= whole:

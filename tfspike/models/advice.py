@@ -165,7 +165,7 @@ def either(ways: Sequence[str]) -> str:
     return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
-def listed(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
     """Names in one line, the middle of a long list left out."""
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... {names[-1]}"
 

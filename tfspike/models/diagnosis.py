@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfspike.config.config import Config
 from tfspike.errors import UserError
-from tfspike.models.advice import Advice, RunAdvice, factor, listed, named, percent
+from tfspike.models.advice import Advice, RunAdvice, factor, named, percent, shortened
 from tfspike.models.network import window_of
 from tfspike.neurons.homeostasis import longest_fall
 from tfspike.neurons.layers import SpikingLayer
@@ -242,7 +242,7 @@ class Watch:
             self._said.add((first, "silent"))
             text = f"{first}: {percent(shares[first])} of neurons silent {self._duration(first, 'silent', step)}"
             if behind:
-                text += f", and with them the {counted(len(behind), 'layer')} behind it ({listed(behind)})"
+                text += f", and with them the {counted(len(behind), 'layer')} behind it ({shortened(behind)})"
             warnings.append(f"{text}. {self._why_silent(first, stats)}")
         return warnings
 
@@ -283,7 +283,7 @@ class Watch:
             return []
         too_large = [name for name, ratio in ratios.items() if ratio >= 1.0]
         self._said.update((name, "overshoot") for name in too_large)
-        others = f" ({counted(len(too_large), 'layer')} in all: {listed(too_large)})" if len(too_large) > 1 else ""
+        others = f" ({counted(len(too_large), 'layer')} in all: {shortened(too_large)})" if len(too_large) > 1 else ""
         return [f"{worst}: at step {step} one update is {factor(ratios[worst])} as large as the weights themselves"
                 f"{others}, so every step undoes the one before. Use {self._advice.smaller_steps()}."]
 

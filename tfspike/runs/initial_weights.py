@@ -1,8 +1,8 @@
 """Weights from elsewhere to begin a new run with: a .keras file, a SavedModel, a checkpoint or a workdir.
 
 Only weights are taken: no optimiser state, no step; where the number of classes differs, those of the output layer are
-not. Nothing of the source is executed beyond what building its layers
-needs; `.keras` files are read in Keras' safe mode.
+not. Nothing of the source is executed beyond what building its layers needs; `.keras` files are read in Keras' safe
+mode.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def load(model: Any, path: str, say: workdir.Say) -> bool:
             if name in found and _is_of_other_classes(name, variable, found[name])}
     variables.restore(wanted, {**found, **anew}, source)
     say(f"First weights from the {kind_of(path)} {path}.")
-    for name, own in list(anew.items())[:1]:
+    if anew:
+        name, own = next(iter(anew.items()))
         say(f"Its output layer is of {found[name].shape[-1]} classes, so that of this network, of {own.shape[-1]}, "
             "begins with weights of its own.")
     return of_twin

@@ -20,8 +20,8 @@ class TrainStep:
 
     Loss: the configured one (`tfspike.losses`), averaged over the global batch; what layers of one's own add to it
     (`add_loss`, `activity_regularizer`), a mean over replicas; and `spike_penalty` times the mean firing rate, which is
-    logged beside it. The gradient is summed over all replicas, then clipped by its global norm,
-    then L2 weight decay is added (not for AdamW, which decays on its own).
+    logged beside it. The gradient is summed over all replicas, then clipped by its global norm, then L2 weight decay is
+    added (not for AdamW, which decays on its own).
 
     Args:
       model, optimizer: built under `strategy`.
