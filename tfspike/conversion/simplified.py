@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfspike.engine import known
 from tfspike.engine import plan as plans
 from tfspike.engine.folding import joined_once, merged
 from tfspike.errors import UserError
@@ -113,7 +114,7 @@ def _affine(norm: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
 
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, keras.layers.Layer]) -> None:
     foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, WEIGHTED)
-                and call.layer.activation is keras.activations.linear and not plans.own_synapse(call.layer)}
+                and call.layer.activation is keras.activations.linear and not known.own_synapse(call.layer)}
     for source, norm in norms.items():
         axis = getattr(norm, "axis", -1)
         if source not in foldable or axis not in (-1, len(source.shape) - 1):

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfspike.engine import known
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
@@ -99,9 +100,9 @@ def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, Threshold
     foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, OverTime)
                 and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
                 and call.layer.layer.activation is keras.activations.linear
-                and not plans.own_code(call.layer) and not plans.own_synapse(call.layer.layer)}
+                and not known.own_code(call.layer) and not known.own_synapse(call.layer.layer)}
     for source, norm in norms.items():
-        method = plans.own_code(norm)
+        method = known.own_code(norm)
         if method is not None:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it has a `{method}` of its own.")
         if source not in foldable:

@@ -15,98 +15,19 @@ from typing import Any
 
 import keras
 
+from tfspike.engine import known
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import Encoder
-from tfspike.neurons.gate import MaxPoolGate
 from tfspike.neurons.layers import OpenNeurons, Readout, SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime, WindowDropout, with_layers_inside
 
-# Keras' layers that treat every step alone and need no help: they may be given any stretch of a window.
-_MERGES = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, keras.layers.Concatenate,
-           keras.layers.Identity, keras.layers.Activation)
-
-# The layers whose methods other paths than the readable one put their own code in place of, and of those methods the
-# ones that every path calls. A subclass that overrides any other is run by its own `call` alone.
-_BASES: tuple[tuple[type, frozenset[str]], ...] = (
-    (Encoder, frozenset({"encode", "draws", "with_gradient", "refuses_gradient"})),
-    (SpikingLayer, frozenset({"neuron"})), (Readout, frozenset()), (WindowDropout, frozenset({"draw_mask"})),
-    (ThresholdNorm, frozenset()), (OverTime, frozenset()), *((merge, frozenset()) for merge in _MERGES))
-_ON_EVERY_PATH = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape",
-                            "compute_output_spec", "get_build_config", "build_from_config"})
-
 _WITH_CONSTANTS = (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm)
-
-_LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-           keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
-           keras.layers.AveragePooling2D, keras.layers.AveragePooling3D, keras.layers.GlobalAveragePooling2D,
-           keras.layers.ZeroPadding2D, keras.layers.Cropping2D, keras.layers.UpSampling2D, keras.layers.Flatten,
-           keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity, keras.layers.Rescaling)
-
-
-def is_linear(layer: keras.layers.Layer) -> bool:
-    """Whether a layer, not of neurons, gives the mean of its outputs for the mean of its inputs."""
-    if isinstance(layer, keras.layers.Activation):
-        return False
-    if not isinstance(layer, OverTime):
-        return True
-    inner = layer.layer
-    if isinstance(inner, keras.layers.MaxPooling2D) and set(inner.pool_size) == {1}:
-        return True  # picks pixels
-    if not isinstance(inner, _LINEAR) or own_synapse(inner):
-        return False
-    return getattr(inner, "activation", None) in (None, keras.activations.linear)
-
-
-def own_synapse(layer: keras.layers.Layer) -> str | None:
-    """The first method that a subclass of one of Keras' linear layers has of its own, or None."""
-    kind = next((kind for kind in _LINEAR if isinstance(layer, kind)), None)
-    return None if kind is None else own_code(layer, kind)
-
-
-def own_code(layer: Any, base: type | None = None) -> str | None:
-    """The first method of a layer that is its own where a path other than the reference path would not call it.
-
-    Args:
-      layer: any layer or operation.
-      base: the class whose methods another path replaces; None looks it up.
-    """
-    bases = _BASES if base is None else ((base, frozenset[str]()),)
-    for kind, shared in bases:
-        if isinstance(layer, kind):
-            return "call" if "call" in vars(layer) else _overridden(type(layer).__mro__, kind, shared)
-    return None
-
-
-def _overridden(order: tuple[type, ...], base: type, shared: frozenset[str]) -> str | None:
-    """The first attribute of `base` that a class in front of it has of its own, but for those `shared`."""
-    for part in order[:order.index(base)]:
-        for name in vars(part):
-            special = name.startswith("__") and name != "__call__"
-            if not special and name not in _ON_EVERY_PATH | shared and hasattr(base, name):
-                return name
-    return None
-
-
-def _mixes_steps(layer: Any) -> bool:
-    """Whether a layer of the window is not known to treat every step alone."""
-    if isinstance(layer, keras.layers.Concatenate):
-        return layer.axis in (0, 1)
-    if isinstance(layer, keras.layers.Activation):  # a function of the user's own may do anything
-        return getattr(keras.activations, getattr(layer.activation, "__name__", ""), None) is not layer.activation
-    return not any(isinstance(layer, base) for base, _ in _BASES)
 
 
 def _said(call: Call) -> str:
     """A call by its name and the kind of its layer."""
     return f"{call.name} ({type(call.layer).__name__})"
-
-
-_REMEDIES = ((MaxPoolGate, "which position of a window passes follows from all steps until then"),
-             (keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
-             (keras.layers.Dropout, "tfspike.WindowDropout holds one mask for the window"),
-             (keras.layers.Layer, "tfspike.OverTime around a layer applies it to every step alone"),
-             (keras.Operation, "a layer that does the same, within tfspike.OverTime, is applied to every step alone"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,14 +181,14 @@ class Plan:
         """Why the window must be run in one piece by its layers' own `call`, in a sentence that names the layer; None
         where it may be run in stretches of steps."""
         for call in self.ours:
-            method = own_code(call.layer)
+            method = known.own_code(call.layer)
             if method is not None:
                 return (f"{_said(call)} has a `{method}` of its own, which only the layer itself can run "
                         "(a SpikingLayer with a `neuron`, an encoder with an `encode` or a WindowDropout with a "
                         "`draw_mask` of its own would keep the fast path)")
         for call in self.window:
-            if _mixes_steps(call.layer):
-                remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(call.layer, kind))
+            remedy = known.remedy_for_mixing(call.layer)
+            if remedy is not None:
                 return f"{_said(call)} may mix the steps of a window: {remedy}"
         for call in self.spiking:
             call.layer.neuron.checked(call.layer.gradient)
@@ -289,13 +210,14 @@ class Plan:
     def own_neurons(self) -> list[Call]:
         """Calls of an encoder, of neurons and of a readout that have code of their own and do not show their window."""
         return [call for call in (self.encoder, *self.spiking, self.readout)
-                if own_code(call.layer) is not None and not isinstance(call.layer, OpenNeurons)]
+                if known.own_code(call.layer) is not None and not isinstance(call.layer, OpenNeurons)]
 
     def refuse_own_neurons(self, what: str) -> None:
         """Raises UserError where encoder, neurons or readout have code of their own, which `what` would not run."""
         for call in self.own_neurons:
-            raise UserError(f"{what} cannot look into {_said(call)}, which has a `{own_code(call.layer)}` of its own. "
-                            "`SpikingModel.observe` counts its spikes; constants of a neuron belong into its `neuron`.")
+            raise UserError(f"{what} cannot look into {_said(call)}, which has a `{known.own_code(call.layer)}` of "
+                            "its own. `SpikingModel.observe` counts its spikes; constants of a neuron belong into its "
+                            "`neuron`.")
 
     @property
     def open_size(self) -> str | None:
@@ -392,7 +314,7 @@ def hindrance(plan: Plan) -> str | None:
     if len(rules) > 1:
         return " and ".join(f"{name} has gradient={rule!r}" for rule, name in rules.items())
     rule, = rules
-    bent = next((call.name for call in plan.window if not is_linear(call.layer)), None)
+    bent = next((call.name for call in plan.window if not known.is_linear(call.layer)), None)
     if rule != "event" and bent is not None:
         return (f"{bent} is not linear, and gradient={rule!r}, which passes means or traces through synapses, is exact "
                 "for linear layers alone: take gradient='event'")
