@@ -75,8 +75,12 @@ DATASETS: dict[str, Settings] = {
     **dict.fromkeys(catalogue.WITH_EVENTS, {"encoder": "none", "timesteps": 10}),
 }
 
-# What a network asks for, on data that it was not measured on: many layers learn where currents pass the neurons.
-NETWORKS: dict[str, Settings] = {name: {"shortcut": "currents"} for name in ("resnet18", "resnet20", "resnet56")}
+# What a network asks for, on data that it was not measured on. Many layers learn where currents pass the neurons; where
+# nothing does, they want smaller updates and neurons that forget nothing.
+NETWORKS: dict[str, Settings] = {
+    **dict.fromkeys(("resnet18", "resnet20", "resnet56"), {"shortcut": "currents"}),
+    "vgg16": {"learning_rate": 0.001, "reset": "subtract", "leak": 1.0},
+}
 
 # Pairs that were measured.
 RECIPES: dict[tuple[str, str], Settings] = {
