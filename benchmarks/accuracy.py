@@ -96,22 +96,34 @@ def table(found: dict[str, Any], goal: float) -> str:
 
 
 def draw(found: dict[str, Any]) -> Figure:
-    """Test accuracy against minutes of training, one line per process of `found`."""
+    """Test accuracy against minutes of training, a line per process of `found`; what all of them share is the title."""
+    curves = {key: record["curve"] for key, record in found.items() if record["status"] == "ok"}
+    told = {key: _told(key) for key in curves}
+    shared = [part for part in next(iter(told.values()), []) if all(part in parts for parts in told.values())]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, record in found.items():
-        if record["status"] == "ok":
-            work, library, precision, _ = key.split("/")
-            _, seconds, accuracies = zip(*record["curve"])
-            color, marker = STYLES.get(library, ("#999999", "."))
-            axes.plot([s / 60 for s in seconds], [100 * a for a in accuracies], color=color, marker=marker,
-                      markersize=5, linestyle="--" if work.partition(",")[0].endswith("spikes") else "-",
-                      label=f"{NAMES.get(library, library)}, {work}, {precision}")
+    for key, curve in curves.items():
+        _, seconds, accuracies = zip(*curve)
+        library = key.split("/")[1]
+        color, marker = STYLES.get(library, ("#999999", "."))
+        axes.plot([s / 60 for s in seconds], [100 * a for a in accuracies], color=color, marker=marker, markersize=5,
+                  linestyle="--" if "spikes on the shortcut" in told[key] else "-",
+                  label=", ".join([NAMES.get(library, library), *(part for part in told[key] if part not in shared)]))
+    axes.set_title(", ".join(shared), fontsize=10)
     axes.set(xlabel="minutes of training", ylabel="test accuracy, %")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _told(key: str) -> list[str]:
+    """What a process did but for its library, in words."""
+    name, _, precision, seed = key.split("/")
+    work = WORKS[name.partition(",")[0]]
+    shortcut = [f"{work.shortcut} on the shortcut"] if work.net.startswith("resnet") else []
+    return [f"{work.net} on {work.dataset}", f"T = {work.timesteps}", *shortcut, precision,
+            seed.replace("seed", "seed ")]
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -77,6 +77,8 @@ def test_the_picture_has_a_line_per_process() -> None:
     lines = figure.axes[0].get_lines()
     assert [line.get_linestyle() for line in lines] == ["-", "--"]
     assert lines[0].get_xydata().tolist() == [[0.5, 50.0], [1.0, 75.0]]
+    assert figure.axes[0].get_title() == "resnet20 on cifar10, T = 4, float32, seed 0"
+    assert lines[1].get_label() == "SpikingJelly, spikes on the shortcut"
 
 
 def test_the_table_tells_when_the_goal_was_reached_in_every_seed() -> None:
