@@ -28,7 +28,7 @@ from tfspike.runs.run_log import RunLog
 from tfspike.training import optimisation, schedule
 from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
-from tfspike.training.trainer import Trainer
+from tfspike.training.trainer import Trainer, said_by_heart
 
 quiet = {"say": lambda line: None}
 
@@ -131,6 +131,21 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
         trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
     assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
     assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
+
+
+@pytest.mark.parametrize("dataset, has_dropout, remedies", [
+    ("folder", False, "--augment (shifted and mirrored images), --dropout=0.2, more images."),
+    ("mnist", True, "--augment (shifted images), more images."),
+    ("cifar10", False, "--dropout=0.2, more images."),
+    ("nmnist", True, "more images."),
+])
+def test_images_known_by_heart_are_said_with_what_is_not_used_yet(dataset: str, has_dropout: bool,
+                                                                  remedies: str) -> None:
+    info = datasets.DatasetInfo(dataset, (28, 28, 1), 10, tuple("abcdefghij"), (0.01,), (0.0,), dataset == "cifar10",
+                                100, 0, dataset == "nmnist")
+    said = said_by_heart(0.99, 0.7, info, has_dropout)
+    assert said is not None and said.endswith(f"What helps: {remedies}") and "99.0 %" in said and "70.0 %" in said
+    assert said_by_heart(0.80, 0.7, info, has_dropout) is None
 
 
 def test_few_images_are_seen_several_times_in_an_epoch() -> None:

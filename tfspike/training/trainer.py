@@ -27,6 +27,7 @@ from tfspike.evaluation.evaluator import Evaluator
 from tfspike.models import diagnosis, own
 from tfspike.models.initialisation import initialise_rates
 from tfspike.models.network import window_of
+from tfspike.neurons.over_time import WindowDropout
 from tfspike.output import counted
 from tfspike.runs import initial_weights, workdir
 from tfspike.runs import loading as run_loading
@@ -46,6 +47,7 @@ _NAMELESS = re.compile(r"variable(_\d+)?")  # Keras' own name, with a number tha
 _KERNELS = {"dense": "dense convolutions", "events": "event-driven"}
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 _REACHED = 0.8  # share of the wanted rate below which a layer has not reached it
+_BY_HEART = 0.15  # training accuracy above that of validation, from which on images are known and not understood
 
 
 def _check_own_neurons(config: Config, model: Any) -> None:
@@ -59,6 +61,18 @@ def _check_own_neurons(config: Config, model: Any) -> None:
     if any(_NAMELESS.fullmatch(variable.name) for call in calls for variable in call.layer.variables):
         raise UserError(f"--neuron={config.neuron} has a weight without a name, which no checkpoint could give back; "
                         "name it, as in add_weight(..., name=\"leak\").")
+
+
+def said_by_heart(training: float, validation: float, info: datasets.DatasetInfo, has_dropout: bool) -> str | None:
+    """What to do about a network that knows its training images alone, by accuracies of its last epoch; None about any
+    other."""
+    if training - validation < _BY_HEART:
+        return None
+    unused = [] if info.augment or info.event_based else [
+        f"--augment (shifted{' and mirrored' if info.mirrored else ''} images)"]
+    unused += [] if has_dropout else ["--dropout=0.2"]
+    return (f"The network knows its training images by heart: {100 * training:.1f} % of them are right, and "
+            f"{100 * validation:.1f} % of the validation records. What helps: {', '.join([*unused, 'more images'])}.")
 
 
 class Trainer:
@@ -299,6 +313,11 @@ class Trainer:
                          event="epoch", epoch=epoch)
         self.board.pictures(self.log, at.step)
         at.epoch_sums = Sums()
+        if self.evaluator is not None and at.step >= at.last_step:
+            has_dropout = any(isinstance(layer, WindowDropout) for layer in self.model.layers)
+            advice = said_by_heart(means["accuracy"], result.accuracy, self.info, has_dropout)
+            if advice is not None:
+                self.say(advice)
         self._save(best)
         self.speed.restart(at.step)  # validation does not count as training time
 
