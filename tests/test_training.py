@@ -22,13 +22,14 @@ from tfspike.errors import UserError
 from tfspike.evaluation import evaluator
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import diagnosis
+from tfspike.models.advice import known_by_heart
 from tfspike.runs import checkpoints, initial_weights, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training import optimisation, schedule
 from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
-from tfspike.training.trainer import Trainer, said_by_heart
+from tfspike.training.trainer import Trainer
 
 quiet = {"say": lambda line: None}
 
@@ -143,9 +144,9 @@ def test_images_known_by_heart_are_said_with_what_is_not_used_yet(dataset: str, 
                                                                   remedies: str) -> None:
     info = datasets.DatasetInfo(dataset, (28, 28, 1), 10, tuple("abcdefghij"), (0.01,), (0.0,), dataset == "cifar10",
                                 100, 0, dataset == "nmnist")
-    said = said_by_heart(0.99, 0.7, info, has_dropout)
+    said = known_by_heart(0.99, 0.7, info, has_dropout)
     assert said is not None and said.endswith(f"What helps: {remedies}") and "99.0 %" in said and "70.0 %" in said
-    assert said_by_heart(0.80, 0.7, info, has_dropout) is None
+    assert known_by_heart(0.80, 0.7, info, has_dropout) is None
 
 
 def test_few_images_are_seen_several_times_in_an_epoch() -> None:

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 
 from tfspike.checks import may_adapt
 from tfspike.config.config import Config
+from tfspike.datasets import DatasetInfo
 from tfspike.neurons.slopes import kind_of
 from tfspike.variants import VARIANTS
+
+_BY_HEART = 0.15  # training accuracy above that of validation, from which on images are known and not understood
 
 
 class Advice(Protocol):
@@ -145,6 +148,24 @@ def adapting(neurons: Any, option: str) -> list[str]:
     if neurons.homeostasis or not possible:
         return []
     return [f"{option}=0.01 (lowers thresholds of channels that do not fire)"]
+
+
+def known_by_heart(training: float, validation: float, info: DatasetInfo, has_dropout: bool) -> str | None:
+    """What to do about a network that knows its training images alone, in flags of train.py; None about any other.
+
+    Args:
+      training: accuracy of the last epoch on its training images, of 0 to 1.
+      validation: the same on records held out.
+      info: of the data, as the network was trained on them.
+      has_dropout: whether neurons were silenced in training.
+    """
+    if training - validation < _BY_HEART:
+        return None
+    unused = [] if info.augment or info.event_based else [
+        f"--augment (shifted{' and mirrored' if info.mirrored else ''} images)"]
+    unused += [] if has_dropout else ["--dropout=0.2"]
+    return (f"The network knows its training images by heart: {100 * training:.1f} % of them are right, and "
+            f"{100 * validation:.1f} % of the validation records. What helps: {', '.join([*unused, 'more images'])}.")
 
 
 # ---- words -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.models import diagnosis, own
+from tfspike.models.advice import known_by_heart
 from tfspike.models.initialisation import initialise_rates
 from tfspike.models.network import window_of
 from tfspike.neurons.over_time import WindowDropout
@@ -47,7 +48,6 @@ _NAMELESS = re.compile(r"variable(_\d+)?")  # Keras' own name, with a number tha
 _KERNELS = {"dense": "dense convolutions", "events": "event-driven"}
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 _REACHED = 0.8  # share of the wanted rate below which a layer has not reached it
-_BY_HEART = 0.15  # training accuracy above that of validation, from which on images are known and not understood
 
 
 def _check_own_neurons(config: Config, model: Any) -> None:
@@ -61,18 +61,6 @@ def _check_own_neurons(config: Config, model: Any) -> None:
     if any(_NAMELESS.fullmatch(variable.name) for call in calls for variable in call.layer.variables):
         raise UserError(f"--neuron={config.neuron} has a weight without a name, which no checkpoint could give back; "
                         "name it, as in add_weight(..., name=\"leak\").")
-
-
-def said_by_heart(training: float, validation: float, info: datasets.DatasetInfo, has_dropout: bool) -> str | None:
-    """What to do about a network that knows its training images alone, by accuracies of its last epoch; None about any
-    other."""
-    if training - validation < _BY_HEART:
-        return None
-    unused = [] if info.augment or info.event_based else [
-        f"--augment (shifted{' and mirrored' if info.mirrored else ''} images)"]
-    unused += [] if has_dropout else ["--dropout=0.2"]
-    return (f"The network knows its training images by heart: {100 * training:.1f} % of them are right, and "
-            f"{100 * validation:.1f} % of the validation records. What helps: {', '.join([*unused, 'more images'])}.")
 
 
 class Trainer:
@@ -297,11 +285,14 @@ class Trainer:
         epoch, means = at.step // at.steps_per_epoch, at.epoch_sums.means()
         record = {"epoch/train_loss": means["loss"], "epoch/train_accuracy": means["accuracy"]}
         rates = {name.removeprefix("rate/"): value for name, value in means.items() if name.startswith("rate/")}
-        text, best = "", False
+        text, best, advice = "", False, None
         if self.evaluator is not None:
             result = self.evaluator.run()
             record |= {"epoch/val_loss": result.loss, "epoch/val_accuracy": result.accuracy}
             best = at.note_validation(result.accuracy)
+            if at.step >= at.last_step:
+                has_dropout = any(isinstance(layer, WindowDropout) for layer in self.model.layers)
+                advice = known_by_heart(means["accuracy"], result.accuracy, self.info, has_dropout)
             text = f"  validation loss {result.loss:.4f}  accuracy {100 * result.accuracy:.2f} %" + " (best)" * best
         self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %"
                  + text)
@@ -313,11 +304,8 @@ class Trainer:
                          event="epoch", epoch=epoch)
         self.board.pictures(self.log, at.step)
         at.epoch_sums = Sums()
-        if self.evaluator is not None and at.step >= at.last_step:
-            has_dropout = any(isinstance(layer, WindowDropout) for layer in self.model.layers)
-            advice = said_by_heart(means["accuracy"], result.accuracy, self.info, has_dropout)
-            if advice is not None:
-                self.say(advice)
+        if advice is not None:
+            self.say(advice)
         self._save(best)
         self.speed.restart(at.step)  # validation does not count as training time
 
