@@ -21,14 +21,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the top down: a room imports only rooms on later lines, and itself.
 ROOMS = (("__main__",), ("training", "pretrained"), ("export", "conversion", "evaluation", "stdp"),
          ("analysis", "runs"), ("models",), ("engine",), ("neurons", "config"), ("datasets",),
-         ("checks", "files", "distribution", "output"), ("errors", "variants", "faces"))
+         ("checks", "files", "distribution", "output"), ("errors", "variants", "faces", "weights"))
 WITHOUT_TENSORFLOW = ("__main__", "checks", "config", "config.commands", "config.flags", "config.recipes", "conversion.options", "datasets",
                       "datasets.catalogue", "datasets.events", "datasets.folder_source", "datasets.image_files",
                       "datasets.npz_source", "datasets.pump", "datasets.recordings", "datasets.sampling", "datasets.streams",
                       "datasets.tfds_source", "errors", "evaluation.options", "export.formats", "export.options",
-                      "files", "models", "neurons", "output", "pretrained", "pretrained.cards", "pretrained.files",
-                      "runs", "runs.checkpoints", "runs.loading", "runs.results", "runs.standing", "runs.starting",
-                      "runs.workdir", "stdp", "stdp.options", "training", "training.schedule", "training.signals", "variants")
+                      "files", "models", "neurons", "output", "pretrained", "pretrained.cards",
+                      "runs", "runs.checkpoints", "runs.library", "runs.loading", "runs.results", "runs.standing", "runs.starting",
+                      "runs.workdir", "stdp", "stdp.options", "training", "training.schedule", "training.signals", "variants", "weights")
 LARGEST_FACE = 40  # lines of a package's __init__
 
 

@@ -16,30 +16,29 @@ import pytest
 
 import runs
 import tfspike
-from tfspike import pretrained
+from tfspike import pretrained, weights
 from tfspike.datasets.catalogue import facts
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
 from tfspike.models import variables
 from tfspike.pretrained import cards as model_cards
-from tfspike.pretrained import files as weight_files
 from tfspike.pretrained import packing
-from tfspike.pretrained.files import FOLDER
+from tfspike.runs import library, results
 from tfspike.runs import loading as run_loading
-from tfspike.runs import results
 
+FOLDER = weights.FOLDER
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = pretrained.available()
 
 
 def test_there_are_weights_and_they_are_small():
     assert "lenet_mnist" in NAMES
-    assert all(os.path.getsize(weight_files.read(name).path) <= weight_files.LARGEST for name in NAMES)
+    assert all(os.path.getsize(library.read(name).path) <= library.LARGEST for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_is_complete_and_names_no_place_of_a_machine(name):
-    entry = weight_files.read(name)
+    entry = library.read(name)
     assert entry.card.keys() == model_cards.CARD.keys()
     assert {field for field, value in entry.card.items() if value is None} <= {"val_accuracy", "test_sd"}
     assert entry.card["energy"].keys() >= {"snn_pj_per_image", "ann_pj_per_image", "images"}
@@ -53,12 +52,12 @@ def test_a_card_is_complete_and_names_no_place_of_a_machine(name):
 
 
 def test_the_page_is_made_of_the_cards():
-    assert (ROOT / "docs" / "models.md").read_text() == model_cards.page([weight_files.read(name) for name in NAMES])
+    assert (ROOT / "docs" / "models.md").read_text() == model_cards.page([library.read(name) for name in NAMES])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_are_those_recorded_and_training_can_go_on_from_them(name):
-    entry = weight_files.read(name)
+    entry = library.read(name)
     model, config, info, checkpoint = pretrained.load(name)
     recorded = np.array(entry.fingerprint["scores"])
     assert np.ptp(recorded) > 1e-2
@@ -77,10 +76,10 @@ def test_answers_are_those_recorded_and_training_can_go_on_from_them(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_call_on_the_page_builds_the_network(name):
-    page = model_cards.page([weight_files.read(name)])
+    page = model_cards.page([library.read(name)])
     call = re.search(r"```python\nmodel = (.*)\n```", page)[1]
     built = dict(variables.named(variables.learnt(eval(call, {"tfspike": tfspike}))))
-    assert all(np.array_equal(built[n].value, array) for n, array in weight_files.read(name).arrays().items())
+    assert all(np.array_equal(built[n].value, array) for n, array in library.read(name).arrays().items())
 
 
 def test_the_window_may_be_another():
@@ -94,7 +93,7 @@ def test_an_unknown_name_is_refused_with_what_there_is():
 
 @pytest.mark.parametrize("name", ["lenet_mnist", "mnist"])
 def test_weights_go_by_their_name_and_by_its_end(name):
-    want = weight_files.read("lenet_mnist").arrays()
+    want = library.read("lenet_mnist").arrays()
     for model in (pretrained.load(name, fold=False)[0], pretrained.load(name)[0]):
         kernels = [layer.get_weights()[0] for layer in model.layers if layer.get_weights() and layer.get_weights()[0].ndim]
         assert [kernel.shape for kernel in kernels] == [array.shape for array in want.values()]
@@ -113,7 +112,7 @@ def test_an_end_that_several_names_have_is_refused(tmp_path):
         (tmp_path / f"{network}_mnist.json").write_text("{}")
     with pytest.raises(UserError, match="several trained weights 'mnist': lenet_mnist, vgg5_mnist; give one"):
         pretrained.load("mnist", folder=str(tmp_path))
-    assert weight_files.check_name("vgg5_mnist", str(tmp_path)) == "vgg5_mnist"
+    assert library.check_name("vgg5_mnist", str(tmp_path)) == "vgg5_mnist"
 
 
 @pytest.mark.parametrize("end, damage, words", [
@@ -224,7 +223,7 @@ def test_what_cannot_be_packed(run, tmp_path):
         packing.PackOptions()
     with pytest.raises(UserError, match="at most 12 MB"):
         noise = {"w": np.random.default_rng(0).random(4_000_000).astype("f4")}
-        weight_files.write(str(tmp_path / "out"), "lenet_large", noise, run, weight_files.read("lenet_mnist").info, {}, {})
+        library.write(str(tmp_path / "out"), "lenet_large", noise, run, library.read("lenet_mnist").info, {}, {})
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(UserError, match="give --title, --source and --licence"):
         packing._source(packing.PackOptions(workdir="x"), "kmnist")

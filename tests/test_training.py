@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import runs
-from tfspike import config, datasets, distribution, evaluation, files, models, training
+from tfspike import config, datasets, distribution, evaluation, files, models, pretrained, training
 from tfspike.analysis import summary
 from tfspike.config import RunOptions
 from tfspike.errors import UserError
@@ -93,6 +93,36 @@ def test_weights_of_a_network_of_other_classes_are_taken_but_for_the_output_laye
         assert said[1:] == ["Its output layer is of 10 classes, so that of this network, of 3, begins with weights of its own."]
         with pytest.raises(UserError, match="of another network"):
             initial_weights.load(models.create("lenet", shape, 3, 4, hidden=9), path, said.append)
+
+
+def test_a_run_begins_with_weights_of_the_library(tmp_path: Path) -> None:
+    """By their name, on other data, with what was otherwise in their network; and the same command continues the run."""
+    mine = runs.tiny(tmp_path / "run", hidden=None, threshold=1.1, epochs=1)
+    said: list[str] = []
+    assert training.run(mine, RunOptions(init_from="lenet_mnist"), said.append) == 0
+    assert "First weights from the library's lenet_mnist." in said
+    [others] = [line for line in said if line.startswith("They were trained in a network of ")]
+    assert "--threshold=1.0" in others and "--norm" not in others and "--model" not in others
+    wanted = pretrained.load("lenet_mnist", fold=False)[0].trainable_variables
+    trainer = make(hidden=None)
+    trainer.initialise("lenet_mnist")
+    for weight, of_library in zip(trainer.model.trainable_variables, wanted, strict=True):
+        np.testing.assert_array_equal(weight, of_library)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["about"]["init_from"] == "lenet_mnist"
+    assert training.run(mine, RunOptions(init_from="lenet_mnist"), said.append) == 0 and "Finished already" in said[-1]
+    with pytest.raises(UserError, match="it is of another network\\. They are of --hidden=200"):
+        make(hidden=9).initialise("lenet_mnist")
+    with pytest.raises(UserError, match="of shape .* of another network\\. They are for images of 28 x 28 x 1"):
+        initial_weights.load(models.create("lenet", (32, 32, 3), 10, 4), "lenet_mnist", said.append)
+
+
+def test_names_of_the_librarys_weights_are_known_before_the_data_are_read(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(UserError, match=r"\(lenet_mnist, .*there is no 'lenet_mnit'\. Did you mean 'lenet_mnist'\?"):
+        RunOptions(init_from="lenet_mnit")
+    monkeypatch.chdir(tmp_path)
+    assert workdir.place_of_weights("lenet_mnist") == "lenet_mnist"
+    (tmp_path / "lenet_mnist").mkdir()  # a folder of the user's
+    assert workdir.place_of_weights("lenet_mnist") == str(tmp_path / "lenet_mnist")
 
 
 @pytest.mark.parametrize("settings, steps", [({}, "2 steps of 4"), ({"timesteps": 2}, "1 step of 2"), ({"earliest": "largest"}, "")])

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tfspike import weights
 from tfspike.checks import may_adapt
 from tfspike.config import methods, presets
 from tfspike.config.settings import closest, normalise_all, plain, setting, shown, verbose_setting
@@ -427,8 +428,9 @@ class RunOptions:
     resume: str = setting("auto", "Continue the run in the workdir if there is one (auto), never, must, or from the "
                           "checkpoint or workdir at this path.", group="This command", path=True,
                           legal="auto, never, must or a path")
-    init_from: str | None = setting(None, "Start from these weights: a .keras file, SavedModel, checkpoint or workdir.",
-                                    group="This command", legal="a file or folder of weights", path=True)
+    init_from: str | None = setting(None, "Start from these weights: a .keras file, SavedModel, checkpoint or workdir, "
+                                    "or a name from docs/models.md.", group="This command",
+                                    legal="a file or folder of weights, or a name from docs/models.md", path=True)
     dry_run: bool = setting(False,
                             "Build, show the layers, try two steps and every later stage, and leave nothing behind.",
                             group="This command")
@@ -439,8 +441,11 @@ class RunOptions:
         if self.resume not in RESUME_WORDS and not _is_there(self.resume):
             raise UserError(f"--resume takes auto, never, must or the path of a checkpoint or workdir; there is no "
                             f"{shown(self.resume)}.{closest(self.resume, RESUME_WORDS)}")
-        if self.init_from is not None and not _is_there(self.init_from):
-            raise UserError(f"--init_from takes a file or folder of weights; there is no {shown(self.init_from)}.")
+        if self.init_from is not None and not _is_there(self.init_from) and not weights.is_meant(self.init_from):
+            known = weights.available()
+            raise UserError("--init_from takes a file or folder of weights, or a name of the library's "
+                            f"({', '.join(known)}); there is no {shown(self.init_from)}."
+                            + closest(self.init_from, known))
         if self.method is not None and self.preset is not None:
             raise UserError(f"--method={self.method} and --preset={self.preset} both choose settings; give only one.")
         if self.init_from is not None and self.resume not in ("auto", "never"):

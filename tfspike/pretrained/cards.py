@@ -12,7 +12,7 @@ from typing import Any
 from tfspike.config.config import Config
 from tfspike.datasets.catalogue import facts
 from tfspike.output import counted
-from tfspike.pretrained.files import Entry
+from tfspike.runs.library import Entry
 
 CARD: dict[str, str] = {
     "date": "day on which training ended, UTC",
@@ -81,7 +81,8 @@ def page(entries: Sequence[Entry]) -> str:
              "model, config, info, _ = tfspike.pretrained.load(NAME)      # for inference, normalisation folded",
              "```", "",
              "`python eval.py --weights=NAME --data_dir=DIR` gives the accuracies below again; `--predict=FILES` "
-             "classifies images.", "",
+             "classifies images. `python train.py --init_from=NAME` begins a training with them, on data of any number "
+             "of classes.", "",
              "| name | data | T | test accuracy | spikes per image | energy per image | of the ANN | file |",
              "|---|---|---|---|---|---|---|---|"]
     lines += [_row(entry) for entry in entries]

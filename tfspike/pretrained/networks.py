@@ -7,10 +7,9 @@ from typing import Any
 
 from tfspike.config.config import Config
 from tfspike.models import variables
-from tfspike.pretrained import files as weight_files
-from tfspike.pretrained.files import FOLDER
-from tfspike.runs import loading
+from tfspike.runs import library, loading
 from tfspike.runs.checkpoints import Checkpoint
+from tfspike.weights import FOLDER
 
 
 def load(name: str, timesteps: int | None = None, folder: str = FOLDER,
@@ -34,7 +33,7 @@ def load(name: str, timesteps: int | None = None, folder: str = FOLDER,
     """
     from tfspike.engine import folding
 
-    entry = weight_files.read(name, folder)
+    entry = library.read(name, folder)
     model = loading.build_model(dataclasses.replace(entry.config, precision="float32"), entry.info, timesteps)
     variables.restore(variables.learnt(model), entry.arrays(), f"The trained weights {entry.name}")
     checkpoint = Checkpoint(entry.path, int(entry.card.get("step") or 0), entry.card)

@@ -23,11 +23,10 @@ from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
 from tfspike.models import variables
 from tfspike.pretrained import cards as model_cards
-from tfspike.pretrained import files as weight_files
-from tfspike.pretrained.files import FOLDER
+from tfspike.runs import library, results, standing, workdir
 from tfspike.runs import loading as run_loading
-from tfspike.runs import results, standing, workdir
 from tfspike.runs.checkpoints import Checkpoint
+from tfspike.weights import FOLDER
 
 _DRAWS = 3  # of random input
 
@@ -75,7 +74,7 @@ class PackOptions:
         normalise_all(self)
 
 
-def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
+def pack(options: PackOptions, say: workdir.Say = print) -> library.Entry:
     """Evaluates a finished run, and writes its weights, its card and the page of all cards.
 
     Args:
@@ -127,10 +126,10 @@ def pack(options: PackOptions, say: workdir.Say = print) -> weight_files.Entry:
         "caveats": model_cards.caveats(config, info, energy["images"])}
     name = f"{config.model}_{options.name or config.dataset}"
     fingerprint = {"seed": 0, "scores": [float(score) for score in noise_scores(model, exact, info)]}
-    weight_files.write(folder, name, arrays, exact, info, card, fingerprint)
-    files.write_file(page, model_cards.page([weight_files.read(each, folder)
-                                             for each in weight_files.available(folder)]))
-    return weight_files.read(name, folder)
+    library.write(folder, name, arrays, exact, info, card, fingerprint)
+    files.write_file(page, model_cards.page([library.read(each, folder)
+                                             for each in library.available(folder)]))
+    return library.read(name, folder)
 
 
 def _best_weights(options: PackOptions, config: Config,
@@ -146,7 +145,7 @@ def _best_weights(options: PackOptions, config: Config,
     variables.restore(model.variables, checkpoint.arrays("model"), named)
     arrays = variables.collect(variables.learnt(model))
     if options.half:
-        arrays = {name: weight_files.rounded(array) for name, array in arrays.items()}
+        arrays = {name: library.rounded(array) for name, array in arrays.items()}
         variables.restore(variables.learnt(model), arrays, named)
     return (fold(model), exact, info, checkpoint), arrays
 

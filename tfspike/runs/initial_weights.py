@@ -1,4 +1,5 @@
-"""Weights from elsewhere to begin a new run with: a .keras file, a SavedModel, a checkpoint or a workdir.
+"""Weights from elsewhere to begin a new run with: a .keras file, a SavedModel, a checkpoint, a workdir, or those that
+come with the library.
 
 Only weights are taken: no optimiser state, no step; where the number of classes differs, those of the output layer are
 not. Nothing of the source is executed beyond what building its layers needs; `.keras` files are read in Keras' safe
@@ -7,6 +8,7 @@ mode.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -14,13 +16,47 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfspike import weights
+from tfspike.config.config import Config
+from tfspike.config.settings import plain
 from tfspike.errors import UserError, first_line
 from tfspike.models import variables
-from tfspike.runs import standing, workdir
+from tfspike.runs import library, standing, starting, workdir
+
+# What decides how a network of given weights answers, beside its window
+_OF_A_NETWORK = ("model", "neuron", "hidden", "norm", "pooling", "shortcut", "encoder", "earliest", "leak", "threshold",
+                 "reset", "readout", "start", "running_start", "levels", "learn")
 
 
-def load(model: Any, path: str, say: workdir.Say) -> bool:
-    """Sets the weights of `model`, and the running statistics of its normalisations, from the file or folder `path`.
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Weights as they were found.
+
+    Attributes:
+      kind: what holds them, in words.
+      arrays: by the names of a checkpoint, or, of a file, numbered in their order.
+      by_name: which of both.
+      of_twin: whether a file says that they are of an ANN twin.
+      config: settings of the network that they are of, where that is known.
+      image_shape: of the images that it was trained on, where that is known.
+    """
+
+    kind: str
+    arrays: dict[str, np.ndarray]
+    by_name: bool
+    of_twin: bool = False
+    config: Config | None = None
+    image_shape: tuple[int, ...] = ()
+
+
+def load(model: Any, path: str, say: workdir.Say, config: Config | None = None) -> bool:
+    """Sets the weights of `model`, and the running statistics of its normalisations.
+
+    Args:
+      model: whose weights they become.
+      path: a file or folder, or a name of `tfspike.weights.available()`.
+      say: takes lines for the user.
+      config: settings of `model`; what was otherwise in the network that the weights are of is said.
 
     Returns:
       Whether they are known to be of an ANN twin, whose weights say nothing of firing rates.
@@ -28,14 +64,44 @@ def load(model: Any, path: str, say: workdir.Say) -> bool:
     Raises:
       UserError: it holds no weights, or they are of another network, but for the number of its classes.
     """
-    source = f"--init_from={path}"
-    kind, found, of_twin = _read(path, say)
+    source = _read(path, say)
+    others = "" if config is None or source.config is None else _other_settings(source.config, config)
+    try:
+        of_twin, anew = _assign(model, source, f"--init_from={path}")
+    except UserError as error:
+        if source.image_shape and source.image_shape != tuple(model.input_shape[-len(source.image_shape):]):
+            others = f"{others} for images of {' x '.join(map(str, source.image_shape))}".lstrip()
+        of = "of " if others.startswith("--") else ""
+        raise UserError(f"{error} They are {of}{others}." if others else str(error)) from None
+    say(f"First weights from the {source.kind} {path}.")
+    if others and not of_twin:
+        say(f"They were trained in a network of {others}.")
+    if anew is not None:
+        say(f"Its output layer is of {anew[0]} classes, so that of this network, of {anew[1]}, "
+            "begins with weights of its own.")
+    return of_twin
+
+
+def _other_settings(of_weights: Config, here: Config) -> str:
+    """Flags of a network, as far as they differ; those of an ANN twin are meant to."""
+    if of_weights.is_spiking != here.is_spiking:
+        return ""
+    return " ".join(f"--{name}={plain(getattr(of_weights, name))}" for name in _OF_A_NETWORK
+                    if getattr(of_weights, name) != getattr(here, name))
+
+
+def _assign(model: Any, taken: _Source, source: str) -> tuple[bool, tuple[int, int] | None]:
+    """Whether the weights are of a twin; and numbers of classes, there and here, where the output layer keeps its own.
+
+    All are checked before the first one is changed.
+    """
+    found, of_twin = taken.arrays, taken.of_twin
     wanted = variables.learnt(model)
     held = {name.split(":")[0].split("/")[-1] for name in found}
     # constants that the source's neurons do not learn begin with the values that the settings say
     wanted = [variable for variable in wanted if variable.name not in variables.CONSTANTS or variable.name in held]
     named = variables.named(wanted)
-    if kind == "by path":
+    if taken.by_name:
         lost = [name for name in found if name.split("#")[0].endswith("/moving_variance") and name not in dict(named)]
         if lost:
             raise UserError(f"{source} is of a normalised network ({lost[0]}), and this one is not; give --norm=tdbn.")
@@ -52,12 +118,7 @@ def load(model: Any, path: str, say: workdir.Say) -> bool:
     anew = {name: variable.numpy() for name, variable in named
             if name in found and _is_of_other_classes(name, variable, found[name])}
     variables.restore(wanted, {**found, **anew}, source)
-    say(f"First weights from the {kind_of(path)} {path}.")
-    if anew:
-        name, own = next(iter(anew.items()))
-        say(f"Its output layer is of {found[name].shape[-1]} classes, so that of this network, of {own.shape[-1]}, "
-            "begins with weights of its own.")
-    return of_twin
+    return of_twin, next(((found[name].shape[-1], own.shape[-1]) for name, own in anew.items()), None)
 
 
 def _is_of_other_classes(name: str, variable: Any, value: np.ndarray) -> bool:
@@ -71,30 +132,26 @@ def _in_twin(name: str) -> str:
     return "/".join(part for i, part in enumerate(name.split("/")) if i != 1)
 
 
-def kind_of(path: str) -> str:
-    """What kind of source a path is, in words."""
-    if path.endswith(".keras"):
-        return ".keras file"
-    if os.path.exists(os.path.join(path, "saved_model.pb")):
-        return "SavedModel"
-    return "checkpoint"
-
-
-def _read(path: str, say: workdir.Say) -> tuple[str, dict[str, np.ndarray], bool]:
-    """How its weights find those of the network, the weights, and whether a file says that it is of an ANN twin."""
-    kind = kind_of(path)
+def _read(path: str, say: workdir.Say) -> _Source:
+    if weights.is_meant(path):
+        entry = library.read(path)
+        return _Source("library's", entry.arrays(), True, config=entry.config,
+                       image_shape=tuple(entry.info.image_shape))
+    kind = ".keras file" if path.endswith(".keras") else \
+        "SavedModel" if os.path.exists(os.path.join(path, "saved_model.pb")) else "checkpoint"
     if kind == "checkpoint":
-        return "by path", standing.open_checkpoint(path, say, "best").arrays("model"), False
+        checkpoint = standing.open_checkpoint(path, say, "best")
+        return _Source(kind, checkpoint.arrays("model"), True, config=starting.settings_of(checkpoint))
     try:
         if kind == ".keras file":
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
 
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
             found = {f"{i}/{v.path}": v.value.numpy() for i, v in enumerate(variables.learnt(loaded))}
-            return "by order", found, not getattr(loaded, "is_spiking", True)
+            return _Source(kind, found, False, not getattr(loaded, "is_spiking", True))
         loaded = tf.saved_model.load(path)  # a module of variables and graphs; no graph is run
         held: Any = getattr(loaded, "weights", None) or getattr(loaded, "variables", ())
-        return "by order", {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(held)}, False
+        return _Source(kind, {f"{i}/{variable.name}": variable.numpy() for i, variable in enumerate(held)}, False)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive makes Keras and TensorFlow raise

@@ -16,7 +16,7 @@ from tfspike.output import counted
 from tfspike.runs import checkpoints
 from tfspike.runs.checkpoints import Checkpoint
 from tfspike.runs.standing import open_checkpoint
-from tfspike.runs.workdir import CHECKPOINTS, CONVERTED, Say, is_finished, run_metadata
+from tfspike.runs.workdir import CHECKPOINTS, CONVERTED, Say, is_finished, place_of_weights, run_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +82,14 @@ def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
         raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it "
                         "there, or --resume=auto.")
     checkpoint = open_checkpoint(path, say)
-    saved = _settings_of(checkpoint)
+    saved = settings_of(checkpoint)
     if saved is None:
         raise UserError(f"The checkpoint {path} does not say which settings it was trained with; use another one.")
     config_lib.check_resumable(dataclasses.replace(saved, workdir=path), config)
     return Start("resume", f"Resuming from step {checkpoint.step} of {checkpoint.path} in {workdir}.", checkpoint)
 
 
-def _settings_of(checkpoint: Checkpoint) -> Config | None:
+def settings_of(checkpoint: Checkpoint) -> Config | None:
     """The settings that a checkpoint was trained with; None where it does not say."""
     saved = checkpoint.meta.get("config")
     if not isinstance(saved, dict):
@@ -99,7 +99,7 @@ def _settings_of(checkpoint: Checkpoint) -> Config | None:
 
 def check_unedited(config: Config, checkpoint: Checkpoint) -> None:
     """Refuses a config.json that says another experiment than the one which left the checkpoint."""
-    saved = _settings_of(checkpoint)
+    saved = settings_of(checkpoint)
     changes = {} if saved is None else config_lib.diff(saved, config)
     if changes:
         listed = ", ".join(f"{name} (trained with {was}, now {now})" for name, (was, now) in changes.items())
@@ -112,6 +112,6 @@ def _check_init(workdir: str, options: RunOptions) -> None:
     if options.init_from is None:
         return
     begun_with = run_metadata(workdir).get("init_from")
-    if begun_with != os.path.abspath(options.init_from):
+    if begun_with != place_of_weights(options.init_from):
         raise UserError(f"--init_from starts a new run, but {workdir} holds one already; leave it out to continue that "
                         "run, or give another --workdir.")

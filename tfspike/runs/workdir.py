@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfspike import config as config_lib
-from tfspike import files
+from tfspike import files, weights
 from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.runs.provenance import command, commit, machine, versions
@@ -121,11 +121,16 @@ def write_config(config: Config, data: dict[str, Any], init_from: str | None) ->
     commands = [*before.get("commands", []), command()]
     machines = list(dict.fromkeys([*before.get("machines", []), machine()]))
     record = {"versions": versions(), "commit": commit(), "machines": machines, "commands": commands, "data": data,
-              "init_from": os.path.abspath(init_from) if init_from else before.get("init_from")}
+              "init_from": place_of_weights(init_from) if init_from else before.get("init_from")}
     code = own.checksums((config.surrogate, config.neuron))
     if code:
         record["own_code"] = code
     files.write_file(os.path.join(workdir, "config.json"), config_lib.to_json(config, record))
+
+
+def place_of_weights(init_from: str) -> str:
+    """What --init_from means in any folder: a whole path, or a name of the library's weights."""
+    return init_from if weights.is_meant(init_from) else os.path.abspath(init_from)
 
 
 def settle_again(config: Config, data: dict[str, Any], say: Say) -> Any:

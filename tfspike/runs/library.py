@@ -25,8 +25,8 @@ from tfspike.config.config import FIELDS, Config
 from tfspike.config.settings import shown
 from tfspike.datasets.arrays import DatasetInfo
 from tfspike.errors import UserError
+from tfspike.weights import FOLDER, available
 
-FOLDER = os.path.join(files.PACKAGE, "weights")
 FORMAT = 1
 LARGEST = 12_000_000  # bytes of one .npz: every clone of the repository carries it
 _PARTS = {"config": dict, "info": dict, "card": dict, "fingerprint": dict, "sha256": str}
@@ -60,15 +60,6 @@ class Entry:
 
 
 _ADVICE = "install tfspike again, or restore the file from the repository"
-
-
-def available(folder: str = FOLDER) -> list[str]:
-    """Names of the trained weights in a folder, the library's own unless another is given."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def check_name(name: Any, folder: str = FOLDER) -> str:
