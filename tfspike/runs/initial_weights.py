@@ -8,6 +8,7 @@ mode.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -141,7 +142,10 @@ def _read(path: str, say: workdir.Say) -> _Source:
         "SavedModel" if os.path.exists(os.path.join(path, "saved_model.pb")) else "checkpoint"
     if kind == "checkpoint":
         checkpoint = standing.open_checkpoint(path, say, "best")
-        return _Source(kind, checkpoint.arrays("model"), True, config=starting.settings_of(checkpoint))
+        config = None
+        with contextlib.suppress(UserError):  # settings that this version cannot read: the weights are what was asked for
+            config = starting.settings_of(checkpoint)
+        return _Source(kind, checkpoint.arrays("model"), True, config=config)
     try:
         if kind == ".keras file":
             import tfspike.models  # noqa: F401 (registers the layers that the file names)
