@@ -38,7 +38,8 @@ class TimeMajor(WholeWindow):
             self.activity_regularizer = regularizer
         train = keras.tree.flatten(outputs)[0]
         if tf.is_tensor(train):
-            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(tf.shape(train)[1], tf.float32))
+            records = tf.maximum(tf.shape(train)[1], 1)  # a replica may have none of the last batch of an epoch
+            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(records, tf.float32))
         return outputs
 
 
