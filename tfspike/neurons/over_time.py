@@ -87,10 +87,11 @@ class OverTime(TimeMajor):
         """A function of `[N, ...]` on a train `[T, B, ...]`, all T * B at once."""
         steps, batch = train.shape[0], train.shape[1]
         dynamic = tf.shape(train)
-        outputs = function(tf.reshape(train, [-1, *train.shape[2:]]))
+        outputs = function(tf.reshape(train, [-1, *_sizes(train, 2)]))
         if steps is None and batch is None:
             steps, batch = dynamic[0], dynamic[1]
-        return tf.reshape(outputs, [-1 if steps is None else steps, -1 if batch is None else batch, *outputs.shape[1:]])
+        return tf.reshape(outputs, [-1 if steps is None else steps, -1 if batch is None else batch,
+                                    *_sizes(outputs, 1)])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape[:2], *self.layer.compute_output_shape((None, *input_shape[2:]))[1:])
@@ -106,6 +107,11 @@ class OverTime(TimeMajor):
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
+
+
+def _sizes(values: tf.Tensor, first: int) -> list[Any]:
+    """The lengths of the axes from `first` on, as numbers where a graph knows them."""
+    return [tf.shape(values)[axis] if size is None else size for axis, size in enumerate(values.shape) if axis >= first]
 
 
 def _may_be_trained(variable: keras.Variable, layer: keras.layers.Layer) -> bool:
