@@ -263,6 +263,13 @@ def test_records_that_are_not_finite_have_scores_that_are_nan(encoder):
         assert np.isnan(found).all(-1).tolist() == [False, True, False] and np.isfinite(found[0]).all()
 
 
+def test_a_run_on_the_event_driven_path_is_exported_as_any_other(tmp_path):
+    pytest.importorskip("numba")
+    run = run_of(tmp_path / "run", kernel="events")
+    assert run_loading.load_run(run)[0].engine.refusal_of_events(training=False) is None
+    assert runs.exported(run, ["keras"])["keras"]["max_error"] == 0.0
+
+
 def test_a_twin_is_saved_as_keras_and_nothing_else(tmp_path):
     run = runs.untrained(tmp_path / "run", info_for(), model="lenet", hidden=0, neuron="relu")
     assert runs.exported(run, ["keras"])["keras"]["max_error"] == 0.0
