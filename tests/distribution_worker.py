@@ -176,12 +176,21 @@ def noise() -> dict:
             "repeat": all(np.array_equal(a, b) for a, b in zip(*drawn)), "steps": int(encoder.step.value.numpy())}
 
 
+class OfTrains(keras.regularizers.Regularizer):
+    """A penalty that the fast path does not compute from counts."""
+
+    def __call__(self, x):
+        return 0.05 * tf.reduce_sum(x)
+
+
 def fitted() -> dict:
     """Weights after Keras' `fit` on one device and on two, by layers whose thresholds adapt or are learnt; and whether
     they stay finite where the last batch of an epoch is too small for two."""
     rng = np.random.default_rng(0)
     x, y = rng.random((17, INPUTS)).astype("f"), np.eye(CLASSES, dtype="f")[np.arange(17) % CLASSES]
     kinds = {"adapting": {"homeostasis": 0.1, "activity_regularizer": keras.regularizers.L1(1e-3)},
+             "by layers": {"homeostasis": 0.1, "activity_regularizer": OfTrains()},
+             "moving": {"running_start": True},
              "learnt": {"learn": ("leak", "threshold"), "credit": "time"}}
     found = {}
     for kind, options in kinds.items():

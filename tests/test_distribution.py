@@ -87,7 +87,7 @@ def test_noise_differs_between_devices_and_repeats_with_the_run(two_devices: dic
     assert two_devices["noise"] == {"differ_by_replica": True, "repeat": True, "steps": 2}
 
 
-@pytest.mark.parametrize("kind", ["adapting", "learnt"])
+@pytest.mark.parametrize("kind", ["adapting", "by layers", "moving", "learnt"])
 def test_fit_of_keras_on_two_devices_ends_with_the_weights_of_one(two_devices: dict[str, Any], kind: str) -> None:
     found = two_devices["fit"][kind]
     assert found["difference"] < 1e-6

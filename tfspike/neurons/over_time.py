@@ -6,6 +6,7 @@ one convolution serves all T * B images.
 
 from __future__ import annotations
 
+import contextvars
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -21,21 +22,35 @@ class WholeWindow(keras.layers.Layer):
     """Layers that take a whole spike train, and say nothing of a single step."""
 
 
+_CALLED: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("_CALLED", default=())
+
+
 class TimeMajor(WholeWindow):
     """What layers of spike trains share: `activity_regularizer` is the penalty of one record of the batch.
 
     Keras divides a penalty by the length of the first axis, which is time here, and adds those of returned states.
     """
 
+    _regularizer: Any = None
+
+    @property
+    def activity_regularizer(self) -> Any:
+        """The penalty; None while Keras calls the layer, in the thread that does: replicas have one each."""
+        return None if self in _CALLED.get() else self._regularizer
+
+    @activity_regularizer.setter
+    def activity_regularizer(self, regularizer: Any) -> None:
+        self._regularizer = regularizer
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        regularizer: Any = getattr(self, "activity_regularizer")  # noqa: B009 (Keras gives it no type)
+        regularizer = self.activity_regularizer
         if regularizer is None:
             return super().__call__(*args, **kwargs)
-        self.activity_regularizer = None
+        token = _CALLED.set((*_CALLED.get(), self))
         try:
             outputs = super().__call__(*args, **kwargs)
         finally:
-            self.activity_regularizer = regularizer
+            _CALLED.reset(token)
         train = keras.tree.flatten(outputs)[0]
         if tf.is_tensor(train):
             records = tf.maximum(tf.shape(train)[1], 1)  # a replica may have none of the last batch of an epoch
