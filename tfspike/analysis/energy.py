@@ -167,7 +167,8 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
     """Every group of connections of a network, in the order of the forward pass.
 
     Raises:
-      UserError: a layer has weights but is none whose operations can be counted.
+      UserError: a layer has weights but is none whose operations can be counted, or an operation of Keras makes one
+        train of several.
     """
     found: list[dict[str, Any]] = []
     events = {plan.encoder.output: _encoded(plan.encoder.layer)}
