@@ -139,7 +139,7 @@ class Comparison:
 def trained(folder: str, config: Config) -> dict[str, Any]:
     """What the log of a finished run says: its course, its best validation, the passes over the data, its cost."""
     events = results.read_events(os.path.join(folder, results.METRICS))
-    best = results.best_epoch(events)
+    best = results.best_epoch(events, config)
     if best is None:
         raise UserError("The best weights are chosen on validation data; leave --val_fraction=0 out.")
     images = workdir.run_metadata(folder)["data"]["split"]["num_train"]

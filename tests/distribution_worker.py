@@ -1,6 +1,6 @@
 """Runs in a process of its own, because logical devices must be made before TensorFlow starts: prints JSON.
 
-    python tests/distribution_worker.py rate event many validation noise long
+    python tests/distribution_worker.py rate event many validation noise fit long
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tensorflow as tf  # noqa: E402
 import runs  # noqa: E402
 from tfspike import SpikingModel, ThresholdNorm, distribution  # noqa: E402
 from tfspike.distribution import Worker  # noqa: E402
+from tfspike.engine import folding  # noqa: E402
 from tfspike.neurons import encoders  # noqa: E402
 from tfspike.neurons.layers import LIF, Readout  # noqa: E402
 from tfspike.neurons.over_time import OverTime  # noqa: E402
@@ -175,6 +176,43 @@ def noise() -> dict:
             "repeat": all(np.array_equal(a, b) for a, b in zip(*drawn)), "steps": int(encoder.step.value.numpy())}
 
 
+class OfTrains(keras.regularizers.Regularizer):
+    """A penalty that the fast path does not compute from counts."""
+
+    def __call__(self, x):
+        return 0.05 * tf.reduce_sum(x)
+
+
+def fitted() -> dict:
+    """Weights after Keras' `fit` on one device and on two, by layers whose thresholds adapt or are learnt; and whether
+    they stay finite where the last batch of an epoch is too small for two."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((17, INPUTS)).astype("f"), np.eye(CLASSES, dtype="f")[np.arange(17) % CLASSES]
+    kinds = {"adapting": {"homeostasis": 0.1, "activity_regularizer": keras.regularizers.L1(1e-3)},
+             "by layers": {"homeostasis": 0.1, "activity_regularizer": OfTrains()},
+             "moving": {"running_start": True},
+             "learnt": {"learn": ("leak", "threshold"), "credit": "time"}}
+    found = {}
+    for kind, options in kinds.items():
+        models = []
+        for strategy in strategies().values():
+            with strategy.scope():
+                inputs = keras.Input((INPUTS,))
+                weights = keras.initializers.VarianceScaling(4.0, "fan_in", "untruncated_normal", seed=1)
+                hidden = OverTime(keras.layers.Dense(UNITS, use_bias=False, kernel_initializer=weights))
+                hidden = hidden(encoders.create("direct", T)(inputs))
+                hidden = LIF(LEAK, gradient="rate", surrogate="arctan", **options)(hidden)
+                output = OverTime(keras.layers.Dense(CLASSES, use_bias=False, kernel_initializer=weights))(hidden)
+                models.append(SpikingModel(inputs, Readout(LEAK)(output)))
+                models[-1].compile(keras.optimizers.SGD(0.05), "mse")
+            models[-1].fit(x[:16], y[:16], batch_size=8, epochs=2, shuffle=False, verbose=0)
+        one, two = (folding.fold(model).get_weights() + model.get_weights() for model in models)
+        models[1].fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        found[kind] = {"difference": max(float(np.abs(a - b).max()) for a, b in zip(one, two)),
+                       "finite": all(np.isfinite(weight).all() for weight in models[1].get_weights())}
+    return found
+
+
 def long(steps: int = 200) -> dict:
     """Mean loss of the last 20 of 200 steps of LeNet: three seeds on one device, the first of them on two."""
     def loss(strategy, seed: int) -> float:
@@ -196,5 +234,5 @@ if __name__ == "__main__":
             # Shares of the first device: a half, three quarters, and all of a last batch too small for two
             "normalisation": lambda: {gradient: {first: normalisation(gradient, first) for first in (B, 6, 2 * B)}
                                       for gradient in ("event", "rate")},
-            "learning": learning, "validation": validation, "noise": noise, "long": long}
+            "learning": learning, "validation": validation, "noise": noise, "fit": fitted, "long": long}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))

@@ -246,3 +246,21 @@ def test_targets_of_a_strided_kernel_of_few_channels_are_counted_in_a_process_th
     for _ in range(4):  # what is written beyond its memory does not always hit what is needed
         targets = energy.fan_out(layer, (12, 12, 4))
     assert targets[::2, ::2].tolist() == np.full((6, 6, 4), 8).tolist() and targets.sum() == 8 * 144
+
+
+def test_operations_of_keras_cost_nothing_but_what_their_values_are():
+    """Twice the spikes are real values, which multiply weights; twice the currents are currents."""
+    inputs = keras.Input((4,))
+    train = encoders.create("poisson", 3, seed=1)(inputs)
+    hidden, output = layers.OverTime(keras.layers.Dense(5)), layers.OverTime(keras.layers.Dense(2))
+    for doubled, kind in ((lambda: hidden(train) * 2.0, "spikes"), (lambda: hidden(train * 2.0), "mixed")):
+        model = models.SpikingModel(inputs, layers.Readout()(output(layers.LIF()(doubled()))))
+        into_hidden, into_output = energy.synapses(model.required_plan())
+        assert (into_hidden.events, into_output.events) == (kind, "spikes")
+        into_hidden, into_output = (layer.operations for layer in analysis.analyse(
+            model, np.ones((2, 4), "f"), np.zeros(2, int)).layers[1:])
+        assert (into_hidden.acs > 0, into_hidden.macs > 0) == (kind == "spikes", kind == "mixed")
+        assert into_output.macs == 0
+    joined = models.SpikingModel(inputs, layers.Readout()(output(layers.LIF()(hidden(train) + hidden(train)))))
+    with pytest.raises(UserError, match=r"such as keras.layers.Add\(\)\(\[a, b\]\) for a \+ b"):
+        energy.synapses(joined.required_plan())

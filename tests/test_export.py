@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import runs
 import tfspike
-from tfspike import datasets, export
+from tfspike import datasets, export, training
 from tfspike.errors import UserError
 from tfspike.export import formats, verify
 from tfspike.export.saved_model import Served
@@ -261,6 +261,24 @@ def test_records_that_are_not_finite_have_scores_that_are_nan(encoder):
             state = {name: state[name] for name in served.window.state_specs()}
     for found in scores:
         assert np.isnan(found).all(-1).tolist() == [False, True, False] and np.isfinite(found[0]).all()
+
+
+def test_a_run_on_the_event_driven_path_is_exported_as_any_other(tmp_path):
+    pytest.importorskip("numba")
+    run = run_of(tmp_path / "run", kernel="events")
+    assert run_loading.load_run(run)[0].engine.refusal_of_events(training=False) is None
+    assert runs.exported(run, ["keras"])["keras"]["max_error"] == 0.0
+
+
+@pytest.mark.parametrize(("form", "settings", "why"), [
+    ("nir", {"reset": "subtract"}, "NIR begin at 0 and reset to 0"), ("nir", {"running_start": True}, "conv1_1_lif' moves"),
+    ("litert", {"running_start": True}, "begin where earlier windows ended"), ("onnx", {}, "need the package no_such")])
+def test_what_no_training_could_export_is_refused_before_it(form, settings, why, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfspike.export.onnx_graph._PACKAGES", ("no_such",))
+    config = runs.tiny(tmp_path / "runs" / "run", export=("keras", form), surrogate="arctan", **settings)
+    with pytest.raises(UserError, match=why):
+        training.run(config, say=lambda line: None)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_twin_is_saved_as_keras_and_nothing_else(tmp_path):

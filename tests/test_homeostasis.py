@@ -79,6 +79,13 @@ def test_the_mean_stays_until_nothing_fires_and_there_is_a_least() -> None:
     assert neurons.threshold_factor.value.numpy().tolist() == pytest.approx([0.1, 0.1])
 
 
+def test_a_replica_without_a_record_moves_nothing() -> None:
+    neurons = LIF(1.0, 1.0, homeostasis=0.3, activity_regularizer=keras.regularizers.L1(0.1))
+    neurons(tf.zeros((1, 0, 2)), training=True)
+    assert neurons.threshold_factor.value.numpy().tolist() == [1.0, 1.0]
+    assert float(neurons.losses[0]) == 0.0
+
+
 # ---- a silent layer ------------------------------------------------------------------------------------------------
 
 

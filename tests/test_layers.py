@@ -257,6 +257,20 @@ def test_over_time_knows_its_shapes_before_it_knows_t_or_b() -> None:
         np.testing.assert_allclose(run(train), layer(train), rtol=1e-5, atol=1e-6)
 
 
+def test_a_graph_of_images_of_any_size_computes_what_one_of_known_sizes_does() -> None:
+    conv, norm, neurons = OverTime(keras.layers.Conv2D(4, 3)), ThresholdNorm(), LIF(surrogate="triangular")
+
+    def layers(train: tf.Tensor) -> tf.Tensor:
+        return OverTime(keras.layers.GlobalAveragePooling2D())(neurons(norm(conv(train), training=True)))
+
+    for layer, channels in ((conv, 2), (norm, 4)):
+        layer.build((T, None, None, None, channels))
+    of_any_size = tf.function(layers, input_signature=[tf.TensorSpec((T, None, None, None, 2), tf.float32)])
+    for size in (6, 7):
+        train = currents(size, size + 1, 2)
+        np.testing.assert_allclose(of_any_size(train), layers(train), rtol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [LIF, PoolingIF, Readout])
 def test_a_batch_is_not_taken_for_time(layer: Any) -> None:
     for shape in ((10,), (20, 8), (6, 6, 3)):

@@ -146,12 +146,18 @@ def test_moved_while_it_trains_nothing_trained_is_lost(tmp_path: Path) -> None:
         if "step 2/3" in line and "epoch 1/2" in line:
             os.rename(tmp_path / "run", tmp_path / "moved")
 
-    assert training.run(runs.tiny(tmp_path / "run"), say=say) == 0
+    made = runs.tiny(tmp_path / "run", tensorboard=True)
+    assert training.run(made, say=say) == 0
     assert sum("moved or deleted while its run was training" in line for line in lines) == 1
     _, config, _, checkpoint = run_loading.load_run(str(tmp_path / "run"), "best", say=quiet)
     assert config.workdir == str(tmp_path / "run") and checkpoint.step == 3
     assert checkpoints.steps(str(tmp_path / "moved" / "checkpoints")) == [0]
     assert checkpoints.steps(str(tmp_path / "run" / "checkpoints"))[-1] == 6
+    logged = {name: [event["step"] for event in runs.metrics(tmp_path / name)] for name in ("moved", "run")}
+    assert logged == {"moved": [2], "run": [3, 3, 4, 6, 6]}, "from then on the log is in the new folder"
+    assert list((tmp_path / "run" / "tb").iterdir())
+    best = results.best_epoch(results.read_events(str(tmp_path / "run" / "metrics.jsonl")), made)
+    assert best is not None and best["step"] == checkpoint.step
 
 
 @pytest.mark.parametrize("copied", ["whole", "without"])

@@ -66,6 +66,16 @@ def step(model: SpikingModel, route: Any, inputs: np.ndarray) -> tuple[np.ndarra
 # ---- the layer ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("gradient", ["event", "rate"])
+@pytest.mark.parametrize("shape", [(C,), (6, C), (6, 6, C), (2, 3, 6, C)])
+def test_maps_of_any_number_of_axes_are_normalised_alike(shape: tuple[int, ...], gradient: str) -> None:
+    x = currents()[:, :, :1, :].reshape(T, B, -1, C)
+    x = np.tile(x, (1, 1, 6, 1)).reshape(T, B, -1)[..., :np.prod(shape)].reshape(T, B, *shape)
+    axes = tuple(range(x.ndim - 1))
+    expected = (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-5)
+    np.testing.assert_allclose(ThresholdNorm(gradient=gradient)(x, training=True), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_currents_leave_with_the_size_of_the_threshold() -> None:
     layer = ThresholdNorm(threshold=0.7, alpha=0.5)
     x = currents()

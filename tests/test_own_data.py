@@ -80,6 +80,13 @@ def test_what_is_held_out_is_the_same_in_every_release() -> None:
     assert counts == [0, 1, 1, 1, 2, 20]
 
 
+def test_classes_may_be_called_as_the_parts_are(tmp_path: Path) -> None:
+    train, test = parts(write(tmp_path / "pictures", ("bus", "train", "test")))
+    assert train.class_names == test.class_names == ("bus", "test", "train")
+    (tmp_path / "pictures" / "train" / "cat").mkdir()  # now it has classes
+    refused("folder", tmp_path / "pictures", "train has 1 class, 'cat'")
+
+
 @pytest.mark.parametrize("name", ["test", "Validation", "valid", "val"])
 def test_the_test_folder_may_have_another_name(tmp_path: Path, name: str) -> None:
     write(tmp_path / "Train")

@@ -28,6 +28,7 @@ from tfspike.evaluation.options import EvalOptions
 from tfspike.runs import loading as run_loading
 from tfspike.runs import provenance, results, workdir
 from tfspike.runs.results import COLUMNS, KEY, ResultOptions
+from tfspike.training.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKLY = hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -231,6 +232,21 @@ def test_a_file_of_another_schema_is_left_alone(copy: Path) -> None:
         assert str(table) in refused(copy)
     table.write_bytes(b"\xff\xfe")
     assert "cannot be read" in refused(copy)
+
+
+@pytest.mark.parametrize(("schedule", "best"), [((), 1), (("1:2",), 4), (("4:1", "1:2"), 4)])
+def test_the_best_epoch_is_the_one_whose_weights_training_keeps(tmp_path: Path, schedule: tuple[str, ...],
+                                                                best: int) -> None:
+    config = runs.tiny(tmp_path, timesteps=4, epochs=5, timesteps_schedule=schedule, lr_milestones=())
+    events = [{"event": "epoch", "epoch": epoch, "step": 3 * epoch, "epoch/val_accuracy": accuracy}
+              for epoch, accuracy in enumerate((0.9, 0.8, 0.7, 0.8, 0.8), 1)]
+    progress = Progress(config, None, None, 3, True)  # type: ignore[arg-type]
+    for event in events:
+        progress.step = event["step"]
+        progress.note_validation(event["epoch/val_accuracy"])
+    found = results.best_epoch(events, config)
+    assert found is not None and progress.best is not None
+    assert (found["epoch"], found["step"]) == (best, progress.best["step"])
 
 
 @QUICKLY

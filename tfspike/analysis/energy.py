@@ -167,7 +167,8 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
     """Every group of connections of a network, in the order of the forward pass.
 
     Raises:
-      UserError: a layer has weights but is none whose operations can be counted.
+      UserError: a layer has weights but is none whose operations can be counted, or an operation of Keras makes one
+        train of several.
     """
     found: list[dict[str, Any]] = []
     events = {plan.encoder.output: _encoded(plan.encoder.layer)}
@@ -225,11 +226,18 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
     if getattr(layer, "weights", ()) and not isinstance(call.layer, _NO_SYNAPSES):
         raise UserError(f"The operations of layer {name!r}, a {type(layer).__name__}, cannot be counted; dense, "
                         "convolution and average pooling layers can.")
-    kind = next((kind for kind in ("current", "real", "mixed") if kind in events), "spikes")
+    is_operation = not isinstance(layer, keras.layers.Layer)
+    if is_operation and len(sources) > 1:
+        raise UserError(f"The operations of {name!r}, which makes one train of several, cannot be counted; those of a "
+                        "layer in its place can, such as keras.layers.Add()([a, b]) for a + b.")
+    known = next((kind for kind in ("current", "real", "mixed") if kind in events), None)
+    kind = known or ("mixed" if is_operation else "spikes")  # which an operation may make any values of
     if isinstance(call.layer, _NO_SYNAPSES):
         return [], kind, present[0]
-    ones = [tf.constant(there[np.newaxis, np.newaxis]) for there in present]  # [T=1, B=1, *positions]
-    passed = call.layer(ones if len(ones) > 1 else ones[0])
+    ones = {x: tf.constant(there[np.newaxis, np.newaxis]) for x, there in zip(sources, present)}  # [1, 1, *positions]
+    args, kwargs = keras.tree.map_structure(lambda x: ones[x] if isinstance(x, keras.KerasTensor) else x,
+                                            (call.args, call.kwargs))
+    passed = call.layer(*args, **kwargs)
     return [], kind, (keras.ops.convert_to_numpy(passed)[0, 0] != 0).astype(np.float32)
 
 

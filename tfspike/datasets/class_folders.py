@@ -123,12 +123,14 @@ def _parts(kind: Kind, root: pathlib.Path) -> tuple[pathlib.Path | None, pathlib
     """The folders of the training classes and of the test classes; None where there is none."""
     found = {name.lower(): path for name, path in _subfolders(root).items()}
     tests = [found[name] for name in _TEST_NAMES if name in found]
-    if "train" in found:
+    classes = set(found) - {"train", *_TEST_NAMES}
+    if "train" in found and (not classes or any(map(_subfolders, (found["train"], *tests)))):
         if len(tests) > 1:
             warnings.warn(f"{tests[1]} is not read: {tests[0]} is there to test with, and validation {kind.plural} "
                           "are held out of those to train with (--val_fraction).", stacklevel=5)
         return found["train"], tests[0] if tests else None
-    if "test" in found and _subfolders(found["test"]):  # or else it is a class of this name
+    # Without folders in them both are classes, as a train is among vehicles
+    if "test" in found and _subfolders(found["test"]):
         return None, found["test"]
     return (root if found else None), None
 

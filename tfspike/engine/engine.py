@@ -135,7 +135,7 @@ class Engine:
                 return backward(kept, given, asked.output, self._demands(asked, penalised, counted))
 
             states = dict(zip(self.plan.spiking, record.states))
-            fired = [tf.reduce_sum(states[call].count) / tf.cast(tf.shape(inputs)[0], tf.float32) for call in penalised]
+            fired = [tf.reduce_sum(states[call].count) / _records(inputs) for call in penalised]
             outputs = Outputs(record.output, record.input_rate, fired, record.states, record.moments)
             return tuple(tf.nest.flatten(outputs)), grad
 
@@ -379,7 +379,7 @@ class Engine:
 
     def _demands(self, asked: Outputs, penalised: list[plans.Call], counted: bool) -> dict[plans.Call, Demand]:
         """What the gradients of `run`'s further outputs ask of the spikes."""
-        batch = tf.cast(tf.shape(asked.output)[0], tf.float32)
+        batch = _records(asked.output)
         of_spikes = {call: g / batch for call, g in zip(penalised, asked.fired)}
         of_count = {call: g.count for call, g in zip(self.plan.spiking, asked.states)} if counted else {}
         return {call: Demand(of_count.get(call), of_spikes.get(call)) for call in {**of_count, **of_spikes}}
@@ -413,6 +413,11 @@ class Engine:
             neurons = [(batch or 32) * math.prod(_feature_shape(call)) for call in self.plan.spiking]
             chunk = kernels.choose_chunk(self.timesteps, max(neurons), sum(neurons))
         return chunk, self.timesteps % chunk
+
+
+def _records(values: tf.Tensor) -> tf.Tensor:
+    """B of `[B, ...]`, float32; at least 1, as the last batch of an epoch may leave a replica without a record."""
+    return tf.maximum(tf.cast(tf.shape(values)[0], tf.float32), 1.0)
 
 
 def _feature_shape(call: plans.Call) -> tuple[int, ...]:

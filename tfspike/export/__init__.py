@@ -12,11 +12,12 @@ from tfspike.faces import on_use
 
 if TYPE_CHECKING:  # what _HOME says, for type checkers
     from tfspike.export.formats import FORMATS as FORMATS
+    from tfspike.export.formats import refuse as refuse
     from tfspike.export.formats import save as save
     from tfspike.export.nir_graph import to_nir as to_nir
     from tfspike.export.nir_import import from_nir as from_nir
 
-_HOME = {"FORMATS": "formats", "save": "formats",
+_HOME = {"FORMATS": "formats", "refuse": "formats", "save": "formats",
          "to_nir": "nir_graph",
          "from_nir": "nir_import"}
 

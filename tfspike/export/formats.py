@@ -72,6 +72,30 @@ def save(model: Any, info: Any, formats: Sequence[str], folder: str | os.PathLik
                         "give a folder that can be written.") from error
 
 
+def refuse(model: Any, formats: Sequence[str]) -> None:
+    """To be asked before a training: what `save` would say behind it, whatever the weights have become.
+
+    Args:
+      model: as for `save`.
+      formats: some of `FORMATS`.
+
+    Raises:
+      UserError: a package is missing, or a format has no counterpart of these neurons.
+    """
+    if "onnx" in formats:
+        from tfspike.export import onnx_graph
+        onnx_graph.require()
+    if "litert" in formats:
+        from tfspike.export import litert
+        litert.refuse_starts(model)
+    if "nir" in formats:
+        from tfspike.engine.folding import fold
+        from tfspike.export import nir_graph
+        for call in model.required_plan().spiking:  # folded, starts that move would stand at their first value
+            nir_graph.refuse_neurons(call)
+        nir_graph.to_nir(fold(model))
+
+
 def _writer(form: str, model: Any, info: Any, weights: str, target: str) -> Callable[[str], Any]:
     """Converts the model, and returns what writes it to a path."""
     if form == "keras":

@@ -47,6 +47,16 @@ class _Fixed(Served):
         return self.window.outputs(self.window.run(encode, self.window.timesteps, 1, state))
 
 
+def refuse_starts(model: Any) -> None:
+    """Raises UserError where membranes begin a window, or may after training, elsewhere than at 0."""
+    for call in model.required_plan().spiking:
+        start = call.layer.neuron.start
+        if call.layer.moving_start is not None or start != 0.0:
+            where = f"at {start:g} of the threshold" if start else "where earlier windows ended"
+            raise UserError(f"A stream in LiteRT begins with zeros, and the membranes of {call.name!r} begin {where}: "
+                            "export saved_model.")
+
+
 def convert(model: Any, info: Any, weights: str = "float32") -> bytes:
     """The content of the file.
 
@@ -64,9 +74,7 @@ def convert(model: Any, info: Any, weights: str = "float32") -> bytes:
         if call.layer.moving_start is not None:
             raise UserError(f"The start of {call.name!r} moves: export tfspike.folding.fold(model), where it is "
                             "constant.")
-        if call.layer.neuron.start != 0.0:
-            raise UserError(f"A stream in LiteRT begins with zeros, and the membranes of {call.name!r} begin at "
-                            f"{call.layer.neuron.start:g} of the threshold: export saved_model.")
+    refuse_starts(model)
     with tempfile.TemporaryDirectory() as folder:
         signatures = served.signatures()
         tf.saved_model.save(served, folder, signatures=signatures)

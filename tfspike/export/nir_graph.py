@@ -102,6 +102,16 @@ def _conventions(target: str | Conventions) -> Conventions:
     return TARGETS[target]
 
 
+def refuse_neurons(call: plans.Call) -> None:
+    """Raises UserError for spiking neurons that NIR has not: of another reset or start than 0."""
+    neuron = call.layer.neuron
+    if call.layer.moving_start is not None:
+        raise UserError(f"The neurons of NIR begin at 0, and the start of {call.name!r} moves: export another format.")
+    if neuron.reset != "zero" or neuron.start != 0.0:
+        raise UserError(f"The neurons of NIR begin at 0 and reset to 0, and {call.name!r} has reset={neuron.reset!r} "
+                        f"and start={neuron.start:g}: export another format.")
+
+
 def nir_package() -> Any:
     """The package `nir`; raises UserError where it is not installed."""
     try:
@@ -158,13 +168,8 @@ class _Writer:
         if isinstance(layer, (WindowDropout, keras.layers.Identity)):
             return source
         if isinstance(layer, SpikingLayer):
+            refuse_neurons(call)
             neuron = layer.neuron
-            if layer.moving_start is not None:
-                raise UserError(f"The neurons of NIR begin at 0, and the start of {call.name!r} moves: export another "
-                                "format.")
-            if neuron.reset != "zero" or neuron.start != 0.0:
-                raise UserError(f"The neurons of NIR begin at 0 and reset to 0, and {call.name!r} has "
-                                f"reset={neuron.reset!r} and start={neuron.start:g}: export another format.")
             node = self._neuron(_first(source.shape), float(neuron.leak), np.asarray(neuron.threshold, np.float32))
             return self._add(call.name, node, source)
         if isinstance(layer, Readout):

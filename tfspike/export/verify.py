@@ -224,6 +224,8 @@ def _compare_scores(form: str, endpoint: str, found: np.ndarray, want: np.ndarra
 def _check_keras(path: str, sample: Sample | AnnSample) -> dict[str, Any]:
     inputs = sample.given["spikes"] if isinstance(sample, Sample) and sample.from_events else sample.images
     again = keras.models.load_model(path)
+    if isinstance(sample, Sample):  # a file does not say which kernel computes it; another one may add otherwise
+        again.configure_engine(*sample.model.engine_options)
     want, found = sample.model(inputs).numpy(), again(inputs).numpy()
     if not np.array_equal(want, found):
         raise UserError(f"the .keras file gives scores that differ by {np.abs(want - found).max():.1e} from the "

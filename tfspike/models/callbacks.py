@@ -78,7 +78,12 @@ class FitAdvice:
         return "" if value is None else f" (now {float(value):g})"
 
     def _rate(self) -> float:
-        return float(self._model.optimizer.learning_rate)
+        return learning_rate(self._model)
+
+
+def learning_rate(model: Any) -> float:
+    """That of a compiled Keras model's next step; a variable on every device under a distribution strategy."""
+    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
 
 class FitWatch(Watch):
@@ -192,7 +197,7 @@ class Diagnosis(keras.callbacks.Callback):
         norms, self._sums = self._weights()
         found = {**getattr(self.model, "activity_statistics", dict)(),
                  **{f"weight_norm/{name}": norm for name, norm in norms.items()}}
-        if float(self.model.optimizer.learning_rate) > 0.0:  # else weights stand still whatever the gradient
+        if learning_rate(self.model) > 0.0:  # else weights stand still whatever the gradient
             found |= {f"grad_norm/{name}": float(value != before[name]) for name, value in self._sums.items()}
         return found | ({"loss": float(logs["loss"])} if "loss" in logs else {})
 

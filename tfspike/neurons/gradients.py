@@ -108,7 +108,7 @@ class Neuron(NamedTuple):
 
     `gain` is what the slope is scaled with: 1/theta for a LIF neuron, 1 for a pooling neuron, so that a LIF neuron
     without leak and with threshold .75 is not a pooling neuron. `surrogate` is what stands for the derivative of a
-    spike: "leak_aware" or one of `surrogates.DERIVATIVES`, stretched by `width`. `reset` is what a spike does to the
+    spike: one of `surrogates.names()`, stretched by `width` where it has one. `reset` is what a spike does to the
     membrane, "zero", "subtract" or "silent"; `start` is the share of the threshold that the membrane begins a window
     with, in [0, 1); `credit` is how "rate" takes a surrogate, "mean" or "time". `learn` names which of leak and
     threshold are tensors `[]` that pass gradient (`tfspike.neurons.learnt`); then `gain`, 1/theta, may be one. With
@@ -138,7 +138,7 @@ class Neuron(NamedTuple):
 
     @property
     def slope_rule(self) -> slopes.SlopeRule:
-        """What stands for the derivative of its spikes: a `slopes.LeakAware` or a `slopes.Surrogate`."""
+        """What stands for the derivative of its spikes, by `surrogate`, `credit` and `learn`."""
         if self.learn:
             kind = learnt.LearntInTime if self.credit == "time" else learnt.LearntConstants
             return kind(self.leak, self.threshold, self.gain, self.surrogate, self.width, self.reset, self.learn)

@@ -66,6 +66,8 @@ def adapted(factor: tf.Tensor, count: tf.Tensor, homeostasis: float) -> tf.Tenso
     share = tf.reduce_mean(fired, axis=-1, keepdims=True)
     competing = tf.where(share >= _ENOUGH, share, 1.0)
     moved = factor + homeostasis * tf.reduce_mean(fired - competing, axis=0)
+    # The last batch of an epoch may leave a replica without a record, whose mean is NaN
+    moved = tf.where(tf.shape(count)[0] > 0, moved, factor)
     return tf.stop_gradient(tf.maximum(moved, _LEAST))
 
 

@@ -253,9 +253,9 @@ class LIF(SpikingLayer):
 
     def constants(self) -> dict[str, Any]:
         """The configuration of a layer that has as constants what is learnt or moves here, as it is now."""
-        found = {name: float(variable.value) for name, variable in self.learnt.items()}
+        found = {name: float(variable.numpy()) for name, variable in self.learnt.items()}
         if self.moving_start is not None:
-            found["start"] = float(self.moving_start.value)
+            found["start"] = float(self.moving_start.numpy())
         return {**found, "learn": (), "running_start": False}
 
 

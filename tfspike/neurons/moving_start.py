@@ -29,7 +29,10 @@ def after(start: tf.Tensor, state: NeuronState, threshold: Any) -> tf.Tensor:
       threshold: of the neurons.
     """
     fired = tf.cast(state.count > 0.0, tf.float32)
-    number = tf.reduce_sum(fired)
-    mean = tf.reduce_sum(fired * state.membrane) / (tf.maximum(number, 1.0) * threshold)
+    number, total = tf.reduce_sum(fired), tf.reduce_sum(fired * state.membrane)
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:  # not a mean of means: others fired elsewhere
+        number, total = replica.all_reduce(tf.distribute.ReduceOp.SUM, [number, total])
+    mean = total / (tf.maximum(number, 1.0) * threshold)
     moved = _KEPT * start + (1.0 - _KEPT) * tf.clip_by_value(mean, 0.0, _MOST)
     return tf.stop_gradient(tf.where(number > 0.0, moved, start))

@@ -92,8 +92,9 @@ class ThresholdNorm(keras.layers.Layer):
         if not self._alone:
             mean, variance = self.moments(currents)
             return self.normalise(currents, mean, variance), mean, variance
-        images = tf.reshape(currents, [-1, 1, 1, currents.shape[-1]] if len(currents.shape) < 5
-                            else [-1, *currents.shape[2:]])
+        maps = list(currents.shape[2:])
+        is_image = len(maps) == 3 and None not in maps  # a shape that the operation takes as it is
+        images = tf.reshape(currents, [-1, *maps] if is_image else [-1, 1, 1, currents.shape[-1]])
         nothing = tf.zeros([0], tf.float32)
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=tf.cast(images, self.compute_dtype), scale=self._gain, offset=self.beta.value, mean=nothing,

@@ -6,6 +6,7 @@ one convolution serves all T * B images.
 
 from __future__ import annotations
 
+import contextvars
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -21,24 +22,39 @@ class WholeWindow(keras.layers.Layer):
     """Layers that take a whole spike train, and say nothing of a single step."""
 
 
+_CALLED: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("_CALLED", default=())
+
+
 class TimeMajor(WholeWindow):
     """What layers of spike trains share: `activity_regularizer` is the penalty of one record of the batch.
 
     Keras divides a penalty by the length of the first axis, which is time here, and adds those of returned states.
     """
 
+    _regularizer: Any = None
+
+    @property
+    def activity_regularizer(self) -> Any:
+        """The penalty; None while Keras calls the layer, in the thread that does: replicas have one each."""
+        return None if self in _CALLED.get() else self._regularizer
+
+    @activity_regularizer.setter
+    def activity_regularizer(self, regularizer: Any) -> None:
+        self._regularizer = regularizer
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        regularizer: Any = getattr(self, "activity_regularizer")  # noqa: B009 (Keras gives it no type)
+        regularizer = self.activity_regularizer
         if regularizer is None:
             return super().__call__(*args, **kwargs)
-        self.activity_regularizer = None
+        token = _CALLED.set((*_CALLED.get(), self))
         try:
             outputs = super().__call__(*args, **kwargs)
         finally:
-            self.activity_regularizer = regularizer
+            _CALLED.reset(token)
         train = keras.tree.flatten(outputs)[0]
         if tf.is_tensor(train):
-            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(tf.shape(train)[1], tf.float32))
+            records = tf.maximum(tf.shape(train)[1], 1)  # a replica may have none of the last batch of an epoch
+            self.add_loss(regularizer(tf.cast(train, tf.float32)) / tf.cast(records, tf.float32))
         return outputs
 
 
@@ -86,10 +102,11 @@ class OverTime(TimeMajor):
         """A function of `[N, ...]` on a train `[T, B, ...]`, all T * B at once."""
         steps, batch = train.shape[0], train.shape[1]
         dynamic = tf.shape(train)
-        outputs = function(tf.reshape(train, [-1, *train.shape[2:]]))
+        outputs = function(tf.reshape(train, [-1, *_sizes(train, 2)]))
         if steps is None and batch is None:
             steps, batch = dynamic[0], dynamic[1]
-        return tf.reshape(outputs, [-1 if steps is None else steps, -1 if batch is None else batch, *outputs.shape[1:]])
+        return tf.reshape(outputs, [-1 if steps is None else steps, -1 if batch is None else batch,
+                                    *_sizes(outputs, 1)])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape[:2], *self.layer.compute_output_shape((None, *input_shape[2:]))[1:])
@@ -105,6 +122,11 @@ class OverTime(TimeMajor):
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
+
+
+def _sizes(values: tf.Tensor, first: int) -> list[Any]:
+    """The lengths of the axes from `first` on, as numbers where a graph knows them."""
+    return [tf.shape(values)[axis] if size is None else size for axis, size in enumerate(values.shape) if axis >= first]
 
 
 def _may_be_trained(variable: keras.Variable, layer: keras.layers.Layer) -> bool:

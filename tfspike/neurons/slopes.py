@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SlopeRule:
-    """What the two rules share.
+    """What all rules share.
 
     Attributes:
       leak, threshold, gain: of the neuron.

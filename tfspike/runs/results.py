@@ -44,7 +44,8 @@ COLUMNS: dict[str, str] = {
     "tfspike": "version", "python": "version", "tensorflow": "version", "keras": "version", "numpy": "version",
     "machine": "processor, threads and GPUs; several with ` + ` between them if the run was continued elsewhere",
     "hours": "of training and validation, without start, export and time in which nothing ran",
-    "val_accuracy": "best of all epochs on the records held out, %; empty without such records",
+    "val_accuracy": "best of all epochs over the network's own window on the records held out, %; empty without such "
+                    "records",
     "val_epoch": "epoch of it; empty without such records",
     "checkpoint": "the weights that were tested: `best` by validation, or `last`",
     "test_timesteps": "length of the window in the test, steps",
@@ -230,7 +231,7 @@ def make_row(config: Config, about: Mapping[str, Any], events: Sequence[Mapping[
         if evaluation[name] != wanted:
             raise UserError(f"The evaluation is of {name} {shown(evaluation[name])} and the run in {config.workdir} of "
                             f"{shown(wanted)}; give the evaluation of this run.")
-    best = best_epoch(events)
+    best = best_epoch(events, config)
     tested = finished["step"] if best is None or evaluation["checkpoint"] == "last" else best["step"]
     if evaluation["step"] != tested:
         raise UserError(f"The evaluation is of step {evaluation['step']}, and the {evaluation['checkpoint']} weights "
@@ -259,10 +260,16 @@ def make_row(config: Config, about: Mapping[str, Any], events: Sequence[Mapping[
     return {name: " ".join(str(row[name]).split()) for name in COLUMNS}
 
 
-def best_epoch(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The epoch with the best weights by validation, the first of several; None without validation."""
-    epochs = [event for event in events if event["event"] == "epoch" and event.get("epoch/val_accuracy") is not None]
-    return max(epochs, key=lambda event: event["epoch/val_accuracy"], default=None)
+def best_epoch(events: Sequence[Mapping[str, Any]], config: Config) -> Mapping[str, Any] | None:
+    """The epoch with the best weights by validation, the first of several; None without validation. As in training,
+    an epoch over another window begins anew: what was best before is another network."""
+    best: Mapping[str, Any] | None = None
+    for event in events:
+        accuracy = event.get("epoch/val_accuracy") if event["event"] == "epoch" else None
+        if accuracy is not None and (best is None or accuracy > best["epoch/val_accuracy"] or
+                                     config.timesteps_at(event["epoch"] - 1) != config.timesteps_at(best["epoch"] - 1)):
+            best = event
+    return best
 
 
 def hours(events: Sequence[Mapping[str, Any]]) -> float:

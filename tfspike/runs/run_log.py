@@ -61,9 +61,12 @@ class RunLog:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._cut()
             self._before = _processor_seconds(self._folder / METRICS)
+        self._open(tensorboard)
+
+    def _open(self, tensorboard: bool) -> None:
+        with self._explained():
             self._metrics = open(self._folder / METRICS, "a", encoding="utf-8")
-        if tensorboard:
-            with self._explained():
+            if tensorboard:
                 self._writer = tf.summary.create_file_writer(str(self._folder / TENSORBOARD), flush_millis=10_000)
 
     # ---- public ------------------------------------------------------------------------------------------------
@@ -163,6 +166,17 @@ class RunLog:
             os.fsync(self._metrics.fileno())
             if self._writer is not None:
                 self._writer.flush()
+
+    def begin_anew(self) -> None:
+        """Goes on in new files, where the folder that held the others was moved or deleted and made again."""
+        if self._metrics is None:
+            return
+        self._metrics.close()
+        if self._writer is not None:
+            with contextlib.suppress(tf.errors.OpError):  # the last lines of a file that may be gone
+                self._writer.close()
+        self._written.clear()
+        self._open(self._writer is not None)
 
     def close(self) -> None:
         """Writes what is left and closes the files."""

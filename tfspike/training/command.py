@@ -91,6 +91,10 @@ def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.
         tf.config.experimental.enable_op_determinism()
     strategy = distribution.make_strategy(config.strategy)
     trainer = Trainer(config, strategy, worker, say)
+    if worker.is_chief and config.export:
+        from tfspike import export
+
+        export.refuse(trainer.model, config.export)
     with Signals() as stop:
         _begin(trainer, start, options)
         trainer.say_layers(config.batch_size // strategy.num_replicas_in_sync)

@@ -265,8 +265,18 @@ class Trainer:
             self.progress.interval.add(numbers)
         pending.clear()
 
+    def _settle(self) -> bool:
+        """Goes on in a new folder, with new logs, where that of the run is gone; whether it was."""
+        lock = workdir.settle_again(self.config, self.data_record, self.say) if self.worker.is_chief else None
+        if lock is not None:
+            self._lock, self.progress.best = lock, None  # the best so far went with the old folder
+            self.log.begin_anew()
+            self.board.describe(self.log)
+        return lock is not None
+
     def _report(self) -> None:
         """Line of progress and metrics: means over the steps since the last one."""
+        self._settle()
         at, means = self.progress, self.progress.interval.means()
         at.interval = Sums()
         per_second, left = self.speed.look(at.step), self.speed.left(at.step, at.last_step)
@@ -282,6 +292,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Validation, records, checkpoint: in this order, so that a kill in between repeats all of it."""
+        self._settle()
         at = self.progress
         epoch, means = at.step // at.steps_per_epoch, at.epoch_sums.means()
         record = {"epoch/train_loss": means["loss"], "epoch/train_accuracy": means["accuracy"]}
@@ -314,9 +325,9 @@ class Trainer:
         """Writes a checkpoint of this moment, and all that was logged until now."""
         if not self.worker.is_chief:
             return
-        lock = workdir.settle_again(self.config, self.data_record, self.say)
-        if lock is not None:  # the best so far went with the old folder
-            self._lock, self.progress.best, best = lock, self.progress.best if best else None, True
+        validated = self.progress.best if best else None
+        if self._settle():
+            self.progress.best, best = validated, True
         self.log.flush()
         living = self.watch.last_living
         self.watch.saved(self.progress.save(best, spare=None if living is None else str(living)))
