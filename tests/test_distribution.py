@@ -34,7 +34,7 @@ def worker(*what: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_devices() -> dict[str, Any]:
-    return worker("event", "validation", "noise")
+    return worker("event", "validation", "noise", "keras")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,11 @@ def test_validation_on_two_devices_gives_the_answers_of_one_device_also_with_a_r
 
 def test_noise_differs_between_devices_and_repeats_with_the_run(two_devices: dict[str, Any]) -> None:
     assert two_devices["noise"] == {"differ_by_replica": True, "repeat": True, "steps": 2}
+
+
+def test_keras_fit_on_two_devices_ends_with_the_weights_of_one_device(two_devices: dict[str, Any]) -> None:
+    found = two_devices["keras"]
+    assert found["moved"] > 1e-3 and found["difference"] < 1e-6
 
 
 @pytest.mark.slow

@@ -192,7 +192,8 @@ class Diagnosis(keras.callbacks.Callback):
         norms, self._sums = self._weights()
         found = {**getattr(self.model, "activity_statistics", dict)(),
                  **{f"weight_norm/{name}": norm for name, norm in norms.items()}}
-        if float(self.model.optimizer.learning_rate) > 0.0:  # else weights stand still whatever the gradient
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)  # one per replica under a strategy
+        if float(rate) > 0.0:  # else weights stand still whatever the gradient
             found |= {f"grad_norm/{name}": float(value != before[name]) for name, value in self._sums.items()}
         return found | ({"loss": float(logs["loss"])} if "loss" in logs else {})
 

@@ -237,16 +237,18 @@ class SpikingModel(keras.Model):
         """
         if self.plan is not None:
             self.plan.refuse_trained_front()  # a graph would train it with NaN
+        if tf.distribute.has_strategy():  # whose replicas trace at once: each would hear the others
+            return super().train_step(data)
         heard = self._lazy()["heard"] = dict[str, tf.Tensor]()
         try:
-            replica = None if tf.distribute.has_strategy() else tf.distribute.get_replica_context()
-            if replica is None or isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # needs its replica
+            if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # needs its replica
                 logs = super().train_step(data)
             else:  # out of the only replica: there optimisers sum gradients, in a way that holds this graph for good
+                replica = tf.distribute.get_replica_context()
                 logs = replica.merge_call(lambda _: super(SpikingModel, self).train_step(data))
         finally:
             del self._lazy()["heard"]
-        if heard and not tf.distribute.has_strategy():
+        if heard:
             largest = {name: heard.pop(name) for name in (callbacks.LARGEST_INPUT,) if name in heard}
             stats = {**diagnosis.layer_statistics(heard, self.timesteps, [], []), **largest}
             if "statistics" not in self._lazy():
