@@ -567,6 +567,31 @@ def test_calls_that_say_more_than_their_input_are_computed_as_keras_computes_the
 
 
 @pytest.mark.usefixtures("layer_by_layer")
+@pytest.mark.parametrize("structure", ["state", "tuple"])
+def test_a_model_that_takes_states_and_gives_them_goes_on_where_the_last_window_ended(structure: str) -> None:
+    dense, neurons, readout = keras.layers.Dense(8), LIF(0.9), Readout(0.9)
+
+    def window(steps: int) -> SpikingModel:
+        inputs, V, before = keras.Input((steps, 6)), keras.Input((8,)), keras.Input(batch_shape=())
+        membrane, count, trace = (keras.Input((8,)) for _ in range(3))
+        state: Any = (membrane, count, trace)
+        spikes, after = neurons(OverTime(dense)(SpikeInput(steps)(inputs)), return_state=True,
+                                initial_state=gradients.NeuronState(*state) if structure == "state" else state)
+        output, end = readout(spikes, initial_state=(V, before), return_state=True)
+        return SpikingModel([inputs, *state, V, before], [output, *after, *end])
+
+    data = tf.constant(nets.spike_inputs(2 * STEP, B, (6,)))
+    start = [*[tf.zeros((B, 8))] * 4, tf.zeros(())]
+    whole, short = window(2 * STEP), window(STEP)
+    dense.set_weights([4.0 * weight for weight in dense.get_weights()])
+    wanted = whole([data, *start])
+    _, *state = short([data[:, :STEP], *start])
+    for found, value in zip(short([data[:, STEP:], *state]), wanted):
+        assert np.abs(value).max() > 0
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.usefixtures("layer_by_layer")
 def test_dropout_may_be_told_to_stay_on() -> None:
     _, model = special("training")
     nets.set_grid_weights(model, 4.0)
