@@ -617,6 +617,36 @@ def test_a_first_call_in_inference_draws_no_noise() -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_shortcut_may_be_written_as_a_sum(gradient: str) -> None:
+    def net(add: Callable[[Any, Any], Any]) -> SpikingModel:
+        inputs = keras.Input((T, 6))
+        x = LIF(0.9, gradient=gradient)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+        y = LIF(0.9, gradient=gradient)(add(OverTime(keras.layers.Dense(8))(x), x))
+        model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(add(x, y))))
+        nets.set_grid_weights(model, 4.0)
+        return model
+
+    written, layers = net(lambda x, y: x + y), net(lambda x, y: keras.layers.Add()([x, y]))
+    assert written.engine is not None
+    data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
+    (output, gradient_), (wanted, wanted_gradient) = (run("engine", model, data, dL_do) for model in (written, layers))
+    assert np.abs(wanted).max() > 0
+    np.testing.assert_array_equal(output, wanted)
+    np.testing.assert_array_equal(written(data), keras.Model(written.input, written.output)(data))
+    assert nets.worst_error(gradient_, wanted_gradient) < ROUNDING
+
+
+@pytest.mark.usefixtures("layer_by_layer")
+def test_a_sum_that_spreads_one_step_over_others_is_left_to_keras() -> None:
+    inputs = keras.Input((T, 6))
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    model = SpikingModel(inputs, Readout(0.9)(x + keras.ops.max(x, axis=0, keepdims=True)))
+    assert model.engine is None
+    data = nets.spike_inputs(T, B, (6,))
+    np.testing.assert_array_equal(model(data), keras.Model(inputs, model.output)(data))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_layer_called_twice_has_two_counts(gradient: str) -> None:
     inputs = keras.Input((T, 6))
     neurons = LIF(0.9, gradient=gradient, name="lif")

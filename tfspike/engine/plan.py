@@ -273,7 +273,8 @@ def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tup
         while number > 1 and name in taken:
             name, number = f"{stand.name}_call{number}", number + 1
         taken.add(name)
-        calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs)), name))
+        layer, args = _as_layer(stand.stands_for[0], args)
+        calls.append(Call(layer, args, kwargs, tuple(keras.tree.flatten(outputs)), name))
         return outputs
 
     graph = keras.Model(model.inputs, model.outputs)
@@ -287,6 +288,18 @@ class _OperationStand(_Standing, keras.Operation):
     def __init__(self, operation: keras.Operation):
         super().__init__(name=operation.name)
         self.stands_for = (operation,)
+
+
+def _as_layer(operation: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A sum of two trains that was written a + b as the layer that is known to keep steps apart; all else as it is."""
+    kind = type(operation)
+    if (kind.__name__, kind.__module__) != ("Add", keras.ops.add.__module__) or len(args) != 2:
+        return operation, args
+    if not all(isinstance(x, keras.KerasTensor) and "float" in x.dtype for x in args):
+        return operation, args
+    if args[0].shape != args[1].shape or args[0].dtype != args[1].dtype:
+        return operation, args
+    return keras.layers.Add(name=operation.name, dtype=args[0].dtype), (list(args),)
 
 
 def _stand(layer: Any) -> Any:
