@@ -636,6 +636,23 @@ def test_a_shortcut_may_be_written_as_a_sum(gradient: str) -> None:
     assert nets.worst_error(gradient_, wanted_gradient) < ROUNDING
 
 
+def test_the_linear_layers_of_sequences_keep_the_fast_path_under_rate() -> None:
+    inputs = keras.Input((T, 6, 2))
+    x = SpikeInput(T)(inputs)
+    for layer in (keras.layers.ZeroPadding1D(1), keras.layers.Conv1DTranspose(4, 3), keras.layers.UpSampling1D(2),
+                  keras.layers.Cropping1D(1)):
+        x = OverTime(layer)(x)
+    x = OverTime(keras.layers.GlobalAveragePooling1D())(LIF(0.9, gradient="rate")(x))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(x)))
+    nets.set_grid_weights(model, 4.0)
+    assert model.engine is not None
+    data, dL_do = nets.spike_inputs(T, B, (6, 2)), nets.upstream(B)
+    (output, fast), (wanted, slow) = (run(path, model, data, dL_do) for path in ("engine", "layers"))
+    assert np.abs(wanted).max() > 0
+    np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-6)
+    assert nets.worst_error(fast, slow) < ROUNDING
+
+
 @pytest.mark.usefixtures("layer_by_layer")
 def test_a_sum_that_spreads_one_step_over_others_is_left_to_keras() -> None:
     inputs = keras.Input((T, 6))
