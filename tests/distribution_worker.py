@@ -1,6 +1,6 @@
 """Runs in a process of its own, because logical devices must be made before TensorFlow starts: prints JSON.
 
-    python tests/distribution_worker.py rate event many validation noise fit long
+    python tests/distribution_worker.py rate event many validation noise fit callbacks long
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import runs  # noqa: E402
-from tfspike import SpikingModel, ThresholdNorm, distribution  # noqa: E402
+from tfspike import Diagnosis, FiringRates, SpikingModel, ThresholdNorm, distribution  # noqa: E402
 from tfspike.distribution import Worker  # noqa: E402
 from tfspike.engine import folding  # noqa: E402
 from tfspike.neurons import encoders  # noqa: E402
@@ -213,6 +213,24 @@ def fitted() -> dict:
     return found
 
 
+def keras_fit() -> dict:
+    """Weights after Keras' `fit` with every callback of ours, on one device and on two."""
+    spikes = np.random.default_rng(0).integers(0, 2, (16, T, INPUTS)).astype("f")
+    labels, found = np.arange(16) % CLASSES, {}
+    for name, strategy in strategies().items():
+        with strategy.scope():
+            model = small_net(seed=1)
+            model.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        before = [v.value.numpy() for v in model.trainable_variables]
+        model.fit(spikes, labels, batch_size=4, shuffle=False, verbose=0,
+                  callbacks=[FiringRates(), Diagnosis(every=1, say=lambda text: None)])
+        model.fit(spikes, labels, batch_size=4, shuffle=False, verbose=0)  # which brings a callback of its own
+        found[name] = [v.value.numpy() for v in model.trainable_variables]
+    pairs = list(zip(found["one"], found["mirrored"], before))
+    return {"difference": max(float(np.abs(a - b).max()) for a, b, _ in pairs),
+            "moved": max(float(np.abs(a - c).max()) for a, _, c in pairs)}
+
+
 def long(steps: int = 200) -> dict:
     """Mean loss of the last 20 of 200 steps of LeNet: three seeds on one device, the first of them on two."""
     def loss(strategy, seed: int) -> float:
@@ -234,5 +252,6 @@ if __name__ == "__main__":
             # Shares of the first device: a half, three quarters, and all of a last batch too small for two
             "normalisation": lambda: {gradient: {first: normalisation(gradient, first) for first in (B, 6, 2 * B)}
                                       for gradient in ("event", "rate")},
-            "learning": learning, "validation": validation, "noise": noise, "fit": fitted, "long": long}
+            "learning": learning, "validation": validation, "noise": noise, "fit": fitted,
+            "callbacks": keras_fit, "long": long}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))

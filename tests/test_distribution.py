@@ -34,7 +34,7 @@ def worker(*what: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_devices() -> dict[str, Any]:
-    return worker("event", "validation", "noise", "fit")
+    return worker("event", "validation", "noise", "fit", "callbacks")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,11 @@ def test_fit_of_keras_on_two_devices_ends_with_the_weights_of_one(two_devices: d
     found = two_devices["fit"][kind]
     assert found["difference"] < 1e-6
     assert found["finite"], "a replica without a record of the last batch spoils what layers keep"
+
+
+def test_callbacks_do_not_disturb_fit_on_two_devices(two_devices: dict[str, Any]) -> None:
+    found = two_devices["callbacks"]
+    assert found["moved"] > 1e-3 and found["difference"] < 1e-6
 
 
 @pytest.mark.slow

@@ -123,7 +123,8 @@ def test_a_keras_network_of_ones_own_is_converted_as_the_page_says() -> None:
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
-    with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"):
+    with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"), \
+            pytest.warns(UserWarning, match="readout.* is called with more than its input"):
         *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
     potentials, spikes = names["potentials"].numpy(), names["spikes"].numpy()
     assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
@@ -131,6 +132,7 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
     assert names["longer"].timesteps == 12 and 0.0 < names["nanojoules"] < 1e4
     assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"
+    assert names["tracker"].output_shape == (None, 20, 1) and np.isfinite(names["tracker"].history.history["loss"])
     assert len(names["answers"]) == 20 and set(names["answers"]) <= set(range(10))
 
 

@@ -194,6 +194,23 @@ def test_spike_input_that_is_longer_than_the_window_is_refused() -> None:
         SpikeInput(T)(images(T + 1, 5))
 
 
+@pytest.mark.parametrize("length", [T - 1, T, T + 1, 3 * T])
+def test_spike_input_of_a_length_that_no_graph_knows_is_refused_when_it_comes(length: int) -> None:
+    # As generators give it: the first T steps of a longer train must not be taken for the whole
+    inputs = keras.Input((None, 5))
+    model = SpikingModel(inputs, Readout(0.9)(LIF(0.9)(OverTime(keras.layers.Dense(3))(SpikeInput(T)(inputs)))))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    record = images(length, 5), np.zeros((B, 3), "f")
+    data = tf.data.Dataset.from_generator(lambda: iter([record]), output_signature=(
+        tf.TensorSpec((None, None, 5)), tf.TensorSpec((None, 3))))
+    if length == T:
+        assert model.evaluate(data, verbose=0) == pytest.approx(float(np.mean(np.square(model(record[0])))), rel=1e-5)
+        return
+    for act in (model.evaluate, model.fit):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=rf"T = {T} steps. Received: shape\] \[{B} {length} 5\]"):
+            act(data, verbose=0)
+
+
 @pytest.mark.parametrize("timesteps", [0, -3, 2.5, "10", True, None])
 @pytest.mark.parametrize("kind", encoders.NAMES)
 def test_timesteps_that_are_no_positive_integer_are_refused(kind: str | None, timesteps: Any) -> None:

@@ -567,6 +567,31 @@ def test_calls_that_say_more_than_their_input_are_computed_as_keras_computes_the
 
 
 @pytest.mark.usefixtures("layer_by_layer")
+@pytest.mark.parametrize("structure", ["state", "tuple"])
+def test_a_model_that_takes_states_and_gives_them_goes_on_where_the_last_window_ended(structure: str) -> None:
+    dense, neurons, readout = keras.layers.Dense(8), LIF(0.9), Readout(0.9)
+
+    def window(steps: int) -> SpikingModel:
+        inputs, V, before = keras.Input((steps, 6)), keras.Input((8,)), keras.Input(batch_shape=())
+        membrane, count, trace = (keras.Input((8,)) for _ in range(3))
+        state: Any = (membrane, count, trace)
+        spikes, after = neurons(OverTime(dense)(SpikeInput(steps)(inputs)), return_state=True,
+                                initial_state=gradients.NeuronState(*state) if structure == "state" else state)
+        output, end = readout(spikes, initial_state=(V, before), return_state=True)
+        return SpikingModel([inputs, *state, V, before], [output, *after, *end])
+
+    data = tf.constant(nets.spike_inputs(2 * STEP, B, (6,)))
+    start = [*[tf.zeros((B, 8))] * 4, tf.zeros(())]
+    whole, short = window(2 * STEP), window(STEP)
+    dense.set_weights([4.0 * weight for weight in dense.get_weights()])
+    wanted = whole([data, *start])
+    _, *state = short([data[:, :STEP], *start])
+    for found, value in zip(short([data[:, STEP:], *state]), wanted):
+        assert np.abs(value).max() > 0
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.usefixtures("layer_by_layer")
 def test_dropout_may_be_told_to_stay_on() -> None:
     _, model = special("training")
     nets.set_grid_weights(model, 4.0)
@@ -589,6 +614,53 @@ def test_a_first_call_in_inference_draws_no_noise() -> None:
     model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(2))(y)))
     model(nets.spike_inputs(T, B, (6,)))
     assert int(model.get_layer("free").step.value) == 0
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_shortcut_may_be_written_as_a_sum(gradient: str) -> None:
+    def net(add: Callable[[Any, Any], Any]) -> SpikingModel:
+        inputs = keras.Input((T, 6))
+        x = LIF(0.9, gradient=gradient)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+        y = LIF(0.9, gradient=gradient)(add(OverTime(keras.layers.Dense(8))(x), x))
+        model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(add(x, y))))
+        nets.set_grid_weights(model, 4.0)
+        return model
+
+    written, layers = net(lambda x, y: x + y), net(lambda x, y: keras.layers.Add()([x, y]))
+    assert written.engine is not None
+    data, dL_do = nets.spike_inputs(T, B, (6,)), nets.upstream(B)
+    (output, gradient_), (wanted, wanted_gradient) = (run("engine", model, data, dL_do) for model in (written, layers))
+    assert np.abs(wanted).max() > 0
+    np.testing.assert_array_equal(output, wanted)
+    np.testing.assert_array_equal(written(data), keras.Model(written.input, written.output)(data))
+    assert nets.worst_error(gradient_, wanted_gradient) < ROUNDING
+
+
+def test_the_linear_layers_of_sequences_keep_the_fast_path_under_rate() -> None:
+    inputs = keras.Input((T, 6, 2))
+    x = SpikeInput(T)(inputs)
+    for layer in (keras.layers.ZeroPadding1D(1), keras.layers.Conv1DTranspose(4, 3), keras.layers.UpSampling1D(2),
+                  keras.layers.Cropping1D(1)):
+        x = OverTime(layer)(x)
+    x = OverTime(keras.layers.GlobalAveragePooling1D())(LIF(0.9, gradient="rate")(x))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(x)))
+    nets.set_grid_weights(model, 4.0)
+    assert model.engine is not None
+    data, dL_do = nets.spike_inputs(T, B, (6, 2)), nets.upstream(B)
+    (output, fast), (wanted, slow) = (run(path, model, data, dL_do) for path in ("engine", "layers"))
+    assert np.abs(wanted).max() > 0
+    np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-6)
+    assert nets.worst_error(fast, slow) < ROUNDING
+
+
+@pytest.mark.usefixtures("layer_by_layer")
+def test_a_sum_that_spreads_one_step_over_others_is_left_to_keras() -> None:
+    inputs = keras.Input((T, 6))
+    x = LIF(0.9)(OverTime(keras.layers.Dense(8))(SpikeInput(T)(inputs)))
+    model = SpikingModel(inputs, Readout(0.9)(x + keras.ops.max(x, axis=0, keepdims=True)))
+    assert model.engine is None
+    data = nets.spike_inputs(T, B, (6,))
+    np.testing.assert_array_equal(model(data), keras.Model(inputs, model.output)(data))
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

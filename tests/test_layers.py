@@ -405,3 +405,37 @@ def test_dropout_passes_the_masked_gradient_and_takes_a_given_mask() -> None:
 def test_dropout_rate_outside_its_range_is_refused(rate: Any) -> None:
     with pytest.raises(UserError, match=r"rate.*\[0, 1\).*Received"):
         WindowDropout(rate)
+
+
+class Scale(keras.layers.Layer):
+    """One's own, that says no output shape: Keras finds it from `call`."""
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return 2.0 * self.scale * x
+
+
+class Normalised(keras.layers.Layer):
+    """The same, with a layer inside that is built when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = keras.layers.BatchNormalization()
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.inside(x)
+
+
+def test_over_time_takes_layers_of_one_s_own_as_keras_does() -> None:
+    layer = OverTime(Scale())
+    assert layer(keras.Input(batch_shape=(4, None, 3))).shape == (4, None, 3)
+    train = np.random.default_rng(0).uniform(0, 1, (4, 2, 3)).astype("f")
+    np.testing.assert_allclose(layer(train), 2.0 * train)
+
+
+@pytest.mark.filterwarnings("ignore:.*was called on layer:UserWarning")
+def test_over_time_refuses_state_in_layers_that_are_built_when_they_are_called() -> None:
+    with pytest.raises(ValueError, match="moving_mean"):
+        OverTime(Normalised())(keras.Input(batch_shape=(4, None, 3)))

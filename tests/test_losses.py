@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, UserError
 from tfspike.models import losses
 
 RNG = np.random.default_rng(0)
@@ -63,3 +64,46 @@ def test_the_firing_rate_is_spikes_per_neuron_and_step() -> None:
     spikes = float(np.sum(activity["a"])) + 21
     assert float(losses.firing_rate(activity, 5, 3)) == pytest.approx(spikes / (3 * 27 * 5))
     assert float(losses.firing_rate(activity, 5, 6)) == pytest.approx(spikes / (6 * 27 * 5)), "a part of a batch of 6"
+
+
+def of_every_step(timesteps: int, units: int, by_records: bool = False) -> SpikingModel:
+    inputs = keras.Input((6,))
+    x = OverTime(keras.layers.Dense(8))(DirectEncoder(timesteps)(inputs))
+    y = Readout(0.9)(OverTime(keras.layers.Dense(units))(LIF(0.9, surrogate="arctan")(x)), every_step=True)
+    return SpikingModel(inputs, keras.ops.swapaxes(y, 0, 1) if by_records else y)
+
+
+@pytest.mark.usefixtures("layer_by_layer")
+@pytest.mark.parametrize("loss, timesteps, units, batch", [
+    (keras.losses.SparseCategoricalCrossentropy(from_logits=True), 4, 3, 4), ("mse", 4, 3, 4), ("mse", 4, 1, 4),
+    (keras.losses.mean_absolute_error, 4, 3, 1), ("mse", 1, 3, 4)])
+def test_targets_of_steps_do_not_meet_outputs_of_other_records(loss: Any, timesteps: int, units: int,
+                                                               batch: int) -> None:
+    # With as many records as steps, or one of either, Keras would broadcast and say nothing
+    images = np.random.default_rng(0).uniform(0, 1, (8, 6)).astype("f")
+    targets = np.zeros((8, timesteps, units) if loss == "mse" or units == 1 or batch == 1 else (8, timesteps))
+    model, right = (of_every_step(timesteps, units, by_records) for by_records in (False, True))
+    model.compile("sgd", loss)
+    for act in (model.fit, model.evaluate):
+        with pytest.raises(UserError, match="swapaxes"):
+            act(images, targets, batch_size=batch, verbose=0)
+    right.compile("sgd", loss)
+    right.fit(images, targets, batch_size=batch, verbose=0)
+    assert right.predict(images, verbose=0).shape == (8, timesteps, units)
+
+
+@pytest.mark.usefixtures("layer_by_layer")
+def test_one_target_for_all_steps_and_losses_of_one_s_own_are_left_alone() -> None:
+    images = np.random.default_rng(0).uniform(0, 1, (4, 6)).astype("f")
+    model = of_every_step(3, 3)
+    scores = model(images).numpy()
+    model.compile("sgd", "mse")
+    assert model.evaluate(images, np.eye(4, 3), verbose=0) == pytest.approx(np.mean((scores - np.eye(4, 3))**2), rel=1e-5)
+    model.compile("sgd", lambda y, train: tf.reduce_mean(tf.square(tf.cast(y, tf.float32) - tf.transpose(train, (1, 0, 2))),
+                                                         axis=(1, 2)))
+    targets = np.random.default_rng(1).uniform(0, 1, (4, 3, 3))
+    assert model.evaluate(images, targets, verbose=0) == pytest.approx(np.mean((scores.swapaxes(0, 1) - targets)**2), rel=1e-5)
+    single = of_every_step(1, 1)
+    single.compile("sgd", "mse")
+    wanted = np.mean((single(images).numpy()[0] - 1.0)**2)
+    assert single.evaluate(images, np.ones((4, 1)), verbose=0) == pytest.approx(wanted, rel=1e-5)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -57,6 +58,17 @@ def test_two_windows_have_one_set_of_weights_and_one_count_of_training_calls() -
     after = {weight.path: weight.numpy() for weight in model.variables}
     assert after["encoder/step"] == 1 and any("moving_mean" in name for name in after)
     assert sum((old != new).any() for old, new in zip(before, after.values())) >= 4, "statistics and steps are shared"
+
+
+def test_another_window_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    short = small(5).with_timesteps(2)
+    images = np.random.default_rng(0).uniform(0, 1, (4, 12, 12, 1)).astype("f")
+    short(images, training=True)
+    short.save(tmp_path / "short.keras")
+    loaded = keras.models.load_model(tmp_path / "short.keras")
+    assert loaded.timesteps == 2 and int(loaded.get_layer("encoder").step.value) == 1
+    np.testing.assert_array_equal(loaded(images), short(images))
+    assert len(loaded.weights) == len(small(5).weights)
 
 
 def test_a_spike_train_has_a_length_of_its_own() -> None:

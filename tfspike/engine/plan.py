@@ -234,16 +234,27 @@ class Plan:
             raise UserError(f"{what} needs the size of every layer, but {self.open_size}.")
 
 
-class _Stand(keras.layers.Layer):
+class _Standing:
+    """What stands for layers and operations share. They are called with the symbolic tensors alone, in a row: Keras
+    would take a state and `return_state=True` for one nested argument, which must not mix tensors and others."""
+
+    given: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of the present call, as they were
+    stands_for: tuple[Any]
+
+    def compute_output_spec(self, *tensors: Any) -> Any:
+        ahead = iter(tensors)
+        args, kwargs = keras.tree.map_structure(lambda x: next(ahead) if isinstance(x, keras.KerasTensor) else x,
+                                                self.given())
+        return self.stands_for[0].compute_output_spec(*args, **kwargs)
+
+
+class _Stand(_Standing, keras.layers.Layer):
     """Stands for a layer while the graph is read: same output shapes, no weights, no trace left on the layer."""
 
     def __init__(self, layer: keras.layers.Layer):
         super().__init__(name=layer.name, dtype=layer.dtype_policy)
         self.stands_for = (layer,)
         self.built = True
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return self.stands_for[0].compute_output_spec(*args, **kwargs)
 
 
 def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
@@ -254,13 +265,16 @@ def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tup
 
     def record(stand: Any, *args: Any, **kwargs: Any) -> Any:
         # A call with training=True would make that the default of whatever Keras call this happens within
-        outputs = stand(*args, **{name: value for name, value in kwargs.items() if name != "training"})
+        shown = {name: value for name, value in kwargs.items() if name != "training"}
+        stand.given = lambda: (args, shown)
+        outputs = stand(*[x for x in keras.tree.flatten((args, shown)) if isinstance(x, keras.KerasTensor)])
         times[stand] += 1
         name, number = stand.name, times[stand]
         while number > 1 and name in taken:
             name, number = f"{stand.name}_call{number}", number + 1
         taken.add(name)
-        calls.append(Call(stand.stands_for[0], args, kwargs, tuple(keras.tree.flatten(outputs)), name))
+        layer, args = _as_layer(stand.stands_for[0], args)
+        calls.append(Call(layer, args, kwargs, tuple(keras.tree.flatten(outputs)), name))
         return outputs
 
     graph = keras.Model(model.inputs, model.outputs)
@@ -268,15 +282,24 @@ def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tup
     return tuple(clone.inputs), tuple(calls), tuple(clone.outputs)
 
 
-class _OperationStand(keras.Operation):
+class _OperationStand(_Standing, keras.Operation):
     """The same for an operation of `keras.ops` in the graph."""
 
     def __init__(self, operation: keras.Operation):
         super().__init__(name=operation.name)
         self.stands_for = (operation,)
 
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return self.stands_for[0].compute_output_spec(*args, **kwargs)
+
+def _as_layer(operation: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A sum of two trains that was written a + b as the layer that is known to keep steps apart; all else as it is."""
+    kind = type(operation)
+    if (kind.__name__, kind.__module__) != ("Add", keras.ops.add.__module__) or len(args) != 2:
+        return operation, args
+    if not all(isinstance(x, keras.KerasTensor) and "float" in x.dtype for x in args):
+        return operation, args
+    if args[0].shape != args[1].shape or args[0].dtype != args[1].dtype:
+        return operation, args
+    return keras.layers.Add(name=operation.name, dtype=args[0].dtype), (list(args),)
 
 
 def _stand(layer: Any) -> Any:

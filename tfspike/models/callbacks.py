@@ -58,7 +58,7 @@ class FitAdvice:
         adapts = adapting(neurons, "give it homeostasis") if isinstance(neurons, LIF) else []
         if self.normalised:
             return either([f"more timesteps (now {self._model.timesteps})",
-                           f"a smaller learning rate (now {self._rate():g})", *adapts])
+                           f"a smaller learning rate (now {_learning_rate(self._model):g})", *adapts])
         return either([f"give the synapses in front of it {_START} (Keras' own start is too weak to fire)",
                        "call tfspike.initialisation.initialise_rates(model, images) before fit",
                        f"lower its threshold{self._threshold(layer)}", *adapts])
@@ -71,19 +71,11 @@ class FitAdvice:
         optimizer = self._model.optimizer
         clip = optimizer.clipnorm or optimizer.global_clipnorm
         bound = f"a smaller clipnorm (now {clip:g})" if clip else "clipnorm=1.0 in the optimizer (bounds every update)"
-        return f"a smaller learning rate (now {self._rate():g}) or {bound}"
+        return f"a smaller learning rate (now {_learning_rate(self._model):g}) or {bound}"
 
     def _threshold(self, layer: str) -> str:
         value = getattr(self._neurons.get(layer), "threshold", None)
         return "" if value is None else f" (now {float(value):g})"
-
-    def _rate(self) -> float:
-        return learning_rate(self._model)
-
-
-def learning_rate(model: Any) -> float:
-    """That of a compiled Keras model's next step; a variable on every device under a distribution strategy."""
-    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
 
 class FitWatch(Watch):
@@ -197,7 +189,7 @@ class Diagnosis(keras.callbacks.Callback):
         norms, self._sums = self._weights()
         found = {**getattr(self.model, "activity_statistics", dict)(),
                  **{f"weight_norm/{name}": norm for name, norm in norms.items()}}
-        if learning_rate(self.model) > 0.0:  # else weights stand still whatever the gradient
+        if _learning_rate(self.model) > 0.0:  # else weights stand still whatever the gradient
             found |= {f"grad_norm/{name}": float(value != before[name]) for name, value in self._sums.items()}
         return found | ({"loss": float(logs["loss"])} if "loss" in logs else {})
 
@@ -274,6 +266,10 @@ def watched(model: Any, told: dict[str, Any], args: tuple[Any, ...], kwargs: Map
             if isinstance(callback, Diagnosis):
                 callback._scale_is_known = scale_is_known
     return bound.args[1:], bound.kwargs
+
+
+def _learning_rate(model: Any) -> float:
+    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # a strategy has one per replica
 
 
 def _warn(text: str) -> None:

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfspike.errors import UserError
+
 LOSSES = ("squared", "cross_entropy")
 _OF_PROBABILITIES = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy,
                      keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy,
@@ -51,6 +53,35 @@ def takes_probabilities(loss: Any) -> bool:
     if isinstance(found, keras.losses.Loss):
         return found.get_config().get("from_logits") is False
     return any(found is function for function in _OF_PROBABILITIES)
+
+
+def refuse_swapped_time(loss: Any, targets: Any, outputs: Any, declared: Any) -> None:
+    """Raises UserError where an output is a train `[T, B, ...]` and its targets are `[B, T, ...]`, under losses of
+    Keras' own: with T records in a batch, or one, they would compare other records and steps, and say nothing.
+
+    Args:
+      loss: as `keras.Model.compile` takes it.
+      targets, outputs: of a batch, in the same structure.
+      declared: the symbolic outputs, whose first axis is known where it is time.
+    """
+    kinds = keras.tree.flatten(loss)
+    if not all(kind is None or isinstance(kind, str) or _of_keras(kind) for kind in kinds):
+        return  # a user's own may know
+    sparse = any("sparse" in str(getattr(kind, "name", getattr(kind, "__name__", kind))) for kind in kinds)
+    targets, outputs, declared = map(keras.tree.flatten, (targets, outputs, declared))
+    for target, output, symbol in zip(targets, outputs, declared) if len(targets) == len(outputs) else ():
+        steps, wanted, found = symbol.shape[0], tuple(target.shape), tuple(output.shape)
+        short = sparse or found[-1] == 1 and steps != 1  # one step of one number broadcasts as it should
+        ranks = (len(found), len(found) - short)
+        if steps is not None and len(wanted) in ranks and wanted[1:2] == (steps,) and found[0] == steps:
+            raise UserError(f"The targets are [B, T={steps}, ...], and the output is a train [T, B, ...]: Keras "
+                            "would compare other records and steps. Let the model give its output by records, with "
+                            "keras.ops.swapaxes(output, 0, 1) as its last operation.")
+
+
+def _of_keras(loss: Any) -> bool:
+    kind = type(loss) if isinstance(loss, keras.losses.Loss) else loss
+    return str(getattr(kind, "__module__", "")).partition(".")[0] == "keras"
 
 
 def mean(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:

@@ -190,6 +190,17 @@ class SpikingModel(keras.Model):
 
         return keras.tree.map_structure(swapped, outputs, self.output)
 
+    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None,
+                     training: bool = True) -> Any:
+        """`keras.Model.compute_loss`.
+
+        Raises:
+          UserError: targets are `[B, T, ...]` and the output is a train `[T, B, ...]`.
+        """
+        if self.inputs[0].shape[0] is None:
+            losses.refuse_swapped_time(getattr(self, "loss", None), y, y_pred, self.outputs)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
     def _warn_of_loss(self) -> None:
         if self.plan is None or self.plan.after:
             return

@@ -198,6 +198,7 @@ class SpikeInput(Encoder):
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
         self._check_length(inputs.shape)
+        inputs = self._of_length(inputs)
         rank = len(inputs.shape)
         # tf.slice: its size is static, as XLA needs it, where that of inputs[:, start:start + steps] is not
         stretch = tf.slice(inputs, [0, start] + [0] * (rank - 2), [-1, steps] + [-1] * (rank - 2))
@@ -209,10 +210,22 @@ class SpikeInput(Encoder):
         self._check_length(input_shape)
         return (self.timesteps, input_shape[0], *input_shape[2:])
 
+    def _of_length(self, inputs: tf.Tensor) -> tf.Tensor:
+        """`inputs`, whose length is checked when they come where a graph does not know it: of longer trains the first
+        steps would be taken for the whole."""
+        if inputs.shape[1] is not None:
+            return inputs
+        shape = tf.shape(inputs)
+        right = tf.debugging.Assert(tf.equal(shape[1], self.timesteps), [f"{self._wanted()} Received: shape", shape])
+        with tf.control_dependencies([right]):
+            return tf.ensure_shape(inputs, (inputs.shape[0], self.timesteps, *inputs.shape[2:]))
+
+    def _wanted(self) -> str:
+        return f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps."
+
     def _check_length(self, shape: tuple[int | None, ...]) -> None:
         if len(shape) < 2 or shape[1] is not None and shape[1] != self.timesteps:
-            raise UserError(f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps. "
-                            f"Received: shape {tuple(shape)}.")
+            raise UserError(f"{self._wanted()} Received: shape {tuple(shape)}.")
 
 
 def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.Tensor:

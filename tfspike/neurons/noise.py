@@ -113,6 +113,7 @@ class NoisyLayer(keras.layers.Layer):
 
     def count_with(self, other: NoisyLayer) -> None:
         """Counts training calls in the weight of `other`: the two are one layer in two networks."""
+        self._untrack_variable(self.step)  # which would be written to files as a second weight, and then not be read
         self.step = other.step
 
     def training_key(self) -> tf.Tensor:

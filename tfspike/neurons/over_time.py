@@ -109,7 +109,10 @@ class OverTime(TimeMajor):
                                     *_sizes(outputs, 1)])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        return (*input_shape[:2], *self.layer.compute_output_shape((None, *input_shape[2:]))[1:])
+        one = keras.KerasTensor((None, *input_shape[2:]), dtype=self.compute_dtype)
+        shape = self.layer.compute_output_spec(one).shape  # Keras runs the `call` of a layer that does not say it
+        self._refuse_state()  # of layers inside, which that may have built
+        return (*input_shape[:2], *shape[1:])
 
     def compute_output_spec(self, train: Any) -> keras.KerasTensor:
         return keras.KerasTensor(self.compute_output_shape(train.shape), dtype=self.compute_dtype)

@@ -143,7 +143,7 @@ def _read(path: str, say: workdir.Say) -> _Source:
     if kind == "checkpoint":
         checkpoint = standing.open_checkpoint(path, say, "best")
         config = None
-        with contextlib.suppress(UserError):  # settings that this version cannot read: the weights are what was asked for
+        with contextlib.suppress(UserError):  # of settings that this version cannot read, the weights will do
             config = starting.settings_of(checkpoint)
         return _Source(kind, checkpoint.arrays("model"), True, config=config)
     try:
