@@ -107,3 +107,30 @@ def test_one_target_for_all_steps_and_losses_of_one_s_own_are_left_alone() -> No
     single.compile("sgd", "mse")
     wanted = np.mean((single(images).numpy()[0] - 1.0)**2)
     assert single.evaluate(images, np.ones((4, 1)), verbose=0) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [np.arange(8) % 4, (np.arange(8) % 4)[:, np.newaxis]], ids=["[B]", "[B, 1]"])
+@pytest.mark.parametrize("loss", ["mse", "mean_absolute_error", keras.losses.Huber(),
+                                  keras.losses.BinaryCrossentropy(from_logits=True)])
+def test_labels_are_refused_by_losses_that_compare_numbers(labels: np.ndarray, loss: Any) -> None:
+    """Keras would have every score become the number of the class; of `keras.datasets`, labels are `[N, 1]`."""
+    model, x = _classifier(4), np.random.default_rng(0).random((8, 6)).astype("f")
+    model.compile("sgd", loss)
+    with pytest.raises(UserError, match=r"of shape \[.*\], and the outputs are \[.*4\].*to_categorical\(labels, 4\)"):
+        model.fit(x, labels, batch_size=4, verbose=0)
+
+
+@pytest.mark.parametrize("loss, classes, target", [
+    (keras.losses.SparseCategoricalCrossentropy(from_logits=True), 4, np.arange(8) % 4), ("mse", 4, np.eye(4)[np.arange(8) % 4]),
+    ("mse", 1, np.arange(8.0)), (lambda y, s: keras.ops.mean(keras.ops.square(s - keras.ops.cast(y, s.dtype)[:, None]), -1), 4, np.arange(8) % 4)])
+def test_targets_that_a_loss_can_compare_are_taken(loss: Any, classes: int, target: np.ndarray) -> None:
+    """One number for one output, classes for a loss of classes, and whatever a loss of the user's own compares."""
+    model = _classifier(classes)
+    model.compile("sgd", loss)
+    assert np.isfinite(model.fit(np.ones((8, 6), "f"), target, batch_size=4, verbose=0).history["loss"]).all()
+
+
+def _classifier(outputs: int) -> SpikingModel:
+    inputs = keras.Input((6,))
+    hidden = LIF(gradient="rate")(OverTime(keras.layers.Dense(8))(DirectEncoder(4)(inputs)))
+    return SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(outputs))(hidden)))

@@ -18,6 +18,15 @@ _OF_PROBABILITIES = (keras.losses.binary_crossentropy, keras.losses.binary_focal
                      keras.losses.sparse_categorical_crossentropy)
 
 
+# What compares targets with outputs number by number, and would repeat a label for every class
+_BY_NUMBER = (keras.losses.MeanSquaredError, keras.losses.MeanAbsoluteError, keras.losses.MeanSquaredLogarithmicError,
+              keras.losses.MeanAbsolutePercentageError, keras.losses.Huber, keras.losses.LogCosh, keras.losses.Hinge,
+              keras.losses.SquaredHinge, keras.losses.Poisson, keras.losses.BinaryCrossentropy)
+_BY_NUMBER_NAMES = ("mean_squared_error", "mean_absolute_error", "mean_squared_logarithmic_error",
+                    "mean_absolute_percentage_error", "huber", "log_cosh", "hinge", "squared_hinge", "poisson",
+                    "binary_crossentropy")
+
+
 def per_record(kind: str, scores: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """The loss of every record, `[B]` float32.
 
@@ -53,6 +62,36 @@ def takes_probabilities(loss: Any) -> bool:
     if isinstance(found, keras.losses.Loss):
         return found.get_config().get("from_logits") is False
     return any(found is function for function in _OF_PROBABILITIES)
+
+
+def refuse_labels(loss: Any, targets: Any, outputs: Any) -> None:
+    """Raises UserError where targets are class labels `[B]` or `[B, 1]`, outputs scores `[B, classes]`, and the loss is
+    one of Keras' that compare number by number: every score would become the number of the class, without a word.
+
+    Args:
+      loss: as `keras.Model.compile` takes it.
+      targets, outputs: of a batch, in the same structure.
+    """
+    kinds, targets, outputs = map(keras.tree.flatten, (loss, targets, outputs))
+    if len(targets) != len(outputs) or len(kinds) not in (1, len(outputs)):
+        return
+    for kind, target, output in zip(kinds if len(kinds) > 1 else kinds * len(outputs), targets, outputs):
+        wanted, found = tuple(target.shape), tuple(output.shape)
+        are_labels = (len(wanted), len(found)) == (1, 2) or (len(wanted) == len(found) > 1 and wanted[-1] == 1)
+        if are_labels and (found[-1] or 0) > 1 and _is_by_number(kind):
+            raise UserError(f"The targets are one number each, of shape {_shown(wanted)}, and the outputs are "
+                            f"{_shown(found)}: the loss would compare every output with that number. Give labels as "
+                            f"keras.utils.to_categorical(labels, {found[-1]}), or take the loss "
+                            "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+
+
+def _shown(shape: tuple[Any, ...]) -> str:
+    return f"[{', '.join('B' if size is None else str(size) for size in shape)}]"
+
+
+def _is_by_number(loss: Any) -> bool:
+    found = keras.losses.get(loss) if isinstance(loss, str) else loss
+    return isinstance(found, _BY_NUMBER) or (_of_keras(found) and getattr(found, "__name__", "") in _BY_NUMBER_NAMES)
 
 
 def refuse_swapped_time(loss: Any, targets: Any, outputs: Any, declared: Any) -> None:

@@ -195,8 +195,10 @@ class SpikingModel(keras.Model):
         """`keras.Model.compute_loss`.
 
         Raises:
-          UserError: targets are `[B, T, ...]` and the output is a train `[T, B, ...]`.
+          UserError: targets are `[B, T, ...]` and the output is a train `[T, B, ...]`, or they are labels and the loss
+            compares them with scores.
         """
+        losses.refuse_labels(getattr(self, "loss", None), y, y_pred)
         if self.inputs[0].shape[0] is None:
             losses.refuse_swapped_time(getattr(self, "loss", None), y, y_pred, self.outputs)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
