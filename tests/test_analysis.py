@@ -251,6 +251,8 @@ def test_a_model_without_time_is_refused(images, labels):
 
 
 def test_a_trace_shows_the_trains_and_the_membrane_that_explains_them(images, slow):
+    with pytest.raises(UserError, match=r"One image .* without a batch axis, such as images\[0\]; received shape \(1, "):
+        simulation.record(make(), images[:1])
     trace = simulation.record(make(), images[0], seed=0, shown=6)
     trains = slow[0]
     for layer in trace.layers:

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 
-from tfspike import analysis, config, datasets, models
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, analysis, config, datasets, models
 from tfspike.analysis import simulation
 from tfspike.analysis.energy import EnergyModel, Operations
 from tfspike.analysis.speed import Point
@@ -325,3 +326,16 @@ def test_the_browser_test_would_notice_overflow_and_errors(tmp_path):
     page.write_text('<html><head></head><body><div style="width:500px">x</div><script>nothing()</script></body></html>')
     seen, console = look(str(page), 400, str(tmp_path))
     assert seen["out"] and seen["scroll"] > 400 and seen["errors"] and console
+
+
+def test_a_raster_of_a_sequence_needs_neither_a_picture_nor_names() -> None:
+    inputs = keras.Input((6,))
+    hidden = LIF()(OverTime(keras.layers.Dense(8, kernel_initializer="ones"))(DirectEncoder(5)(inputs)))
+    model = SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(3))(hidden)))
+    recording = simulation.record(model, np.ones(6, "f"))
+    assert all(layer.active for layer in recording.layers)
+    figure = plots.raster(recording)
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == sorted("012", key=lambda name:
+                                                                                            -recording.readout[-1][int(name)])
+    assert len(figure.axes) == len(plots.raster(recording, np.zeros((6, 6, 1), "uint8")).axes) - 1
+    assert plots.png(figure).startswith(b"\x89PNG")

@@ -123,9 +123,13 @@ def record(model: Any, image: Any, seed: int = 0, timesteps: int | None = None, 
       shown: neurons kept per layer, at most.
 
     Raises:
-      UserError: the model has no single window of time.
+      UserError: the model has no single window of time, or `image` is none of its images.
     """
     simulation = Simulation(model, timesteps)
+    shape = tuple(model.input_shape[1:])
+    if np.ndim(image) != len(shape):
+        raise UserError(f"One image is recorded, of shape {shape} without a batch axis, such as images[0]; received "
+                        f"shape {np.shape(image)}.")
     calls = [simulation.plan.encoder, *simulation.plan.spiking]
     # Twice through the window: what is worth keeping is known only after the first time
     totals = [np.zeros(int(np.prod(call.output.shape[2:]))) for call in calls]

@@ -272,18 +272,25 @@ def _cycle(count: int) -> list[str]:
 
 
 @_styled
-def raster(recording: Recording, image: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """One image's window: the picture, every layer's spikes with the membrane of one neuron, and the readout."""
+def raster(recording: Recording, image: np.ndarray | None = None, class_names: Sequence[str] | None = None) -> Figure:
+    """One image's window: the picture, every layer's spikes with the membrane of one neuron, and the readout.
+
+    Args:
+      recording: of `tfspike.analysis.simulation.record`.
+      image: the picture, `[H, W, C]` of 0 to 255, or the frames `[T, H, W, 2]` of an event recording; None for none.
+      class_names: of the outputs; None for their numbers.
+    """
     steps = len(recording.readout)
-    heights = [2.6]
+    heights = [] if image is None else [2.6]
     for layer in recording.layers:
         heights += [1.3, 1.0] if layer.membrane is not None else [1.3]
     figure = Figure(figsize=(WIDTH, 0.55 * sum(heights) + 2.2), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(heights) + 1, 1, height_ratios=[*heights, 3.6])
-    picture = figure.add_subplot(grid[0])
-    _show_image(picture, image)
-    place = 1
+    place = 0
+    if image is not None:
+        _show_image(figure.add_subplot(grid[0]), image)
+        place = 1
     for layer in recording.layers:
         axes = figure.add_subplot(grid[place])
         shown = layer.spikes.shape[1]
@@ -307,7 +314,7 @@ def raster(recording: Recording, image: np.ndarray, class_names: Sequence[str]) 
             axes.set_yticks([0, threshold], ["0", f"{threshold:g}"], fontsize=9)
             place += 1
     axes = figure.add_subplot(grid[place])
-    _readout(axes, recording.readout, class_names)
+    _readout(axes, recording.readout, class_names or [str(i) for i in range(recording.readout.shape[1])])
     axes.set_xlim(0.5, steps + 0.5)
     return figure
 
