@@ -34,7 +34,7 @@ SOURCES = {"benchmarks.md": "benchmarks/README.md", "records.md": "results/READM
 SUBJECTS = {
     "Neurons and layers": ["neurons", "neurons.*"],
     "Engine": ["engine", "engine.*"],
-    "Networks": ["models", "models.*", "variants", "pretrained", "pretrained.*"],
+    "Networks": ["models", "models.*", "variants", "pretrained", "pretrained.*", "weights", "weights.*"],
     "Data": ["datasets", "datasets.*"],
     "Presets": ["config.presets", "config.presets.*"],
     "Settings": ["config", "config.*"],

@@ -261,6 +261,13 @@ def test_operations_of_keras_cost_nothing_but_what_their_values_are():
             model, np.ones((2, 4), "f"), np.zeros(2, int)).layers[1:])
         assert (into_hidden.acs > 0, into_hidden.macs > 0) == (kind == "spikes", kind == "mixed")
         assert into_output.macs == 0
-    joined = models.SpikingModel(inputs, layers.Readout()(output(layers.LIF()(hidden(train) + hidden(train)))))
-    with pytest.raises(UserError, match=r"such as keras.layers.Add\(\)\(\[a, b\]\) for a \+ b"):
-        energy.synapses(joined.required_plan())
+    other = layers.OverTime(keras.layers.Dense(5))
+
+    def joined_by(join):
+        current = join(hidden(train), other(train))
+        return models.SpikingModel(inputs, layers.Readout()(output(layers.LIF()(current)))).required_plan()
+
+    for join in (lambda a, b: a + b, lambda a, b: keras.layers.Subtract()([a, b])):
+        assert [layer.events for layer in energy.synapses(joined_by(join))] == ["spikes"] * 3
+    with pytest.raises(UserError, match=r"such as keras.layers.Subtract\(\)\(\[a, b\]\) for a - b"):
+        energy.synapses(joined_by(lambda a, b: a - b))

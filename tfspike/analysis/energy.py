@@ -229,7 +229,7 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
     is_operation = not isinstance(layer, keras.layers.Layer)
     if is_operation and len(sources) > 1:
         raise UserError(f"The operations of {name!r}, which makes one train of several, cannot be counted; those of a "
-                        "layer in its place can, such as keras.layers.Add()([a, b]) for a + b.")
+                        "layer in its place can, such as keras.layers.Subtract()([a, b]) for a - b.")
     known = next((kind for kind in ("current", "real", "mixed") if kind in events), None)
     kind = known or ("mixed" if is_operation else "spikes")  # which an operation may make any values of
     if isinstance(call.layer, _NO_SYNAPSES):
