@@ -183,17 +183,17 @@ class OfTrains(keras.regularizers.Regularizer):
         return 0.05 * tf.reduce_sum(x)
 
 
-def fitted() -> dict:
+def fitted(*kinds: str) -> dict:
     """Weights after Keras' `fit` on one device and on two, by layers whose thresholds adapt or are learnt; and whether
     they stay finite where the last batch of an epoch is too small for two."""
     rng = np.random.default_rng(0)
     x, y = rng.random((17, INPUTS)).astype("f"), np.eye(CLASSES, dtype="f")[np.arange(17) % CLASSES]
-    kinds = {"adapting": {"homeostasis": 0.1, "activity_regularizer": keras.regularizers.L1(1e-3)},
-             "by layers": {"homeostasis": 0.1, "activity_regularizer": OfTrains()},
-             "moving": {"running_start": True},
-             "learnt": {"learn": ("leak", "threshold"), "credit": "time"}}
+    options_of = {"adapting": {"homeostasis": 0.1, "activity_regularizer": keras.regularizers.L1(1e-3)},
+                  "by layers": {"homeostasis": 0.1, "activity_regularizer": OfTrains()},
+                  "moving": {"running_start": True},
+                  "learnt": {"learn": ("leak", "threshold"), "credit": "time"}}
     found = {}
-    for kind, options in kinds.items():
+    for kind in kinds:
         models = []
         for strategy in strategies().values():
             with strategy.scope():
@@ -201,7 +201,7 @@ def fitted() -> dict:
                 weights = keras.initializers.VarianceScaling(4.0, "fan_in", "untruncated_normal", seed=1)
                 hidden = OverTime(keras.layers.Dense(UNITS, use_bias=False, kernel_initializer=weights))
                 hidden = hidden(encoders.create("direct", T)(inputs))
-                hidden = LIF(LEAK, gradient="rate", surrogate="arctan", **options)(hidden)
+                hidden = LIF(LEAK, gradient="rate", surrogate="arctan", **options_of[kind])(hidden)
                 output = OverTime(keras.layers.Dense(CLASSES, use_bias=False, kernel_initializer=weights))(hidden)
                 models.append(SpikingModel(inputs, Readout(LEAK)(output)))
                 models[-1].compile(keras.optimizers.SGD(0.05), "mse")
@@ -252,6 +252,6 @@ if __name__ == "__main__":
             # Shares of the first device: a half, three quarters, and all of a last batch too small for two
             "normalisation": lambda: {gradient: {first: normalisation(gradient, first) for first in (B, 6, 2 * B)}
                                       for gradient in ("event", "rate")},
-            "learning": learning, "validation": validation, "noise": noise, "fit": fitted,
-            "callbacks": keras_fit, "long": long}
+            "learning": learning, "validation": validation, "noise": noise, "long": long,
+            "fit": lambda: fitted("adapting", "learnt"), "fit_more": lambda: fitted("by layers", "moving"), "callbacks": keras_fit}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))
