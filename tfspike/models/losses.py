@@ -22,9 +22,10 @@ _OF_PROBABILITIES = (keras.losses.binary_crossentropy, keras.losses.binary_focal
 _BY_NUMBER = (keras.losses.MeanSquaredError, keras.losses.MeanAbsoluteError, keras.losses.MeanSquaredLogarithmicError,
               keras.losses.MeanAbsolutePercentageError, keras.losses.Huber, keras.losses.LogCosh, keras.losses.Hinge,
               keras.losses.SquaredHinge, keras.losses.Poisson, keras.losses.BinaryCrossentropy)
-_BY_NUMBER_NAMES = ("mean_squared_error", "mean_absolute_error", "mean_squared_logarithmic_error",
-                    "mean_absolute_percentage_error", "huber", "log_cosh", "hinge", "squared_hinge", "poisson",
-                    "binary_crossentropy")
+_FUNCTIONS_BY_NUMBER = (keras.losses.mean_squared_error, keras.losses.mean_absolute_error,
+                        keras.losses.mean_squared_logarithmic_error, keras.losses.mean_absolute_percentage_error,
+                        keras.losses.huber, keras.losses.log_cosh, keras.losses.hinge, keras.losses.squared_hinge,
+                        keras.losses.poisson, keras.losses.binary_crossentropy)
 
 
 def per_record(kind: str, scores: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
@@ -56,9 +57,14 @@ def firing_rate(activity: Mapping[str, tf.Tensor], timesteps: int, records: int)
     return tf.add_n([tf.reduce_sum(count) for count in activity.values()]) / float(records * neurons * timesteps)
 
 
+def _found(loss: Any) -> Any:
+    """A loss of Keras by its name; all else as it is."""
+    return keras.losses.get(loss) if isinstance(loss, str) else loss
+
+
 def takes_probabilities(loss: Any) -> bool:
     """Whether a loss, as `keras.Model.compile` takes it, is a cross entropy of probabilities, not of scores."""
-    found = keras.losses.get(loss) if isinstance(loss, str) else loss
+    found = _found(loss)
     if isinstance(found, keras.losses.Loss):
         return found.get_config().get("from_logits") is False
     return any(found is function for function in _OF_PROBABILITIES)
@@ -90,8 +96,8 @@ def _shown(shape: tuple[Any, ...]) -> str:
 
 
 def _is_by_number(loss: Any) -> bool:
-    found = keras.losses.get(loss) if isinstance(loss, str) else loss
-    return isinstance(found, _BY_NUMBER) or (_of_keras(found) and getattr(found, "__name__", "") in _BY_NUMBER_NAMES)
+    found = _found(loss)
+    return isinstance(found, _BY_NUMBER) or any(found is function for function in _FUNCTIONS_BY_NUMBER)
 
 
 def refuse_swapped_time(loss: Any, targets: Any, outputs: Any, declared: Any) -> None:

@@ -138,8 +138,7 @@ class Trainer:
     def initialise(self, init_from: str | None) -> None:
         """First weights of a new run; `--init=rate` scales an ANN twin's as well, which know no firing rate."""
         self._say_of_empty_steps()
-        to_be_scaled = init_from is None or initial_weights.load(self.model, init_from, self.say,
-                                                                           self.config)
+        to_be_scaled = init_from is None or initial_weights.load(self.model, init_from, self.say, self.config)
         if to_be_scaled and self.config.init == "rate":
             first = streams.TrainStream(self.data.images, self.data.labels, self.train_index, self.config.batch_size,
                                         self.config.seed, self.info).batch(0)[0]
