@@ -186,6 +186,29 @@ def test_a_command_is_kept_without_paths(command: str, wanted: str) -> None:
     assert provenance.without_paths(command) == wanted
 
 
+def test_a_repository_that_the_package_is_only_installed_in_has_no_say(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / ".venv" / "tfspike"
+    package.mkdir(parents=True)
+    for name in (package / "__init__.py", tmp_path / "own.py"):
+        name.touch()
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True,
+                       capture_output=True)
+
+    def committed(*names: str) -> None:
+        git("add", *names)
+        git("commit", "-m", "more")
+
+    git("init")
+    committed("own.py")
+    monkeypatch.setattr(provenance.files, "PACKAGE", str(package))
+    assert provenance.commit() is None
+    committed(".venv")
+    assert re.fullmatch("[0-9a-f]{40}", provenance.commit() or "")
+
+
 # ---- what is no result ---------------------------------------------------------------------------------------------
 
 
