@@ -26,7 +26,7 @@ from tfspike.models.advice import known_by_heart
 from tfspike.runs import checkpoints, initial_weights, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
-from tfspike.training import optimisation, schedule
+from tfspike.training import command, dry_run, optimisation, schedule
 from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
 from tfspike.training.trainer import Trainer
@@ -530,6 +530,23 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             training.run(runs.tiny(settings.pop("workdir", tmp_path / "run"), **settings),
                          RunOptions(dry_run=True), **quiet)
+
+
+@pytest.mark.parametrize(("options", "begun"), [({}, False), ({"dry_run": True}, False), ({}, True),
+                                                ({"dry_run": True}, True)])
+def test_ctrl_c_names_a_command_that_goes_on_only_where_there_is_something_to_go_on_with(
+        options: dict[str, bool], begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings, lines = runs.tiny(tmp_path / "run"), []
+    if begun:
+        runs.killed_at(monkeypatch, settings, 2)
+    monkeypatch.setattr(command, "Trainer", interrupted)
+    monkeypatch.setattr(dry_run, "Trainer", interrupted)
+    assert training.run(settings, RunOptions(**options), lines.append) == 130
+    goes_on = begun and not options
+    assert ("--config=" in lines[-1]) is goes_on and (lines[-1] == "Stopped by Ctrl-C; nothing was trained.") is not goes_on
 
 
 @pytest.mark.parametrize("workdir_had_steps", [pytest.param(False, marks=pytest.mark.slow), True])
