@@ -50,7 +50,6 @@ class RunLog:
                  chief: bool = True):
         self._folder = pathlib.Path(workdir)
         self._start = int(start_step)
-        self._chief = chief
         self._metrics: TextIO | None = None
         self._writer: tf.summary.SummaryWriter | None = None
         self._written: set[tuple[str, int]] = set()
@@ -185,7 +184,7 @@ class RunLog:
         try:
             self.flush()
         finally:
-            metrics, self._metrics, self._chief = self._metrics, None, False
+            metrics, self._metrics = self._metrics, None
             with self._explained():
                 metrics.close()
                 if self._writer is not None:
