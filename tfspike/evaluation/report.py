@@ -19,6 +19,7 @@ from tfspike import analysis
 from tfspike import config as config_lib
 from tfspike.analysis import simulation, speed
 from tfspike.analysis.energy import EnergyModel, Operations
+from tfspike.config.config import Config
 from tfspike.datasets.arrays import Normalised
 from tfspike.errors import UserError
 from tfspike.evaluation import comparison, pages, plots, speed_section
@@ -27,6 +28,7 @@ from tfspike.evaluation.pages import Picture
 from tfspike.output import counted
 from tfspike.runs import loading as run_loading
 from tfspike.runs import provenance, standing, workdir
+from tfspike.runs.checkpoints import Checkpoint
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
 _MISTAKES = 12
@@ -52,7 +54,7 @@ class RunResults:
       energy: constants.
       speed: measured on `machine`; empty where it was not.
       machine: in words.
-      weights_sha256: of the checkpoint's file.
+      source: what it is of, see `_source`.
     """
 
     title: str
@@ -68,7 +70,7 @@ class RunResults:
     energy: EnergyModel = dataclasses.field(default_factory=EnergyModel)
     speed: Sequence[speed.Point] = ()
     machine: str = ""
-    weights_sha256: str = ""
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
                       read_epochs(run), result, test.images, info.class_names, recordings,
                       simulation.first_filters(model), energy or EnergyModel(),
                       speed.measure(model, info.normalise(test.images[:speed_section.BATCH])) if timed else (),
-                      provenance.machine(), checkpoint.weights_sha256)
+                      provenance.machine(), _source(config, options, checkpoint))
 
 
 def require_spikes(runs: Sequence[str]) -> None:
@@ -201,8 +203,7 @@ def write_report(results: RunResults, out: str) -> str:
                         sections=pages.written([section for section in sections if section[2]], out),
                         rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
                         neurobench=_neurobench_rows(result), made=pages.now())
-    record = {"title": results.title, "facts": dict(results.facts), "weights_sha256": results.weights_sha256,
-              **result.to_dict(energy),
+    record = {"title": results.title, "facts": dict(results.facts), **results.source, **result.to_dict(energy),
               "speed": {"machine": results.machine, "points": speed_section.records(results.speed, energy)}}
     pages.write_file(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")
     return pages.write_file(os.path.join(out, PAGE), page)
@@ -362,7 +363,8 @@ def compare(runs: Sequence[str], out: str, options: EvalOptions | None = None, e
             say: Callable[[str], None] = print) -> str:
     """Puts two or more runs side by side.
 
-    A run whose report was written for the same weights, window and images is read from there; others are analysed.
+    A run whose report was written for the same weights, window and images, in the same folder of data, is read from
+    there; others are analysed.
 
     Args:
       runs: folders of runs.
@@ -391,6 +393,14 @@ def _names(folders: Sequence[str]) -> list[str]:
     return names
 
 
+def _source(config: Config, options: EvalOptions | None, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells a record from one of other weights or other test data that agrees with it in all facts: a folder may
+    get another converted network, and a network may be tested on other data."""
+    data_dir = _option(options, "data_dir") or config.data_dir
+    return {"weights_sha256": checkpoint.weights_sha256,
+            "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
+
+
 def _record(run: str, options: EvalOptions | None, say: Callable[[str], None]) -> dict[str, Any]:
     which = _option(options, "checkpoint") or "best"
     settings = config_lib.read_run(run)
@@ -401,7 +411,7 @@ def _record(run: str, options: EvalOptions | None, say: Callable[[str], None]) -
             record = json.load(file)
         asked, whole = _option(options, "images"), record["facts"][_PART] == _ALL
         if (record["facts"][_CHECKPOINT] == _checkpoint(stands)
-                and record["weights_sha256"] == checkpoint.weights_sha256
+                and all(record[name] == value for name, value in _source(settings, options, checkpoint).items())
                 and record["timesteps"] == (_option(options, "timesteps") or settings.timesteps)
                 and (whole and record["images"] <= (asked or math.inf) or record["images"] == asked)):
             return record
