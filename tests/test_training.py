@@ -561,6 +561,19 @@ def test_a_profile_of_a_few_steps_is_written_where_tensorboard_looks(tmp_path: P
     assert list((folder / "tb").rglob("*.xplane.pb"))
 
 
+@pytest.mark.parametrize("name", ["tb/other/events.out.tfevents.1", "metrics.jsonl"])
+@pytest.mark.parametrize("from_another", [False, True])
+def test_what_a_run_would_replace_of_somebody_elses_is_left(name: str, from_another: bool, run: Path,
+                                                            tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("of the user")
+    options = RunOptions(resume=str(run)) if from_another else RunOptions()
+    with pytest.raises(UserError, match=f"has {name.split('/')[0]} but no config.json.*another --workdir"):
+        training.run(runs.tiny(tmp_path), options, **quiet)
+    assert file.read_text() == "of the user" and not (tmp_path / ".lock").exists()
+
+
 # ---- nothing is left of a command that is refused ------------------------------------------------------------------
 
 

@@ -28,8 +28,8 @@ import tensorflow as tf
 from tfspike.errors import UserError
 from tfspike.models.network import window_of
 from tfspike.runs.results import METRICS, PROCESSOR_SECONDS
+from tfspike.runs.workdir import TENSORBOARD
 
-TENSORBOARD = "tb"
 _HISTOGRAM_VALUES = 100_000  # per histogram, evenly spaced: the picture is the same and costs milliseconds
 
 
