@@ -16,6 +16,7 @@ from tfspike import config as config_lib
 from tfspike import evaluation, training
 from tfspike.config import Config, flags
 from tfspike.errors import UserError
+from tfspike.evaluation import command as eval_command
 from tfspike.evaluation import options as eval_options
 from tfspike.evaluation import report
 from tfspike.runs import checkpoints, results, standing, starting, workdir
@@ -238,6 +239,14 @@ def test_reports_and_results_say_so_too(second: Path) -> None:
     assert dict(found.facts)["checkpoint"] == "best, step 3; the run is unfinished, at step 4 of 6"
     with pytest.raises(UserError, match="The run in second is unfinished, at step 4 of 6.*--config=second/config.json"):
         results.read_finished("second", config_lib.read_run("second"))
+
+
+def test_a_report_is_of_the_network_that_was_tested_and_nothing_is_said_twice(
+        second: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = eval_options.EvalOptions(workdir="second", images=16, seeds=1, report=True)
+    assert eval_command.run(asked, pytest.fail) == 0
+    assert capsys.readouterr().out.count("Warning: the run in second is unfinished, at step 4 of 6.") == 1
+    assert Path("second/report/index.html").exists()
 
 
 def test_exports_say_so_too(second: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

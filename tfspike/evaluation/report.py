@@ -96,15 +96,16 @@ def write(run: str, options: EvalOptions | None = None, energy: EnergyModel | No
 
 
 def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
-            say: Callable[[str], None] = print, timed: bool = True) -> RunResults:
+            say: Callable[[str], None] = print, timed: bool = True, loaded: Any = None) -> RunResults:
     """What `write` puts on paper; arguments and errors as there.
 
     Args:
       timed: whether speed is measured, which takes some seconds and differs from time to time.
+      loaded: what `loading.load_run` returned of the run; None loads it.
     """
     require_spikes([run])
-    model, config, info, checkpoint = run_loading.load_run(run, _option(options, "checkpoint") or "best",
-                                                           _option(options, "timesteps"), say)
+    model, config, info, checkpoint = loaded or run_loading.load_run(run, _option(options, "checkpoint") or "best",
+                                                                     _option(options, "timesteps"), say)
     every = run_loading.load_data(config, info, "test", _option(options, "data_dir"), model.timesteps)
     test = every.first(_option(options, "images"))
     say(f"analysing {counted(len(test), 'test image')} over {counted(model.timesteps, 'step')}")
