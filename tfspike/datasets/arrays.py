@@ -155,7 +155,8 @@ class Arrays:
         """The first so many records, 1 or more; None, or more than there are: all."""
         if count is None or check_count("count", count) >= len(self):
             return self
-        return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
+        images = self.images.first(count) if isinstance(self.images, EventFrames) else self.images[:count]
+        return dataclasses.replace(self, images=images, labels=self.labels[:count])
 
     def fingerprint(self) -> dict[str, int]:
         """What config.json keeps of the contents of data that only their user has; nothing of other sets."""
