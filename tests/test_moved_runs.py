@@ -224,13 +224,21 @@ def test_an_evaluation_says_that_the_run_is_unfinished(second: Path) -> None:
     assert "--config=second/config.json" in lines[0]
 
 
-def test_weights_that_nothing_has_chosen_yet_are_not_called_the_best(second: Path) -> None:
-    for name in ("best", checkpoints.name_of(3), checkpoints.name_of(4)):
+@pytest.mark.parametrize("went_back", [False, True])  # to an earlier checkpoint, by --resume
+def test_weights_that_nothing_has_chosen_yet_are_not_called_the_best(second: Path, went_back: bool) -> None:
+    for name in (*(() if went_back else ("best",)), checkpoints.name_of(3), checkpoints.name_of(4)):
         path = Path("second/checkpoints", name)
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
     record = evaluation.evaluate_run(eval_options.EvalOptions(workdir="second", seeds=1, images=16), quiet)
     assert (record["checkpoint"], record["step"]) == ("last", 2)
     assert "last checkpoint (step 2; the run is unfinished" in evaluation.describe(record)
+
+
+def test_where_the_best_weights_are_damaged_the_newest_are_named_for_every_command(second: Path) -> None:
+    (second / "checkpoints" / "best" / "model.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged.*The newest one is second/checkpoints/last"):
+        standing.open_checkpoint("second", quiet, "best")
+    assert standing.open_checkpoint("second/checkpoints/last", quiet).step == 4
 
 
 def test_reports_and_results_say_so_too(second: Path) -> None:
