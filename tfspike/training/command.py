@@ -125,7 +125,8 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
             progress.restore(start.checkpoint)
             checkpoints.set_aside_after(progress.folder, progress.step)
         else:
-            trainer.initialise(options.init_from)
+            # of a run that was killed before its first checkpoint config.json alone knows them
+            trainer.initialise(options.init_from or workdir.run_metadata(str(config.workdir)).get("init_from"))
         trainer.choose_kernel(restored=start.checkpoint is not None)
         workdir.write_config(config, trainer.data_record, options.init_from)
         source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
