@@ -55,7 +55,9 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
         say(f"Stopped by {stopped}, and saved. To continue:\n  {provenance.continuing_command(config)}")
         return stopped.exit_code
     except KeyboardInterrupt:  # twice, or while nothing could be saved: before the first step or during the export
-        say(f"Stopped by Ctrl-C. To continue from the last checkpoint:\n  {provenance.continuing_command(config)}")
+        begun = not options.dry_run and os.path.isfile(os.path.join(str(config.workdir), "config.json"))
+        say("Stopped by Ctrl-C" + (". To continue from the last checkpoint:\n  "
+                                   f"{provenance.continuing_command(config)}" if begun else "; nothing was trained."))
         return 130
     except WorkerLost:
         print("Error: another worker is gone, so no step can be completed. The last checkpoint is kept: start "
@@ -123,7 +125,8 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
             progress.restore(start.checkpoint)
             checkpoints.set_aside_after(progress.folder, progress.step)
         else:
-            trainer.initialise(options.init_from)
+            # of a run that was killed before its first checkpoint config.json alone knows them
+            trainer.initialise(options.init_from or workdir.run_metadata(str(config.workdir)).get("init_from"))
         trainer.choose_kernel(restored=start.checkpoint is not None)
         workdir.write_config(config, trainer.data_record, options.init_from)
         source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))
