@@ -196,8 +196,11 @@ class Trainer:
         self.log = log
         self.board.describe(log)
         self.watch = diagnosis.Watch(self.model, self.config)
-        self.watch.last_checkpoint = at.last_saved
+        if at.watched is not None:
+            self.watch.restore(at.watched)
+        self.watch.saved(at.last_saved)
         if at.step >= at.last_step:
+            self.watch.refuse_collapsed_end(at.step)
             return
         if schedule := self.windows.said():
             self.say(schedule)
@@ -329,4 +332,4 @@ class Trainer:
             self.progress.best, best = validated, True
         self.log.flush()
         living = self.watch.last_living
-        self.watch.saved(self.progress.save(best, spare=None if living is None else str(living)))
+        self.watch.saved(self.progress.save(best, None if living is None else str(living), self.watch.state()))
