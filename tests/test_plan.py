@@ -192,3 +192,51 @@ def test_an_encoder_of_ones_own_that_passes_a_gradient_is_not_refused() -> None:
     assert PoissonEncoder(T).refuses_gradient and not Through(T).refuses_gradient
     assert not SpikeInput(T).refuses_gradient
     around(Through(T, name="encoder")).plan.refuse_trained_front()
+
+
+# --- A model within another -----------------------------------------------------------------------------------------
+
+
+def within(encoder: keras.layers.Layer, front: keras.layers.Layer) -> keras.Model:
+    """A spiking model behind a layer, in a plain Keras model."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((N,))
+    x = LIF(0.9, 0.3)(dense()(encoder(inputs)))
+    inner = SpikingModel(inputs, Readout(0.9)(dense(CLASSES)(x)), name="inner")
+    image = keras.Input((N,))
+    model = keras.Model(image, inner(front(image)))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+def test_a_trained_layer_in_front_of_a_nested_model_learns_where_the_encoder_passes_a_gradient() -> None:
+    front = keras.layers.Dense(N, name="front")
+    model, x = within(DirectEncoder(T), front), images()
+    inner = model.get_layer("inner")
+    weights = [front.kernel, inner.trainable_variables[0]]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(inner.call_layers(front(x), training=True) - 1.0))
+    wanted = [w.numpy() - 0.1 * g.numpy() for w, g in zip(weights, tape.gradient(loss, [w.value for w in weights]))]
+    before = front.kernel.numpy()
+    with pytest.warns(UserWarning, match="inner is trained layer by layer.*in front of it in another model"):
+        model.fit(x, np.ones((B, CLASSES), "f"), verbose=0)
+    assert np.abs(front.kernel.numpy() - before).max() > 1e-4
+    for weight, value in zip(weights, wanted):
+        np.testing.assert_allclose(weight, value, rtol=1e-4, atol=1e-6)
+
+
+def test_where_the_encoder_passes_none_the_cause_of_the_nan_is_said() -> None:
+    model = within(PoissonEncoder(T), keras.layers.Dense(N, name="front"))
+    with pytest.warns(UserWarning, match=r"inner passes no gradient.*\(PoissonEncoder\).*becomes NaN. Freeze it"):
+        model.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)
+    assert np.isnan(model.get_layer("front").kernel).any()
+
+
+@pytest.mark.parametrize("encoder", [PoissonEncoder(T), DirectEncoder(T)])
+def test_layers_without_weights_in_front_of_a_nested_model_keep_the_fast_path_and_say_nothing(encoder: Any) -> None:
+    model = within(encoder, keras.layers.Rescaling(0.5))
+    model.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)
+    inner = model.get_layer("inner")
+    assert inner.engine is not None and all(np.isfinite(weight).all() for weight in inner.get_weights())
+    inner.compile("sgd", "mse")  # and is trained by itself as it ever was
+    inner.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)

@@ -136,7 +136,7 @@ def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.
 def _tell(config: Config, what: int) -> None:
     """Has the other workers end, which would wait for this one, the first, for ever.
 
-    In a process of its own: until all workers are there TensorFlow waits in a way that no signal but 9 ends, and whoever
+    In a process of its own: until all workers are there TensorFlow waits in a way that no signal but 9 ends, and who
     gave this command on one host alone is to get it back.
     """
     code = f"from tfspike.training import command; command.tell({config.strategy!r}, {what})"
