@@ -111,10 +111,6 @@ def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.
     if told == _FINISHED:
         return 0
     trainer = Trainer(config, strategy, worker, say)
-    if worker.is_chief and config.export:
-        from tfspike import export
-
-        export.refuse(trainer.model, config.export)
     with Signals() as stop:
         _begin(trainer, start, options)
         trainer.say_layers(config.batch_size // strategy.num_replicas_in_sync)
