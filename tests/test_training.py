@@ -164,6 +164,7 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
     assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
 
 
+@pytest.mark.slow
 def test_a_dead_run_that_is_continued_stops_where_it_would_have_stopped(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = []

@@ -47,3 +47,17 @@ def watched(inputs: Any, say: Callable[[], None]) -> Any:
         return tf.identity(x), grad
 
     return keras.tree.map_structure(lambda x: identity(x) if tf.is_tensor(x) and x.dtype.is_floating else x, inputs)
+
+
+def cause_of_nan(name: str, encoder: keras.layers.Layer) -> str:
+    """Says why layers in front of this model are not trained."""
+    return (f"{name} passes no gradient to layers in front of it, because of {encoder.name} "
+            f"({type(encoder).__name__}): what is trained there becomes NaN. Freeze it (layer.trainable = False), or "
+            "take encoder=\"direct\" or PoissonEncoder(..., straight_through=True).")
+
+
+def by_layers(name: str) -> str:
+    """Says why they are trained in the slower way."""
+    return (f"{name} is trained layer by layer, which takes more time and memory: layers with weights lie in front of "
+            "it in another model, and the engine passes no gradient to them. If they are frozen, make one SpikingModel "
+            "of all, with them in front of its encoder.")

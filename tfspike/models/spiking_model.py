@@ -34,6 +34,7 @@ class SpikingModel(keras.Model):
     reference path, layer by layer; both give the same spikes and the same gradients (to rounding). What the fast path
     would not do as it is written (a layer with a `call` of its own, one that mixes steps, a graph without one window
     between one encoder and one readout) is computed layer by layer, and `engine` is None: one warning names the layer.
+    Functional and sequential models on its spike trains are as if their layers stood in their place.
     `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
 
     A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, of
@@ -142,23 +143,14 @@ class SpikingModel(keras.Model):
         if self.plan is None and not counts and seed is None:
             return super().call(inputs, training=training, mask=mask)
         if self.plan is not None and training and nesting.has_weights_in_front(inputs):
-            engine, inputs = self._within_another(engine, inputs)
+            encoder = self.plan.encoder.layer
+            if encoder.refuses_gradient:
+                inputs = nesting.watched(inputs, lambda: self._say(nesting.cause_of_nan(self.name, encoder)))
+            elif engine is not None:
+                self._say(nesting.by_layers(self.name))
+                engine = None
         output, activity = self._observe(engine, inputs, training, seed, counts and count_gradients)
         return (output, activity) if counts else output
-
-    def _within_another(self, engine: Engine | None, inputs: Any) -> tuple[Engine | None, Any]:
-        """What takes the place of `engine` and `inputs` where another model may train layers in front of this one."""
-        encoder = self.required_plan().encoder.layer
-        if encoder.refuses_gradient:
-            return engine, nesting.watched(inputs, lambda: self._say(
-                f"{self.name} passes no gradient to layers in front of it, because of {encoder.name} "
-                f"({type(encoder).__name__}): what is trained there becomes NaN. Freeze it (layer.trainable = False), "
-                "or take encoder=\"direct\" or PoissonEncoder(..., straight_through=True)."))
-        if engine is not None:
-            self._say(f"{self.name} is trained layer by layer, which takes more time and memory: layers with weights "
-                      "lie in front of it in another model, and the engine passes no gradient to them. If they are "
-                      "frozen, make one SpikingModel of all, with them in front of its encoder.")
-        return None, inputs
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
