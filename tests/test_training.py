@@ -165,6 +165,28 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
     assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
 
 
+@pytest.mark.slow
+def test_a_dead_run_that_is_continued_stops_where_it_would_have_stopped(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for name in ("whole", "killed"):
+        config, said = runs.tiny(tmp_path / name, threshold=500.0, epochs=20, lr_milestones=()), []
+        if name == "killed":
+            runs.killed_at(monkeypatch, config, 12)
+        assert training.run(config, say=said.append) == 4
+        warned = any("neurons silent" in line for line in said)
+        steps = checkpoints.steps(str(tmp_path / name / "checkpoints"))
+        found.append((capsys.readouterr().err, steps, runs.metrics(tmp_path / name), warned))
+    assert found[0][:3] == found[1][:3] and "every gradient is exactly zero for 20 steps" in found[0][0]
+    assert found[0][3] and not found[1][3], "a warning that was given before the kill is given again"
+
+
+def test_a_run_that_ended_dead_is_not_finished_by_the_same_command(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert training.run(runs.tiny(tmp_path, threshold=500.0), say=lambda line: None) == 4
+    assert training.run(runs.tiny(tmp_path, threshold=500.0, on_collapse="continue"), say=lambda line: None) == 0
+
+
 @pytest.mark.parametrize("dataset, has_dropout, remedies", [
     ("folder", False, "--augment (shifted and mirrored images), --dropout=0.2, more images."),
     ("mnist", True, "--augment (shifted images), more images."),
