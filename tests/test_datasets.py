@@ -214,22 +214,23 @@ class TestTrainStream:
                                                 ("mnist", False)])
     def test_augmentation_crops_over_dark_padding_and_mirrors_half_but_no_digits(self, name, mirrored):
         rng = np.random.default_rng(2)
-        images = datasets.from_arrays(rng.integers(1, 256, (50, 32, 16, 3)), np.arange(50) % 5, name=name)
+        images = datasets.from_arrays(rng.integers(1, 256, (50, 32, 8, 3)), np.arange(50) % 5, name=name)
         s = stream(images, batch_size=50, augment=True)
-        dark, places, flipped, total = s.info.normalise(np.zeros((1, 32, 16, 3), np.uint8))[0, 0, 0], set(), 0, 0
+        dark, places, flipped, total = s.info.normalise(np.zeros((1, 32, 8, 3), np.uint8))[0, 0, 0], set(), 0, 0
         shifted = 0  # away from the centre
         assert (dark < -0.5).all() if name != "mnist" else (dark == 0).all()
         for step in range(10):
-            raw = np.pad(images.images[s.records(step)], ((0, 0), (4, 4), (2, 2), (0, 0)))
+            raw = np.pad(images.images[s.records(step)], ((0, 0), (4, 4), (1, 1), (0, 0)))
             for padded, x in zip(_norm(s.info, raw), s.batch(step)[0]):
-                hits = [(t, le, f) for t in range(9) for le in range(5) for f in (0, 1)
-                        if np.array_equal(padded[t:t + 32, le:le + 16][:, ::-1 if f else 1], x)]
+                hits = [(t, le, f) for t in range(9) for le in range(3) for f in (0, 1)
+                        if np.array_equal(padded[t:t + 32, le:le + 8][:, ::-1 if f else 1], x)]
                 assert len(hits) == 1
                 places.add(hits[0][:2])
-                shifted += hits[0][:2] != (4, 2)
+                shifted += hits[0][:2] != (4, 1)
                 flipped += hits[0][2]
                 total += 1
-        assert len(places) == 45 and shifted / total > 0.95
+        # 9 and 3 share a factor: shifts down and across that followed from one number would miss places
+        assert len(places) == 27 and shifted / total > 0.9
         assert 0.42 < flipped / total < 0.58 if mirrored else flipped == 0
 
     def test_digits_are_never_augmented_unless_asked(self, subset):
