@@ -632,6 +632,12 @@ class TestExtra:
         with pytest.raises(UserError, match="mnist_subset has no split 'extra'"):
             datasets.load("mnist_subset", "train", extra=True)
 
+    @pytest.mark.parametrize("option", [{"image_size": (8, 8)}, {"sensor_size": (34, 34)}, {"window_ms": 100.0}])
+    def test_sizes_and_windows_of_other_sets_are_refused(self, option, tmp_path):
+        for name in ("mnist_subset", "nmnist", "npz", *(("folder",) if "image_size" not in option else ())):
+            with pytest.raises(UserError, match=f"^{next(iter(option))} is of the data set .*leave it out.*for '{name}'"):
+                datasets.load(name, "train", str(tmp_path), 5, **option)
+
 
 class _Text(str):
     shape = ()

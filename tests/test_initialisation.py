@@ -79,6 +79,12 @@ def test_a_silent_input_is_refused_by_the_layers_name():
         initialise_rates(model, np.zeros_like(IMAGES), TARGET)
 
 
+def test_a_rate_of_a_layer_that_is_not_there_is_refused_with_those_that_are():
+    model = models.create("lenet", (28, 28, 1), 10, 5)
+    with pytest.raises(UserError, match="'conv1_1_lif', 'pool1', .*Received: target_rate='conv1_lif'"):
+        initialise_rates(model, IMAGES, {"conv1_lif": 0.1})
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.1, 0.5, float("nan")])
 def test_a_rate_out_of_range_is_refused(rate):
     model = models.create("lenet", (28, 28, 1), 10, 5)

@@ -265,6 +265,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"best", "last", *map(checkpoints.name_of, (3, 6, 7))}
 
 
+def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_set_aside_until_the_next_write(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    checkpoints.set_aside_after(str(tmp_path), 2)
+    assert checkpoints.steps(str(tmp_path)) == [1, 2]
+    assert (tmp_path / f"discarded_{checkpoints.name_of(3)}" / "model.npz").exists(), "a kill now would lose nothing"
+    save(tmp_path, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", *map(checkpoints.name_of, (1, 2, 3))}
+
+
 @pytest.mark.parametrize("repeated", [False, True], ids=["new", "written_again"])
 def test_killed_at_any_system_call_of_a_write_the_folder_holds_a_whole_checkpoint(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: bool) -> None:
@@ -342,7 +352,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "list", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "list", "object", "text"])
 @pytest.mark.parametrize("name", ["meta.json", "model.npz", "optimizer.npz", "checksums.json"])
 def test_damage_of_every_file_is_found(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 1)
@@ -351,7 +361,7 @@ def test_damage_of_every_file_is_found(tmp_path: Path, name: str, damage: str) -
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "cut": content[:-3], "list": b"[]", "text": b"\xff\x00"}[damage])
+        path.write_bytes({"empty": b"", "cut": content[:-3], "list": b"[]", "object": b"{}", "text": b"\xff\x00"}[damage])
     with pytest.raises(UserError, match="damaged|cannot be read"):
         checkpoints.read(str(path.parent))
     lines: list[str] = []

@@ -150,18 +150,20 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
     trainer = make(tmp_path, epochs=20, lr_milestones=(), keep_checkpoints=1)
     step = trainer.train_step
 
-    def killed_at_seven(*batch: Any) -> Any:
-        if trainer.progress.step == 6:
+    def killed_at_nine(*batch: Any) -> Any:
+        if trainer.progress.step == 8:
             for weight in trainer.model.trainable_variables:
                 weight.assign(-np.abs(weight.numpy()))  # nothing fires any more
         return step(*batch)
 
-    killed_at_seven.numbers = step.numbers  # type: ignore[attr-defined]
-    trainer.train_step = killed_at_seven  # type: ignore[assignment]
+    killed_at_nine.numbers = step.numbers  # type: ignore[attr-defined]
+    trainer.train_step = killed_at_nine  # type: ignore[assignment]
     with pytest.raises(diagnosis.Collapsed) as stopped:
         trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
-    assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
-    assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
+    assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(8)}" in str(stopped.value)
+    folder = trainer.progress.folder
+    assert 8 in checkpoints.steps(folder) and max(checkpoints.steps(folder)) > 20
+    assert checkpoints.target_of(folder, "best") != 8, "which stays anyway"
 
 
 @pytest.mark.parametrize("dataset, has_dropout, remedies", [
