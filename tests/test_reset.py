@@ -202,6 +202,22 @@ def test_the_slope_of_tandem_is_that_of_a_relu_of_the_mean_current(name: str) ->
     np.testing.assert_allclose(parts.trace, currents.sum(0), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["tandem", "tandem_clipped"])
+def test_the_slope_of_tandem_is_of_its_own_window_where_it_continues_another(name: str) -> None:
+    layer, currents = LIF(1.0, 0.5, "rate", name, reset="subtract"), scene()[0]
+    halves = np.random.default_rng(1).normal(-0.1, 0.5, (2, B, N)).astype("f")  # which drive the neurons differently
+    currents = currents + np.repeat(halves, [8, len(currents) - 8], axis=0)
+    _, state = layer(tf.constant(currents[:8]), return_state=True)
+    with tf.GradientTape() as tape:
+        rest = tf.constant(currents[8:])
+        tape.watch(rest)
+        total = tf.reduce_sum(layer(rest, initial_state=state))
+    drive, all_of_it = currents[8:].mean(0), currents.mean(0)
+    slope = (drive > 0) & ((drive < 0.5) | (name == "tandem"))
+    assert 0.2 < slope.mean() < 0.8 and ((drive > 0) != (all_of_it > 0)).mean() > 0.05
+    np.testing.assert_allclose(tape.gradient(total, rest), np.broadcast_to(2.0 * slope, rest.shape))
+
+
 def test_a_tandem_network_has_the_gradient_of_its_relu_twin_on_the_spikes_rates() -> None:
     """Three dense layers by hand: forward counts by simulation, backward W^T (delta 1[d > 0])."""
     rng = np.random.default_rng(0)

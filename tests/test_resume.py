@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs import checkpoints, standing, workdir
+from tfspike.training.progress import Progress
 from tfspike.training.trainer import Trainer
 
 
@@ -119,8 +121,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_sentence(whole: Path,
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     newest.write_bytes(content)
-    code, lines = run_lines(config)
-    assert code == 0
+    lines: list[str] = []
+    there: list[int] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("epoch 2/2  step 1/3 "):  # nothing was saved since
+            there.extend(checkpoints.steps(str(tmp_path / "run" / "checkpoints")))
+
+    assert training.run(config, say=say) == 0
+    assert max(there) == 3, "what lies beyond is set aside"
     assert any("damaged: model.npz does not match its checksum; the one before is used" in line for line in lines)
     assert any(line.startswith("Resuming from step 3 ") for line in lines)
     runs.assert_same_run(whole, tmp_path / "run")
@@ -424,6 +434,17 @@ def test_where_all_are_damaged_nothing_is_overwritten(tmp_path: Path) -> None:
         Path(save(tmp_path, step), "meta.json").write_text("")
     with pytest.raises(UserError, match="All 2 checkpoints in .* are damaged"):
         checkpoints.newest(str(tmp_path), lambda line: None)
+
+
+def test_a_checkpoint_of_epochs_of_another_length_is_refused(tmp_path: Path) -> None:
+    model, config = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), runs.tiny(tmp_path)
+    optimizer = keras.optimizers.SGD()
+    optimizer.build(model.trainable_variables)
+    saved = checkpoints.read(Progress(config, model, optimizer, 3, True).save())
+    same, other = (Progress(config, model, optimizer, length, True) for length in (3, 4))
+    same.restore(saved)
+    with pytest.raises(UserError, match="3 steps per epoch, and the data now give 4"):
+        other.restore(saved)
 
 
 def test_weights_of_another_network_are_refused() -> None:

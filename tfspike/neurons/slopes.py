@@ -58,6 +58,10 @@ class SlopeRule:
         """The trace at the begin of a window, where an earlier one left `trace`."""
         raise NotImplementedError
 
+    def of_window(self, trace: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The trace that the slope is made from, at the end of a window that began with this membrane and count."""
+        return trace
+
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
               fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`(count, trace)` after a step in which the membrane reached `u`; None does where `needs_potential` is not."""
@@ -240,6 +244,10 @@ class Tandem(SlopeRule):
     def opened(self, trace: tf.Tensor) -> tf.Tensor:
         """As it is: potential and count go on from the window before."""
         return trace
+
+    def of_window(self, trace: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The currents of its own steps: what was there at its begin, v_0 + threshold N_0, is of those before."""
+        return trace - (membrane + self.threshold * count)
 
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
               fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
