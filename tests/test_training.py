@@ -247,15 +247,19 @@ def test_last_and_best_are_what_the_metrics_say(run: Path) -> None:
 # ---- the step ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
-def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm: float) -> None:
-    trainer = make(encoder="direct", clip_norm=clip_norm, weight_decay=0.01, learning_rate=0.5)
+@pytest.mark.parametrize("clip_norm, loss_kind, smoothing", [(0.0, "cross_entropy", 0.1), (0.05, "squared", 0.0)])
+def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm: float, loss_kind: str,
+                                                                       smoothing: float) -> None:
+    trainer = make(encoder="direct", clip_norm=clip_norm, weight_decay=0.01, learning_rate=0.5, loss=loss_kind,
+                   label_smoothing=smoothing)
     images, labels = trainer.stream.batch(0)
     variables = trainer.model.trainable_variables
     before = [v.value.numpy() for v in variables]
     with tf.GradientTape() as tape:
         output, activity = trainer.model.observe(images, training=True)
-        loss = tf.reduce_sum((output - np.eye(10, dtype="f")[labels])**2) / len(labels)
+        targets = (1.0 - smoothing) * np.eye(10, dtype="f")[labels] + smoothing / 10.0
+        loss = (tf.reduce_sum((output - targets)**2) if loss_kind == "squared" else
+                -tf.reduce_sum(targets * tf.nn.log_softmax(output))) / len(labels)
     assert all(float(tf.reduce_sum(count)) > 0 for count in activity.values())
     grads = [g.numpy().astype("d") for g in tape.gradient(loss, [v.value for v in variables])]
     norm = math.sqrt(sum((g**2).sum() for g in grads))
