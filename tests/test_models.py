@@ -135,6 +135,16 @@ def test_arguments_reach_the_layers(name: str) -> None:
     assert model.compute_dtype == "bfloat16" or model(images(name, size=28, channels=2)).dtype == tf.float32
 
 
+def test_surrogate_width_and_feedback_reach_all_neurons() -> None:
+    model = models.create("lenet", (12, 12, 1), 3, 4, gradient="eprop", surrogate="sigmoid", surrogate_width=1.5,
+                          reset="subtract", feedback="random", hidden=4)
+    layers = [call.layer for call in model.plan.spiking]
+    assert {type(layer) for layer in layers} == {LIF, PoolingIF}
+    for layer in layers:
+        assert (layer.gradient, layer.surrogate, layer.surrogate_width, layer.feedback) == ("eprop", "sigmoid", 1.5, "random")
+        assert (layer.neuron.surrogate, layer.neuron.width) == ("sigmoid", 1.5)
+
+
 # --- Training steps -------------------------------------------------------------------------------------------------
 
 
