@@ -244,6 +244,25 @@ def test_last_and_best_are_what_the_metrics_say(run: Path) -> None:
     assert checkpoints.target_of(str(run / "checkpoints"), "last") == 120
 
 
+def test_first_weights_are_scaled_on_the_first_batch_to_the_rate_that_was_asked_for(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def initialise(*args: Any) -> dict[str, float]:
+        given.extend(args)
+        return {"conv1_1_lif": 0.2, "conv2_1_lif": 0.1}
+
+    monkeypatch.setattr("tfspike.training.trainer.initialise_rates", initialise)
+    lines: list[str] = []
+    trainer = make(init="rate", target_rate=0.2, seed=3)
+    trainer.say = lines.append
+    trainer.initialise(None)
+    model, images, target, seed = given
+    assert model is trainer.model and (target, seed) == (0.2, 3)
+    np.testing.assert_array_equal(images, trainer.stream.batch(0)[0])
+    assert lines == ["First weights scaled to 0.2 spikes per step in 1 layer. No scale brings conv2_1_lif there: 0.1."]
+
+
 # ---- the step ----------------------------------------------------------------------------------------------------
 
 
