@@ -147,10 +147,11 @@ def test_a_dead_network_goes_on_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: Path) -> None:
-    trainer = make(tmp_path, epochs=20, lr_milestones=(), keep_checkpoints=1)
-    step = trainer.train_step
+    trainer = make(tmp_path, epochs=20, lr_milestones=(1,), lr_factor=0.5, learning_rate=0.25, keep_checkpoints=1)
+    step, rates = trainer.train_step, []
 
     def killed_at_nine(*batch: Any) -> Any:
+        rates.append(float(trainer.optimizer.learning_rate))
         if trainer.progress.step == 8:
             for weight in trainer.model.trainable_variables:
                 weight.assign(-np.abs(weight.numpy()))  # nothing fires any more
@@ -164,6 +165,7 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
     folder = trainer.progress.folder
     assert 8 in checkpoints.steps(folder) and max(checkpoints.steps(folder)) > 20
     assert checkpoints.target_of(folder, "best") != 8, "which stays anyway"
+    assert rates[:4] == [0.25, 0.25, 0.25, 0.125], "each step has the learning rate of its epoch"
 
 
 @pytest.mark.parametrize("dataset, has_dropout, remedies", [
@@ -230,8 +232,12 @@ def test_config_json_remembers_what_made_the_run(run: Path) -> None:
     assert info.class_names == tuple("0123456789") and info.scale == (1 / 510,)
 
 
-def test_validation_records_are_not_trained_on() -> None:
+def test_validation_records_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    described, describe = [], datasets.describe
+    monkeypatch.setattr(datasets, "describe", lambda data, indices, augment: (
+        described.append(indices) or describe(data, indices, augment)))
     trainer = make(hidden=50, timesteps=10, batch_size=16, val_fraction=0.02)
+    np.testing.assert_array_equal(described, [trainer.train_index], "pixels are normalised by the training records")
     assert not set(trainer.train_index) & set(trainer.val_index) and len(trainer.val_index) == 120
     seen = np.concatenate([trainer.stream.records(step) for step in range(2 * trainer.stream.steps_per_epoch)])
     assert not set(seen) & set(trainer.val_index)
