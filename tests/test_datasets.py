@@ -15,7 +15,7 @@ import pytest
 
 import tfspike
 from tfspike import datasets
-from tfspike.datasets import catalogue, image_files, streams, tfds_source
+from tfspike.datasets import catalogue, image_files, sampling, streams, tfds_source
 from tfspike.errors import UserError
 
 REAL = os.environ.get("TFSPIKE_DATA_DIR")
@@ -199,6 +199,12 @@ class TestTrainStream:
         for (x, y), (a, b) in zip(whole[4:], first(4, 11), strict=True):
             assert np.array_equal(x, a) and np.array_equal(y, b)
         assert not np.array_equal(whole[0][0], whole[1][0])
+
+    def test_the_seed_decides_the_order_and_the_seed_and_the_step_the_augmentation(self, colour):
+        one, same, other = (stream(colour, seed=seed).records(0).tolist() for seed in (3, 3, 4))
+        assert one == same != other
+        moved = [np.stack(sampling.shifts(True, *key, 8, 32, 32)).tolist() for key in ((3, 0), (3, 0), (4, 0), (3, 1))]
+        assert moved[0] == moved[1] and moved[0] not in moved[2:]
 
     def test_shapes_are_static_for_the_network(self, colour):
         x, y = stream(colour).dataset().element_spec
