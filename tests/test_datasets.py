@@ -435,6 +435,16 @@ class TestOwnArrays:
             subset.first(count)
 
 
+    def test_the_fingerprint_of_ones_own_data_changes_with_a_pixel_and_with_a_label(self, colour):
+        images, labels = colour.images.copy(), colour.labels.copy()
+        images[3, 2, 1, 0] ^= 1
+        labels[[0, 1]] = labels[[1, 0]]
+        assert labels.tolist() != colour.labels.tolist()
+        prints = [dataclasses.replace(colour, name="npz", **change).fingerprint()["contents_crc32"]
+                  for change in ({}, {"images": images}, {"labels": labels})]
+        assert len(set(prints)) == 3 and dataclasses.replace(colour, name="mnist").fingerprint() == {}
+
+
 class TestTfdsFolders:
     def test_an_unknown_set_in_the_folder_is_read_as_it_is(self, tmp_path):
         images, labels = noise(20), [i % 3 for i in range(20)]

@@ -308,6 +308,13 @@ def test_the_window_is_an_argument_and_what_it_drops_is_said_once() -> None:
     assert set(map(tuple, np.argwhere(whole[0]).tolist())) == wanted
 
 
+def test_the_checksum_knows_events_and_where_recordings_begin() -> None:
+    given, later = other((1, 1, 0, 1), (2, 1, 1, 1), (3, 1, 2, 1)), other((1, 1, 0, 1), (2, 1, 1, 1), (4, 1, 2, 1))
+    found = {events.EventFrames(of, offsets, 1).checksum() for of, offsets in (
+        (given, [0, 1, 3]), (given, [0, 2, 3]), (later, [0, 1, 3]))}
+    assert len(found) == 3
+
+
 def test_coinciding_events_and_silent_recordings_are_said() -> None:
     given = other((1, 1, 0, 1), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 0, 0), (2, 2, 300_000, 0))
     with pytest.warns(UserWarning, match=r"5 events, 1 \(20 %\) lie at or behind .*; 1 of 2 recordings have none in the window; "
