@@ -65,7 +65,7 @@ def test_poisson_training_draws_depend_on_seed_and_step_alone() -> None:
     assert not np.array_equal(first, second)
     assert not np.array_equal(PoissonEncoder(T, seed=2)(x, training=True), first)
     b.step.assign(0)
-    np.testing.assert_array_equal(b(x, training=True), first)
+    np.testing.assert_array_equal(b(x, training=True, seed=9), first)  # which is of inference alone
 
 
 def test_xla_draws_the_same_numbers() -> None:
@@ -98,6 +98,7 @@ def test_poisson_inference_repeats_and_takes_an_explicit_seed() -> None:
     np.testing.assert_array_equal(encoder(x, seed=0), first)
     np.testing.assert_array_equal(encoder(x, training=False, seed=tf.constant(0)), first)
     assert not np.array_equal(encoder(x, seed=1), first)
+    assert not np.array_equal(PoissonEncoder(T, seed=2)(x), first)
     assert int(encoder.step.value) == 0
     # the first training step does not see the numbers of inference seed 0
     assert not np.array_equal(encoder(x, training=True), first)
@@ -107,7 +108,10 @@ def test_poisson_probabilities_are_not_rounded_under_a_mixed_policy() -> None:
     x = tf.constant(images(2000))
     train = PoissonEncoder(T, seed=1, dtype="mixed_bfloat16")(x)
     assert train.dtype == tf.bfloat16
-    np.testing.assert_array_equal(train.numpy().astype("f"), PoissonEncoder(T, seed=1)(x))
+    exact = PoissonEncoder(T, seed=1)
+    np.testing.assert_array_equal(train.numpy().astype("f"), exact(x))
+    drawn = np.stack([noise.uniform(x.shape, noise.derive(exact.key(False, 0), t)) for t in range(T)])
+    np.testing.assert_array_equal(exact(x), (drawn < np.abs(x)) * np.sign(x))
 
 
 def test_the_step_counter_is_saved_with_the_model(tmp_path: Path) -> None:
@@ -250,6 +254,11 @@ def test_straight_through_has_the_gradient_of_the_expected_train() -> None:
     np.testing.assert_allclose(got, difference, atol=0.4)
     assert got[0] == got[5] == 0.0 and np.abs(got[1:5]).min() > 0.1
     np.testing.assert_allclose(got[1:5], weight.sum((0, 1))[1:5], rtol=1e-5)
+    edge = tf.constant([[-1.0, 1.0]])  # white and black pixels are these
+    with tf.GradientTape() as tape:
+        tape.watch(edge)
+        loss = tf.reduce_sum(encoder(edge, seed=3))
+    assert tape.gradient(loss, edge).numpy().tolist() == [[T, T]]
 
 
 def test_straight_through_changes_no_spike_and_is_saved() -> None:

@@ -268,8 +268,8 @@ def test_polarities_of_two_conventions_at_once_are_refused() -> None:
 
 def test_a_structured_array_is_read_by_name_and_in_the_sensors_own_size() -> None:
     fields = [("t", np.int64), ("p", bool), ("y", np.uint16), ("x", np.uint16)]
-    given = np.array([(10, True, 127, 3), (20, False, 0, 639)], fields)
-    assert spikes(given, size=(128, 640)) == [[0, 0, 0, 639, 0], [0, 0, 127, 3, 1]]
+    given = np.array([(10, True, 127, 3), (250_000, False, 0, 639)], fields)
+    assert spikes(given, size=(128, 640), timesteps=3) == [[0, 0, 127, 3, 1], [0, 2, 0, 639, 0]]
     with pytest.raises(UserError, match="fields x, y, t, p, received an array with the fields ts, pol"):
         events.EventFrames(np.zeros(3, [("ts", int), ("pol", int)]), [0, 3], 1)
     with pytest.raises(UserError, match="received ndarray"):
@@ -308,10 +308,18 @@ def test_the_window_is_an_argument_and_what_it_drops_is_said_once() -> None:
     assert set(map(tuple, np.argwhere(whole[0]).tolist())) == wanted
 
 
+def test_the_checksum_knows_events_and_where_recordings_begin() -> None:
+    given, later = other((1, 1, 0, 1), (2, 1, 1, 1), (3, 1, 2, 1)), other((1, 1, 0, 1), (2, 1, 1, 1), (4, 1, 2, 1))
+    found = {events.EventFrames(of, offsets, 1).checksum() for of, offsets in (
+        (given, [0, 1, 3]), (given, [0, 2, 3]), (later, [0, 1, 3]))}
+    assert len(found) == 3
+
+
 def test_coinciding_events_and_silent_recordings_are_said() -> None:
-    given = other((1, 1, 0, 1), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 0, 0))
-    with pytest.warns(UserWarning, match=r"4 events, 1 of 2 recordings have none in the window; 50 % of those in the window share"):
-        assert spikes(given, [0, 4, 4]) == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    given = other((1, 1, 0, 1), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 0, 0), (2, 2, 300_000, 0))
+    with pytest.warns(UserWarning, match=r"5 events, 1 \(20 %\) lie at or behind .*; 1 of 2 recordings have none in the window; "
+                                         "50 % of those in the window share"):
+        assert spikes(given, [0, 5, 5]) == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
 
 
 def test_nothing_is_said_of_a_set_that_loses_nothing(recwarn: pytest.WarningsRecorder) -> None:

@@ -47,6 +47,7 @@ def test_thresholds_follow_who_fires(shape: tuple[int, ...]) -> None:
     scale = np.array([0.0, 0.15, 0.25, 0.5, 1.0])  # of the channels' currents
     for i in range(4):
         currents = (scale * rng.uniform(0, 0.9, (6, *shape)) * (0.0 if i == 2 else 1.0)).astype("f")
+        currents[:, 0] *= i != 1  # one record on which nothing fires, beside others
         v, count = np.zeros(shape), np.zeros(shape)
         for current in currents.astype("d"):
             u = v + current

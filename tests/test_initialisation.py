@@ -40,11 +40,24 @@ def test_weights_that_feed_two_layers_are_scaled_for_the_first():
     x = LIF(0.9, name="second")(shared(x))
     model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3, use_bias=False))(x)))
     images = np.random.default_rng(0).uniform(-0.8, 0.8, (8, 20)).astype("float32")
-    reached = initialise_rates(model, images, TARGET)
-    counts = model.observe(images, seed=0)[1]
+    reached = initialise_rates(model, images, TARGET, seed=3)
+    counts = model.observe(images, seed=3)[1]
     assert set(reached) == {"first"}
     np.testing.assert_allclose(float(tf.reduce_mean(counts["first"])) / 10, reached["first"], atol=1e-3)
     np.testing.assert_allclose(reached["first"], TARGET, atol=0.02)
+
+
+def test_the_spikes_of_an_identity_shortcut_have_no_weight_to_scale():
+    inputs = keras.Input((20,))
+    first = LIF(0.9, name="first")(OverTime(keras.layers.Dense(20, use_bias=False))(PoissonEncoder(10)(inputs)))
+    main = OverTime(keras.layers.Dense(20, use_bias=False))(first)
+    x = LIF(0.9, name="second")(keras.layers.Add()([main, first]))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3, use_bias=False))(x)))
+    images = np.random.default_rng(0).uniform(-0.8, 0.8, (8, 20)).astype("float32")
+    reached = initialise_rates(model, images, {"first": 0.15, "second": 0.25})
+    assert reached == {"first": pytest.approx(0.15, abs=0.02), "second": pytest.approx(0.25, abs=0.02)}
+    counts = model.observe(images, seed=0)[1]
+    assert float(tf.reduce_mean(counts["second"])) / 10 == pytest.approx(reached["second"], abs=1e-3)
 
 
 def test_layers_have_rates_of_their_own_and_those_without_one_keep_their_weights():
@@ -77,6 +90,12 @@ def test_a_silent_input_is_refused_by_the_layers_name():
     model = models.create("lenet", (28, 28, 1), 10, 5)
     with pytest.raises(UserError, match="conv1_1_lif"):
         initialise_rates(model, np.zeros_like(IMAGES), TARGET)
+
+
+def test_a_rate_of_a_layer_that_is_not_there_is_refused_with_those_that_are():
+    model = models.create("lenet", (28, 28, 1), 10, 5)
+    with pytest.raises(UserError, match="'conv1_1_lif', 'pool1', .*Received: target_rate='conv1_lif'"):
+        initialise_rates(model, IMAGES, {"conv1_lif": 0.1})
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 0.5, float("nan")])

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import nets
 import oracle
-from tfspike import LIF, PoolingIF, UserError, WindowDropout, datasets, models
+from tfspike import LIF, PoolingIF, ThresholdNorm, UserError, WindowDropout, datasets, models
 from tfspike.config import resolve
 from tfspike.engine import plan
 from tfspike.models.settings import NetworkSettings
@@ -133,6 +133,27 @@ def test_arguments_reach_the_layers(name: str) -> None:
     assert model.get_layer("readout").leak == 0.8 and model.timesteps == 6
     assert model.get_layer("hidden").layer.units == 9 and model.output_shape == (None, 7)
     assert model.compute_dtype == "bfloat16" or model(images(name, size=28, channels=2)).dtype == tf.float32
+
+
+@pytest.mark.parametrize("name, convolutions", [
+    ("lenet", ("conv1_1", "conv2_1")),
+    ("resnet7", ("conv1_1", *(f"block{i}_{part}" for i in (1, 2) for part in ("conv_a", "conv_b", "shortcut"))))])
+def test_all_currents_into_lif_neurons_are_normalised_to_their_threshold(name: str, convolutions: tuple[str, ...]) -> None:
+    model = models.create(name, (28, 28, 1), 3, 4, gradient="rate", surrogate="arctan", threshold=0.5, norm="tdbn", hidden=9)
+    found = {layer.name: (layer.threshold, layer.alpha, layer.gradient) for layer in model.layers
+             if isinstance(layer, ThresholdNorm)}
+    assert found == {f"{part}_norm": (0.5, 1 / 2**0.5 if part.endswith(("conv_b", "shortcut")) else 1.0, "rate")
+                     for part in (*convolutions, "hidden")}
+
+
+def test_surrogate_width_and_feedback_reach_all_neurons() -> None:
+    model = models.create("lenet", (12, 12, 1), 3, 4, gradient="eprop", surrogate="sigmoid", surrogate_width=1.5,
+                          reset="subtract", feedback="random", hidden=4)
+    layers = [call.layer for call in model.plan.spiking]
+    assert {type(layer) for layer in layers} == {LIF, PoolingIF}
+    for layer in layers:
+        assert (layer.gradient, layer.surrogate, layer.surrogate_width, layer.feedback) == ("eprop", "sigmoid", 1.5, "random")
+        assert (layer.neuron.surrogate, layer.neuron.width) == ("sigmoid", 1.5)
 
 
 # --- Training steps -------------------------------------------------------------------------------------------------

@@ -44,6 +44,13 @@ def test_the_start_follows_membranes_that_fired_and_no_others(leak: float, reset
     assert float(neurons.moving_start.value) == before and state.membrane.shape == (3, 40)
 
 
+@pytest.mark.parametrize("currents, wanted", [((3.0, 3.0), 0.9 * 0.5 + 0.1 * 0.99), ((0.6, -2.0), 0.9 * 0.5)])
+def test_it_stays_where_a_membrane_may_begin(currents: tuple[float, ...], wanted: float) -> None:
+    neurons = LIF(1.0, 0.5, surrogate="arctan", reset="subtract", running_start=True, start=0.5)
+    neurons(tf.constant(currents)[:, tf.newaxis, tf.newaxis], training=True)  # end far above the threshold, and below 0
+    assert float(neurons.moving_start.value) == pytest.approx(wanted)
+
+
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "small", Variant((Conv(4), Pool()), hidden=8))

@@ -72,6 +72,14 @@ def test_training_keys_follow_the_step_and_inference_keys_the_seed() -> None:
     assert len({tuple(key) for key in keys}) == 5
 
 
+def test_keys_are_those_of_every_release() -> None:
+    """A run goes on, and an evaluation repeats, with the numbers of the release that began it."""
+    layer = noise.NoisyLayer(seed=5)
+    assert layer.training_key().numpy().tolist() == [-1533435876, 0]
+    assert layer.training_key().numpy().tolist() == [-109038190, 0]
+    assert layer.inference_key(3).numpy().tolist() == [-1337012930, 3]
+
+
 def test_the_step_is_a_weight_and_the_seed_a_setting() -> None:
     layer = noise.NoisyLayer(seed=5)
     assert [v.name for v in layer.non_trainable_variables] == ["step"] and not layer.trainable_variables

@@ -99,6 +99,16 @@ def test_running_statistics_follow_and_rule_inference() -> None:
     np.testing.assert_array_equal(layer(x)[:2], layer(x[:2]))  # any stretch of a window
 
 
+def test_one_step_moves_statistics_by_its_share_and_epsilon_is_the_one_given() -> None:
+    layer, x = ThresholdNorm(momentum=0.75, epsilon=0.5), currents()[:2, :1, :1, :2]
+    y = layer(x, training=True)
+    flat = x.reshape(-1, C).astype("f8")
+    np.testing.assert_allclose(y.numpy().reshape(-1, C), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 0.5), atol=1e-5)
+    np.testing.assert_allclose(layer.moving_mean.numpy(), 0.25 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance.numpy(), 0.75 + 0.25 * flat.var(0), rtol=1e-5)
+    np.testing.assert_allclose(layer.folded()[0], 1 / np.sqrt(0.75 + 0.25 * flat.var(0) + 0.5), rtol=1e-5)
+
+
 def test_the_gradient_event_is_that_of_finite_differences() -> None:
     """The formulas in NumPy float64, differentiated numerically."""
     x, g = currents()[:, :2, :2, :2].astype("f8"), np.random.default_rng(1).normal(size=(T, 2, 2, 2, C))
@@ -120,20 +130,21 @@ def test_the_gradient_event_is_that_of_finite_differences() -> None:
         assert found[place] == pytest.approx((value(high) - value(low)) / 2e-5, abs=2e-4)
 
 
-def test_the_gradient_rate_is_that_of_the_mean_current_under_the_statistics_of_the_currents() -> None:
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_the_gradient_rate_is_that_of_the_mean_current_under_the_statistics_of_the_currents(epsilon: float) -> None:
     """d = mean over t of I; y = (d - mean) / sqrt(v + epsilon), v moving with d as the variance of d does."""
     x = currents().astype("f8")
     g = np.random.default_rng(1).normal(size=x.shape)
-    layer = ThresholdNorm(gradient="rate")
+    layer = ThresholdNorm(gradient="rate", epsilon=epsilon)
     with tf.GradientTape() as tape:
         inputs = tf.constant(x, tf.float32)
         tape.watch(inputs)
         y = layer(inputs, training=True)
     found = tape.gradient(y, inputs, output_gradients=tf.constant(g, tf.float32)).numpy()
-    np.testing.assert_array_equal(y, ThresholdNorm()(x.astype("f"), training=True))
+    np.testing.assert_array_equal(y, ThresholdNorm(epsilon=epsilon)(x.astype("f"), training=True))
     d, up, axes = x.mean(0), g.sum(0), (0, 1, 2)
     n = d[..., 0].size
-    variance = x.var((0, 1, 2, 3)) + 1e-5
+    variance = x.var((0, 1, 2, 3)) + epsilon
     centred = d - d.mean(axes)
     grad = (up - up.mean(axes)) / np.sqrt(variance) - centred * (up * centred).sum(axes) / n / variance**1.5
     np.testing.assert_allclose(found, np.broadcast_to(grad / T, x.shape), rtol=1e-3, atol=2e-5)

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -120,8 +121,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_sentence(whole: Path,
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     newest.write_bytes(content)
-    code, lines = run_lines(config)
-    assert code == 0
+    lines: list[str] = []
+    there: list[int] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("epoch 2/2  step 1/3 "):  # nothing was saved since
+            there.extend(checkpoints.steps(str(tmp_path / "run" / "checkpoints")))
+
+    assert training.run(config, say=say) == 0
+    assert max(there) == 3, "what lies beyond is set aside"
     assert any("damaged: model.npz does not match its checksum; the one before is used" in line for line in lines)
     assert any(line.startswith("Resuming from step 3 ") for line in lines)
     runs.assert_same_run(whole, tmp_path / "run")
@@ -281,6 +290,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"best", "last", *map(checkpoints.name_of, (3, 6, 7))}
 
 
+def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_set_aside_until_the_next_write(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    checkpoints.set_aside_after(str(tmp_path), 2)
+    assert checkpoints.steps(str(tmp_path)) == [1, 2]
+    assert (tmp_path / f"discarded_{checkpoints.name_of(3)}" / "model.npz").exists(), "a kill now would lose nothing"
+    save(tmp_path, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", *map(checkpoints.name_of, (1, 2, 3))}
+
+
 @pytest.mark.parametrize("repeated", [False, True], ids=["new", "written_again"])
 def test_killed_at_any_system_call_of_a_write_the_folder_holds_a_whole_checkpoint(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: bool) -> None:
@@ -358,7 +377,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "list", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "list", "object", "text"])
 @pytest.mark.parametrize("name", ["meta.json", "model.npz", "optimizer.npz", "checksums.json"])
 def test_damage_of_every_file_is_found(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 1)
@@ -367,7 +386,7 @@ def test_damage_of_every_file_is_found(tmp_path: Path, name: str, damage: str) -
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "cut": content[:-3], "list": b"[]", "text": b"\xff\x00"}[damage])
+        path.write_bytes({"empty": b"", "cut": content[:-3], "list": b"[]", "object": b"{}", "text": b"\xff\x00"}[damage])
     with pytest.raises(UserError, match="damaged|cannot be read"):
         checkpoints.read(str(path.parent))
     lines: list[str] = []
@@ -430,6 +449,17 @@ def test_where_all_are_damaged_nothing_is_overwritten(tmp_path: Path) -> None:
         Path(save(tmp_path, step), "meta.json").write_text("")
     with pytest.raises(UserError, match="All 2 checkpoints in .* are damaged"):
         checkpoints.newest(str(tmp_path), lambda line: None)
+
+
+def test_a_checkpoint_of_epochs_of_another_length_is_refused(tmp_path: Path) -> None:
+    model, config = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), runs.tiny(tmp_path)
+    optimizer = keras.optimizers.SGD()
+    optimizer.build(model.trainable_variables)
+    saved = checkpoints.read(Progress(config, model, optimizer, 3, True).save())
+    same, other = (Progress(config, model, optimizer, length, True) for length in (3, 4))
+    same.restore(saved)
+    with pytest.raises(UserError, match="3 steps per epoch, and the data now give 4"):
+        other.restore(saved)
 
 
 def test_weights_of_another_network_are_refused() -> None:

@@ -116,6 +116,20 @@ def test_a_name_of_your_own_may_be_registered_again(kernel: str, monkeypatch: py
         np.testing.assert_allclose(total, wanted[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("credit", gradients.CREDITS)
+def test_a_window_longer_than_a_byte_in_one_piece_keeps_its_sums(credit: str) -> None:
+    """As a normalisation needs it under "rate"."""
+    neuron = Neuron.lif(0.9, 0.8, "triangular", credit=credit)
+    currents, state = tf.constant(scene(neuron)[0]), gradients.initial_state((B, N), neuron)
+    assert len(currents) > kernels.MOST_STEPS
+    fired = kernels.fire(currents, state, neuron, "rate", "plain")
+    spikes, wanted = gradients.simulate(currents, state, neuron)
+    np.testing.assert_array_equal(fired.spikes, spikes)
+    for found, part in zip(fired.state, wanted):
+        assert np.abs(part).max() > 0
+        np.testing.assert_allclose(found, part, rtol=1e-5, atol=1e-6)
+
+
 def test_flags_know_the_surrogates() -> None:
     assert config.SURROGATES == surrogates.SURROGATES
 

@@ -148,21 +148,25 @@ def test_a_dead_network_goes_on_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: Path) -> None:
-    trainer = make(tmp_path, epochs=20, lr_milestones=(), keep_checkpoints=1)
-    step = trainer.train_step
+    trainer = make(tmp_path, epochs=20, lr_milestones=(1,), lr_factor=0.5, learning_rate=0.25, keep_checkpoints=1)
+    step, rates = trainer.train_step, []
 
-    def killed_at_seven(*batch: Any) -> Any:
-        if trainer.progress.step == 6:
+    def killed_at_nine(*batch: Any) -> Any:
+        rates.append(float(trainer.optimizer.learning_rate))
+        if trainer.progress.step == 8:
             for weight in trainer.model.trainable_variables:
                 weight.assign(-np.abs(weight.numpy()))  # nothing fires any more
         return step(*batch)
 
-    killed_at_seven.numbers = step.numbers  # type: ignore[attr-defined]
-    trainer.train_step = killed_at_seven  # type: ignore[assignment]
+    killed_at_nine.numbers = step.numbers  # type: ignore[attr-defined]
+    trainer.train_step = killed_at_nine  # type: ignore[assignment]
     with pytest.raises(diagnosis.Collapsed) as stopped:
         trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
-    assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
-    assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
+    assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(8)}" in str(stopped.value)
+    folder = trainer.progress.folder
+    assert 8 in checkpoints.steps(folder) and max(checkpoints.steps(folder)) > 20
+    assert checkpoints.target_of(folder, "best") != 8, "which stays anyway"
+    assert rates[:4] == [0.25, 0.25, 0.25, 0.125], "each step has the learning rate of its epoch"
 
 
 @pytest.mark.slow
@@ -251,8 +255,12 @@ def test_config_json_remembers_what_made_the_run(run: Path) -> None:
     assert info.class_names == tuple("0123456789") and info.scale == (1 / 510,)
 
 
-def test_validation_records_are_not_trained_on() -> None:
+def test_validation_records_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    described, describe = [], datasets.describe
+    monkeypatch.setattr(datasets, "describe", lambda data, indices, augment: (
+        described.append(indices) or describe(data, indices, augment)))
     trainer = make(hidden=50, timesteps=10, batch_size=16, val_fraction=0.02)
+    np.testing.assert_array_equal(described, [trainer.train_index], "pixels are normalised by the training records")
     assert not set(trainer.train_index) & set(trainer.val_index) and len(trainer.val_index) == 120
     seen = np.concatenate([trainer.stream.records(step) for step in range(2 * trainer.stream.steps_per_epoch)])
     assert not set(seen) & set(trainer.val_index)
@@ -265,18 +273,41 @@ def test_last_and_best_are_what_the_metrics_say(run: Path) -> None:
     assert checkpoints.target_of(str(run / "checkpoints"), "last") == 120
 
 
+def test_first_weights_are_scaled_on_the_first_batch_to_the_rate_that_was_asked_for(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def initialise(*args: Any) -> dict[str, float]:
+        given.extend(args)
+        return {"conv1_1_lif": 0.2, "conv2_1_lif": 0.1}
+
+    monkeypatch.setattr("tfspike.training.trainer.initialise_rates", initialise)
+    lines: list[str] = []
+    trainer = make(init="rate", target_rate=0.2, seed=3)
+    trainer.say = lines.append
+    trainer.initialise(None)
+    model, images, target, seed = given
+    assert model is trainer.model and (target, seed) == (0.2, 3)
+    np.testing.assert_array_equal(images, trainer.stream.batch(0)[0])
+    assert lines == ["First weights scaled to 0.2 spikes per step in 1 layer. No scale brings conv2_1_lif there: 0.1."]
+
+
 # ---- the step ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
-def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm: float) -> None:
-    trainer = make(encoder="direct", clip_norm=clip_norm, weight_decay=0.01, learning_rate=0.5)
+@pytest.mark.parametrize("clip_norm, loss_kind, smoothing", [(0.0, "cross_entropy", 0.1), (0.05, "squared", 0.0)])
+def test_an_update_is_the_clipped_gradient_and_l2_decay_times_the_rate(clip_norm: float, loss_kind: str,
+                                                                       smoothing: float) -> None:
+    trainer = make(encoder="direct", clip_norm=clip_norm, weight_decay=0.01, learning_rate=0.5, loss=loss_kind,
+                   label_smoothing=smoothing)
     images, labels = trainer.stream.batch(0)
     variables = trainer.model.trainable_variables
     before = [v.value.numpy() for v in variables]
     with tf.GradientTape() as tape:
         output, activity = trainer.model.observe(images, training=True)
-        loss = tf.reduce_sum((output - np.eye(10, dtype="f")[labels])**2) / len(labels)
+        targets = (1.0 - smoothing) * np.eye(10, dtype="f")[labels] + smoothing / 10.0
+        loss = (tf.reduce_sum((output - targets)**2) if loss_kind == "squared" else
+                -tf.reduce_sum(targets * tf.nn.log_softmax(output))) / len(labels)
     assert all(float(tf.reduce_sum(count)) > 0 for count in activity.values())
     grads = [g.numpy().astype("d") for g in tape.gradient(loss, [v.value for v in variables])]
     norm = math.sqrt(sum((g**2).sum() for g in grads))

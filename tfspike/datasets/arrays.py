@@ -227,12 +227,18 @@ def load(name: str, split: str, data_dir: str | None = None, timesteps: int | No
       sensor_size, window_ms: of "recordings": height and width of the sensor, and the window's length in milliseconds.
 
     Raises:
-      UserError: unknown name, no such split "extra", missing or damaged data, no image or label, one class, images of
-        different sizes, or more than 4 GiB decoded.
+      UserError: unknown name, no such split "extra", a size or a window of data that have their own, missing or damaged
+        data, no image or label, one class, images of different sizes, or more than 4 GiB decoded.
     """
     if split not in ("train", "test"):
         raise UserError(f"split must be 'train' or 'test', received {split!r}.")
     name = canonical_name(name, data_dir)
+    for option, value, takers in (("image_size", image_size, ("folder", "recordings")),
+                                  ("sensor_size", sensor_size, ("recordings",)),
+                                  ("window_ms", window_ms, ("recordings",))):
+        if value is not None and np.size(value) and name not in takers:
+            raise UserError(f"{option} is of the data set {' or '.join(map(repr, takers))}; leave it out. Received: "
+                            f"{option}={value!r} for {name!r}.")
     if extra and name in KNOWN and name not in WITH_EXTRA:
         raise UserError(f"{name} has no split 'extra', {', '.join(WITH_EXTRA)} has: train without it (--noextra).")
     if name == "mnist_subset":

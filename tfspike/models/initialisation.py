@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfspike.checks import check_choice
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
@@ -42,11 +43,14 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
       that no scale brings to the target has half of the most that one does.
 
     Raises:
-      UserError: `target_rate` out of range, or no scale makes a layer fire (its input is silent).
+      UserError: `target_rate` out of range or of a layer that is not there, or no scale makes a layer fire (its input
+        is silent).
     """
     plan = model.required_plan()
     plan.refuse_own_neurons("Rate-targeted initialisation")
     targets = target_rate if isinstance(target_rate, Mapping) else dict.fromkeys(model.spiking_layers, target_rate)
+    for name in targets:
+        check_choice("target_rate", name, tuple(model.spiking_layers))
     if not all(0.0 < target < 0.5 for target in targets.values()):
         raise UserError(f"`target_rate` must be in (0, .5) spikes per step. Received: target_rate={target_rate!r}.")
     reached: dict[str, float] = {}

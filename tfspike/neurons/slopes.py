@@ -58,8 +58,8 @@ class SlopeRule:
         """The trace at the begin of a window, where an earlier one left `trace`."""
         raise NotImplementedError
 
-    def of_window(self, trace: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-        """What `slope` is told of a window that ended in `trace`, where an earlier one left `before`."""
+    def of_window(self, trace: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The trace that the slope is made from, at the end of a window that began with this membrane and count."""
         return trace
 
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
@@ -245,9 +245,9 @@ class Tandem(SlopeRule):
         """As it is: potential and count go on from the window before."""
         return trace
 
-    def of_window(self, trace: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-        """The sum of its own currents, which `slope` compares with its own steps."""
-        return trace - before
+    def of_window(self, trace: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The currents of its own steps: what was there at its begin, v_0 + threshold N_0, is of those before."""
+        return trace - (membrane + self.threshold * count)
 
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
               fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
