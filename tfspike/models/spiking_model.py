@@ -16,6 +16,7 @@ from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
 from tfspike.models import callbacks, diagnosis, losses
+from tfspike.models.inputs import refuse_data, refuse_shape
 from tfspike.neurons.encoders import (
     Encoder,
     SpikeInput,
@@ -146,7 +147,8 @@ class SpikingModel(keras.Model):
         return (output, activity) if counts else output
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
+        """`keras.Model.fit`; refuses an array `x` of another shape than the model's inputs, and warns of one that holds
+        NaN, or unscaled pixels where an encoder codes them.
 
         It also warns, once, of a loss that takes scores for probabilities, and if other data than arrays are unscaled,
         a layer is silent, no gradient reaches any weight, or the loss or a weight is no finite number;
@@ -159,12 +161,12 @@ class SpikingModel(keras.Model):
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.evaluate`; warns of arrays `x` as `fit` does."""
+        """`keras.Model.evaluate`; looks at arrays `x` as `fit` does."""
         self._warns_of_values(args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.predict`; warns of arrays `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
+        """`keras.Model.predict`; looks at arrays `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
         self._warns_of_values(args, kwargs)
         return self._swapped(super().predict(*args, **kwargs))
 
@@ -213,10 +215,12 @@ class SpikingModel(keras.Model):
 
     def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
         """`warn_of_values` of the `x` of `fit`, `evaluate` or `predict`, where the encoder codes it as it is."""
-        if self.plan is None or self.plan.before:
+        if self.plan is None:
             return None
-        return warn_of_values(kwargs.get("x", args[0] if args else None),
-                              isinstance(self.plan.encoder.layer, SpikeInput))
+        x = kwargs.get("x", args[0] if args else None)
+        if type(self).call is SpikingModel.call:
+            refuse_data(x, self.plan.inputs[0].shape)
+        return None if self.plan.before else warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
 
     def make_train_function(self, force: bool = False) -> Any:
         """`keras.Model.make_train_function`; constants that were changed count from the next `fit` on."""
@@ -401,16 +405,9 @@ class SpikingModel(keras.Model):
             raise UserError(f"The model takes one input. Received: {len(parts)}.")
         found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
         found = tf.cast(tf.convert_to_tensor(found), declared.dtype)
-        shape = tuple(found.shape)
-        if found.shape.rank == len(declared.shape) + 1 and found.shape[-1] == 1:
-            found = found[..., 0]
-        elif found.shape.rank == len(declared.shape) - 1 and declared.shape[-1] == 1:
-            found = found[..., tf.newaxis]
-        if not tf.TensorShape(declared.shape).is_compatible_with([None, *found.shape[1:]]):
-            one = declared.shape[1:] in (shape, (*shape, 1))
-            raise UserError(f"The model takes inputs of shape {_written(declared.shape)}. Received: shape {shape}"
-                            + (", of one alone: give it an axis for the batch, x[np.newaxis]." if one else "."))
-        return found
+        refuse_shape(tuple(found.shape), declared.shape)
+        more = found.shape.rank - len(declared.shape)
+        return found[..., 0] if more > 0 else found[..., tf.newaxis] if more < 0 else found
 
     def _as_declared(self, outputs: list[tf.Tensor]) -> Any:
         """Outputs in the structure that the model was made with: one, a list or a dict."""
@@ -466,7 +463,3 @@ class SpikingModel(keras.Model):
     def _lazy(self) -> dict[str, Any]:
         # Keras tracks attributes of a model; a plan refers to layers that are tracked already
         return self.__dict__.setdefault("_derived", {})
-
-
-def _written(shape: Any) -> str:
-    return f"[{', '.join(['B', *map(str, shape[1:])])}]"
