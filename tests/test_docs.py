@@ -98,7 +98,7 @@ def test_the_network_of_the_readme_can_be_built(readme: tuple[list[dict[str, Any
 def test_the_first_lines_of_python_in_the_readme_learn(readme: tuple[list[dict[str, Any]], Path]) -> None:
     names = having(readme[0], ".fit(")
     assert names["model"].history.history["accuracy"][0] > 0.5
-    assert list(names["spikes"]) == names["model"].spiking_layers
+    assert list(names["counts"]) == names["model"].spiking_layers
     # As a user does it: another process, which knows of the file alone
     code = ("import keras, tfspike, numpy as np\n"
             "model = keras.models.load_model('lenet.keras')\n"

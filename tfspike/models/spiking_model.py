@@ -86,7 +86,7 @@ class SpikingModel(keras.Model):
         Args:
           chunk: steps per chunk; None chooses by size.
           kernel: "dense" convolutions, for which "plain" and "xla" name the kernel of the neurons; "events" adds rows
-            of weights where spikes are, on CPUs, and takes numba (`pip install "tfspike[numba]"`); "auto" is "dense",
+            of weights where spikes are, on CPUs, and takes numba (`pip install numba`); "auto" is "dense",
             until `choose_kernel` is asked.
         """
         if chunk is not None:
