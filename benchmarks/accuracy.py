@@ -23,6 +23,7 @@ from benchmarks import cases
 from benchmarks.learning import WORKS, Work
 from benchmarks.plot import NAMES, STYLES
 from benchmarks.process import add_arguments, failure, run_worker
+from tfspike import files
 
 TFSPIKE = (*cases.TFSPIKE, "tfspike-rate-last-spike")
 LIBRARIES = (*TFSPIKE, "authors", "snntorch", "spikingjelly")
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
                 key = f"{args.work}, {length}/{library}/{args.precision}/seed{seed}"
                 if found.get(key, {}).get("status") != "ok":
                     found[key] = _run(work, library, seed, data, args)
-                    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                    files.write_file(str(path), json.dumps(found, indent=1) + "\n")
                 print(f"{key}  {_line(found[key])}", flush=True)
     print("\n" + table(found, args.goal))
     if args.plot:

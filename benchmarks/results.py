@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, Cell
+from tfspike import files
 
 FINAL = ("ok", "out of memory")
 """Statuses that are an answer; anything else is tried again on the next run."""
@@ -45,9 +46,7 @@ class Results:
                  **dataclasses.asdict(case), **record}
         kept = [old for old in self.records if (old["key"], old["round"]) != (cell.key, round_)]
         self.data["records"] = [*kept, entry]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.data, indent=1), encoding="utf-8")
-        os.replace(temporary, self.path)
+        files.write_file(str(self.path), json.dumps(self.data, indent=1))
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """All rounds of a cell in one: median, smallest and largest of the rounds' medians; None if not measured."""

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import events
 from benchmarks.cases import THRESHOLD
 from benchmarks.network import use_threads
+from tfspike import files
 
 THRESHOLDS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 
@@ -86,7 +87,7 @@ def main() -> None:
     points = []
     for factor in args.thresholds:
         points.append(point(args.work, factor, args.precision, args.steps))
-        Path(args.out).write_text(json.dumps({"title": title, "points": points}, indent=1), encoding="utf-8")
+        files.write_file(args.out, json.dumps({"title": title, "points": points}, indent=1))
         print(f"{factor:g}: {json.dumps(points[-1])}", flush=True)
     print(table(points))
 

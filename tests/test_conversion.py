@@ -27,13 +27,16 @@ from tfspike import (
     analysis,
     config,
     conversion,
+    datasets,
     evaluation,
     models,
     training,
 )
 from tfspike.conversion import balance, command, options
+from tfspike.datasets import DatasetInfo
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
+from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import ann
 from tfspike.neurons import noise
@@ -392,6 +395,38 @@ def test_the_command_compares_the_ann_and_the_spiking_network_over_time(converte
     assert json.loads(command.json_line(record)) == record
     text = command.describe(record)
     assert "ANN" in text and "spikes per image" in text and "conv2_1_lif" in text
+
+
+def test_another_network_in_the_same_folder_is_not_compared_by_the_report_of_the_one_before(run: Path,
+                                                                                            tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+
+    def comparison(calibration: int) -> float:
+        command.run(options.ConversionOptions(run=str(run), out=out, timesteps=10, images=20, calibration=calibration),
+                    lambda line: None)
+        record = report._record(out, EvalOptions(workdir=out, images=20), lambda line: None)
+        report.write(out, EvalOptions(workdir=out, images=20), say=lambda line: None)
+        return record["spikes_per_image"]
+
+    assert comparison(1) != comparison(20)
+
+
+def test_test_images_are_normalised_a_part_at_a_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, normalise = [], DatasetInfo.normalise
+    monkeypatch.setattr(DatasetInfo, "normalise",
+                        lambda info, images: sizes.append(len(images)) or normalise(info, images))
+    command.run(options.ConversionOptions(run=str(run), out=str(tmp_path / "out"), timesteps=5, images=300,
+                                          calibration=20), lambda line: None)
+    assert len(sizes) > 2 and max(sizes) == 100
+
+
+def test_training_images_are_those_of_the_run_with_its_extra_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(datasets, "load", lambda name, split, data_dir, timesteps, extra, *_: asked.append(extra))
+    settings = config.resolve({"model": "lenet", "dataset": "svhn", "extra": True})
+    for split in ("train", "test"):  # where there are test images alone they are enough to test on
+        run_loading.load_data(settings, None, split)
+    assert asked == [True, False]
 
 
 @pytest.mark.slow

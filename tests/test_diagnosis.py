@@ -1,5 +1,6 @@
 """What a network that does not learn is told: statistics against a slow count, and real trainings that are broken."""
 
+import json
 import math
 
 import keras
@@ -170,6 +171,19 @@ def test_the_last_checkpoint_of_a_living_network_is_named_and_a_dead_ones_is_not
     assert watch.last_living == "step_30" and watch.last_checkpoint == "step_50"
     assert "every gradient is exactly zero for 20 steps" in str(stopped.value)
     assert "--init_from=step_30" in str(stopped.value) and "--learning_rate" in str(stopped.value)
+
+
+def test_what_is_watched_goes_on_from_its_state(lenet):
+    weights = healthy(lenet, silent__conv1_1_lif=1.0)
+    one, other = Watch(lenet, Config(on_collapse="continue")), Watch(lenet, Config(on_collapse="continue"))
+    said = []
+    for step in range(1, 120):
+        stats = healthy(lenet) if step < 20 else dead(lenet) if step < 60 else weights
+        if step == 35:
+            other.restore(json.loads(json.dumps(one.state())))
+        said.append([watch.update(step, stats) for watch in (one, other) if step >= 35 or watch is one])
+    assert all(a == b for a, b in said[34:]) and sum(map(bool, (a for a, _ in said[34:]))) >= 2
+    assert one.state() == other.state()
 
 
 def test_a_collapse_without_a_silent_layer_is_one_sentence_after_the_other(lenet):

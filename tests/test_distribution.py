@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -219,3 +220,15 @@ def test_the_first_steps_of_two_processes_have_the_loss_of_one(tmp_path: Path) -
             assert a["epoch/val_loss"] == pytest.approx(b["epoch/val_loss"], rel=1e-4)
     weights = [checkpoints.read(str(tmp_path / name / "checkpoints" / "last")).arrays("model") for name in ("one", "two")]
     assert max(float(abs(weights[0][name] - weights[1][name]).max()) for name in weights[0]) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_same_command_after_a_finished_run_ends_on_every_worker_and_a_refused_one_too(tmp_path: Path) -> None:
+    config = runs.tiny(tmp_path / "run", strategy="multi_worker", encoder="direct", timesteps=8, epochs=1)
+    other = dataclasses.replace(config, learning_rate=0.5)
+    for again, code in ((config, 0), (config, 0), (other, 2)):
+        both = start_both(again, tmp_path)
+        assert [process.wait(300) for process in both] == [code, code], (tmp_path / "worker0.log").read_text()[-3000:]
+    first, second = ((tmp_path / f"worker{index}.log").read_text() for index in range(2))
+    assert "Finished already" in first and "other settings: learning_rate" in first
+    assert second.count("Error") == 1 and "The first worker could not begin; its own output says why" in second

@@ -250,8 +250,35 @@ def test_thresholds_of_a_foreign_graph_keep_their_channels_and_places(tmp_path):
     np.testing.assert_array_equal(np.sum(activity["if"], (1, 2, 3)), want["layer_spikes"][:, 0])
 
 
+def test_the_r_of_a_channel_goes_into_its_threshold_and_that_of_a_class_into_its_weights(tmp_path):
+    rng = np.random.default_rng(5)
+
+    def each(*values):
+        return np.array(values, np.float32).reshape(-1, 1, 1) + np.zeros((3, 2, 4), np.float32)
+
+    graph = nir.NIRGraph(
+        {"in": nir.Input({"input": np.array([2, 4, 6])}),
+         "conv": nir.Conv2d((4, 6), rng.normal(0.1, 0.3, (3, 2, 3, 3)).astype("f"), 1, 0, 1, 1, np.zeros(3, "f")),
+         "lif": nir.LIF(each(1e-3, 1e-3, 1e-3), each(2.0, 5.0, 10.0), each(0, 0, 0), each(0.3, 0.7, 0.7)),
+         "flat": nir.Flatten({"input": np.array([3, 2, 4])}, 0, -1), "fc": nir.Linear(rng.normal(0.1, 0.3, (9, 24)).astype("f")),
+         "if": nir.IF(rng.uniform(5e3, 2e4, 9).astype("f"), np.full(9, 0.9, "f"), np.zeros(9, "f")),
+         "fc2": nir.Affine(rng.normal(size=(4, 9)).astype("f"), rng.normal(size=4).astype("f")),
+         "li": nir.LI(np.full(4, 5e-4, "f"), rng.uniform(0.5, 2.0, 4).astype("f"), np.zeros(4, "f")),
+         "out": nir.Output({"output": np.array([4])})},
+        [("in", "conv"), ("conv", "lif"), ("lif", "flat"), ("flat", "fc"), ("fc", "if"), ("if", "fc2"), ("fc2", "li"),
+         ("li", "out")])
+    nir.write(tmp_path / "r.nir", graph)
+    spikes = (rng.random((3, 20, 4, 6, 2)) < 0.5).astype(np.float32)
+    want = simulate_nir.run(str(tmp_path / "r.nir"), spikes)
+    found, activity = nir_import.from_nir(tmp_path / "r.nir", timesteps=20).observe(spikes)
+    counts = np.array([[np.sum(count[i]) for count in activity.values()] for i in range(3)])
+    assert want["layer_spikes"].min() > 20
+    np.testing.assert_array_equal(counts, want["layer_spikes"])
+    np.testing.assert_allclose(found, want["scores"], atol=1e-5)
+
+
 def test_thresholds_that_differ_within_a_channel_are_refused():
-    with pytest.raises(UserError, match="'if' has thresholds that differ within a channel"):
+    with pytest.raises(UserError, match="'if' has a threshold that differs within a channel"):
         nir_import.from_nir(thresholds_of_neurons(np.linspace(0.3, 0.6, 12).reshape(2, 2, 3)), timesteps=5)
 
 
@@ -285,7 +312,7 @@ def test_weights_that_cannot_be_rescaled_are_refused():
 
 @pytest.mark.parametrize("change, message", [
     ({"v_reset": 0.1}, "resets to or rests at another potential"), ({"v_leak": 0.1}, "resets to or rests at"),
-    ({"tau": np.array([1e-3, 2e-3])}, "2 values of tau"), ({"v_threshold": np.array([1.0, -1.0])}, "a threshold of -1;"),
+    ({"tau": np.array([1e-3, 2e-3])}, "2 values of tau"), ({"r": np.array([10.0, -1.0])}, "R = -1;"), ({"v_threshold": np.array([1.0, -1.0])}, "a threshold of -1;"),
     ({"tau": 1e-5}, "must exceed dt")])
 def test_neurons_that_cannot_be_ours_are_refused(change, message):
     parts = {"tau": 1e-3, "r": 10.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0, **change}

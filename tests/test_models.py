@@ -342,3 +342,12 @@ def test_channels_first_is_refused_in_one_sentence() -> None:
             models.create("lenet", (12, 12, 1), 4, 3)
     finally:
         keras.config.set_image_data_format("channels_last")
+
+
+def test_a_batch_of_no_image_has_scores_and_counts_of_none() -> None:
+    """TensorFlow's convolutions give other shapes for it on CPUs."""
+    model = models.create("lenet", (28, 28, 1), 10, 3, hidden=4)
+    scores, counts = model.observe(np.zeros((0, 28, 28, 1), "f"))
+    assert scores.shape == model(np.zeros((0, 28, 28), "f")).shape == (0, 10)
+    assert {name: tuple(count.shape) for name, count in counts.items()} == {
+        call.name: (0, *call.output.shape[2:]) for call in model.plan.spiking}

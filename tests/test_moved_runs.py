@@ -16,6 +16,7 @@ from tfspike import config as config_lib
 from tfspike import evaluation, training
 from tfspike.config import Config, flags
 from tfspike.errors import UserError
+from tfspike.evaluation import command as eval_command
 from tfspike.evaluation import options as eval_options
 from tfspike.evaluation import report
 from tfspike.runs import checkpoints, results, standing, starting, workdir
@@ -223,13 +224,21 @@ def test_an_evaluation_says_that_the_run_is_unfinished(second: Path) -> None:
     assert "--config=second/config.json" in lines[0]
 
 
-def test_weights_that_nothing_has_chosen_yet_are_not_called_the_best(second: Path) -> None:
-    for name in ("best", checkpoints.name_of(3), checkpoints.name_of(4)):
+@pytest.mark.parametrize("went_back", [False, True])  # to an earlier checkpoint, by --resume
+def test_weights_that_nothing_has_chosen_yet_are_not_called_the_best(second: Path, went_back: bool) -> None:
+    for name in (*(() if went_back else ("best",)), checkpoints.name_of(3), checkpoints.name_of(4)):
         path = Path("second/checkpoints", name)
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
     record = evaluation.evaluate_run(eval_options.EvalOptions(workdir="second", seeds=1, images=16), quiet)
     assert (record["checkpoint"], record["step"]) == ("last", 2)
     assert "last checkpoint (step 2; the run is unfinished" in evaluation.describe(record)
+
+
+def test_where_the_best_weights_are_damaged_the_newest_are_named_for_every_command(second: Path) -> None:
+    (second / "checkpoints" / "best" / "model.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged.*The newest one is second/checkpoints/last"):
+        standing.open_checkpoint("second", quiet, "best")
+    assert standing.open_checkpoint("second/checkpoints/last", quiet).step == 4
 
 
 def test_reports_and_results_say_so_too(second: Path) -> None:
@@ -238,6 +247,14 @@ def test_reports_and_results_say_so_too(second: Path) -> None:
     assert dict(found.facts)["checkpoint"] == "best, step 3; the run is unfinished, at step 4 of 6"
     with pytest.raises(UserError, match="The run in second is unfinished, at step 4 of 6.*--config=second/config.json"):
         results.read_finished("second", config_lib.read_run("second"))
+
+
+def test_a_report_is_of_the_network_that_was_tested_and_nothing_is_said_twice(
+        second: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = eval_options.EvalOptions(workdir="second", images=16, seeds=1, report=True)
+    assert eval_command.run(asked, pytest.fail) == 0
+    assert capsys.readouterr().out.count("Warning: the run in second is unfinished, at step 4 of 6.") == 1
+    assert Path("second/report/index.html").exists()
 
 
 def test_exports_say_so_too(second: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,12 @@ def test_a_full_disk_is_one_sentence(arguments: str) -> None:
     assert done.stderr == "Error: the output cannot be written (No space left on device); send it elsewhere.\n"
 
 
+def test_ctrl_c_is_one_sentence() -> None:
+    code = "import signal; from tfspike.config import flags\nwith flags.user_errors():\n    signal.raise_signal(signal.SIGINT)"
+    done = python(code, "")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped by Ctrl-C.\n")
+
+
 @pytest.mark.parametrize("closed", [">&-", "<&-", "<&- >&-"])
 def test_closed_streams_are_no_error(closed: str) -> None:
     done = shell(f'"$PYTHON" train.py --help {closed}')

@@ -133,7 +133,7 @@ def test_help_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     ({"surrogate": "my_neurons:wide"}, "a finite number for every element"), ({"surrogate": "my_neurons:unbounded"}, "inf"),
     ({"neuron": "my_neurons:Other"}, "--neuron=my_neurons:Other must be a subclass of tfspike.LIF"), ({"neuron": "my_neurons:fast"}, "must be a subclass"),
     ({"neuron": "my_neurons:Few"}, "constructed as tfspike.LIF is, with leak, threshold, .*it fails"),
-    ({"neuron": "my_neurons:Learnt", "export": ("keras",)}, "--export=keras runs a window step by step.*give --export=none"),
+    ({"neuron": "my_neurons:Learnt", "export": ("keras",)}, "Exports run a window step by step.*Learnt.*`call` of its own.*give --export=none"),
     ({"neuron": "my_neurons:Nameless"}, "a weight without a name")])
 def test_what_gives_no_surrogate_and_no_neuron_is_one_sentence(module: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:

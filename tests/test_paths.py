@@ -282,6 +282,35 @@ def test_synapses_with_code_of_their_own_are_not_taken_for_linear() -> None:
     np.testing.assert_allclose(model(images()), plain(images()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("leak", [0.5, 0.9])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_separable_convolutions_and_linear_layers_in_a_row_keep_the_fast_path(gradient: str, leak: float) -> None:
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((6, 6, 2))
+    row = keras.Sequential([keras.layers.ZeroPadding2D(1), keras.layers.Conv2D(4, 3), keras.layers.AveragePooling2D(2)])
+    x = LIF(leak, 0.2, gradient)(OverTime(row)(DirectEncoder(T)(inputs)))
+    x = LIF(leak, 0.2, gradient)(OverTime(keras.layers.SeparableConv2D(5, 2, depth_multiplier=2))(x))
+    x = OverTime(keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(CLASSES)]))(x)
+    model = SpikingModel(inputs, Readout(leak)(x))
+    images = np.random.default_rng(0).uniform(-1, 1, (B, 6, 6, 2)).astype("f")
+    assert not said(lambda: model(images))
+    found = []
+    for route in (model, model.call_layers):
+        with tf.GradientTape() as tape:
+            output = route(images, training=True)
+            loss = tf.reduce_sum(tf.square(output - 1.0))
+        found.append([output, *tape.gradient(loss, [v.value for v in model.trainable_variables])])
+    assert len(found[0]) == 8 and all(np.abs(gradient).max() > 1e-4 for gradient in found[0])
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", [keras.layers.ReLU(), keras.layers.Dense(N, activation="relu")])
+def test_a_row_with_one_layer_that_is_not_linear_is_not(part: keras.layers.Layer) -> None:
+    model, _ = net(dense=keras.Sequential([keras.Input((N,)), keras.layers.Dense(N), part]), gradient="rate")
+    assert "is not linear" in said(lambda: model(images()))[0]
+
+
 @pytest.mark.parametrize(("what", "message"), [
     ("neuron", "A simulation cannot look into .*Silent.*`call` of its own"),
     ("encoder", "A simulation cannot look into .*Dimmed"), ("readout", "A simulation cannot look into .*LastCurrent")])

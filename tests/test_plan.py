@@ -149,6 +149,68 @@ def test_a_graph_that_is_no_single_window_says_why(make: Callable[[], Any], reas
     assert isinstance(plans.read(keras.Model(*make())), str)
 
 
+# --- Models within a window -----------------------------------------------------------------------------------------
+
+
+def block(name: str, inside: str, gradient: str = "rate") -> keras.Model:
+    """Two layers of neurons with a way around them, of any number of steps."""
+    train = keras.Input(batch_shape=(None, None, N))
+    x = LIF(0.9, 0.3, gradient, name=f"{inside}_lif")(dense(name=f"{inside}_dense")(train))
+    x = keras.layers.Add(name=f"{inside}_sum")([x, train])
+    return keras.Model(train, LIF(0.5, 0.4, gradient, name=f"{inside}_last")(x), name=name)
+
+
+def of_blocks(*blocks: keras.layers.Layer, gradient: str = "rate") -> SpikingModel:
+    x = inputs = keras.Input((N,))
+    x = LIF(0.9, 0.3, gradient, name="lif")(dense(name="dense")(DirectEncoder(T, name="encoder")(x)))
+    for part in blocks:
+        x = part(x)
+    return SpikingModel(inputs, Readout(0.9, name="readout")(dense(CLASSES, name="output")(x)), name="net")
+
+
+@pytest.mark.parametrize("gradient", ["rate", "event"])
+def test_models_within_a_window_take_the_fast_path(gradient: str) -> None:
+    keras.utils.set_random_seed(2)
+    shared = block("a", "first", gradient)
+    train = keras.Input(batch_shape=(T, None, N))
+    outer = keras.Model(train, block("c", "third", gradient)(keras.Sequential([dense(name="own")], name="row")(train)))
+    model, x = of_blocks(shared, outer, shared, gradient=gradient), images()
+    assert model.engine is not None
+    assert names(model.plan.window) == [
+        "dense", "lif", "first_dense", "first_lif", "first_sum", "first_last", "own", "third_dense", "third_lif", "third_sum",
+        "third_last", "first_dense_call2", "first_lif_call2", "first_sum_call2", "first_last_call2", "output"]
+    np.testing.assert_allclose(model(x), keras.Model(model.inputs, model.outputs)(x), rtol=1e-5, atol=1e-6)
+    found = []
+    for route in (model, model.call_layers):
+        with tf.GradientTape() as tape:
+            output = route(x, training=True)
+            loss = tf.reduce_sum(tf.square(output - 1.0))
+        found.append([output, *tape.gradient(loss, [v.value for v in model.trainable_variables])])
+    assert len(found[0]) == 11 and all(np.abs(part).max() > 1e-4 for part in found[0])
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    longer = model.with_timesteps(2 * T)
+    assert longer.engine is not None and len(longer.plan.window) == len(model.plan.window)
+    np.testing.assert_allclose(longer(x), longer.call_layers(x), rtol=1e-5, atol=1e-6)
+
+
+class Own(keras.Model):
+    def call(self, train: tf.Tensor) -> tf.Tensor:
+        return train + 1.0
+
+    def compute_output_spec(self, train: Any) -> Any:
+        return keras.KerasTensor(train.shape, train.dtype)
+
+
+def test_a_model_that_cannot_be_looked_into_is_run_as_it_is_and_says_why() -> None:
+    for model in (of_blocks(Own(name="own")), of_blocks(block("a", "same"), block("b", "same"))):
+        x = images()
+        with pytest.warns(UserWarning, match="(own|a) .*models within a window are looked into where.* one name"):
+            output = model(x)
+        np.testing.assert_allclose(output, keras.Model(model.inputs, model.outputs)(x), rtol=1e-5, atol=1e-6)
+        assert model.with_timesteps(2 * T).timesteps == 2 * T
+
+
 # --- A layer in front of the encoder that is trained ----------------------------------------------------------------
 
 
@@ -197,3 +259,51 @@ def test_an_encoder_of_ones_own_that_passes_a_gradient_is_not_refused() -> None:
     assert PoissonEncoder(T).refuses_gradient and not Through(T).refuses_gradient
     assert not SpikeInput(T).refuses_gradient
     around(Through(T, name="encoder")).plan.refuse_trained_front()
+
+
+# --- A model within another -----------------------------------------------------------------------------------------
+
+
+def within(encoder: keras.layers.Layer, front: keras.layers.Layer) -> keras.Model:
+    """A spiking model behind a layer, in a plain Keras model."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((N,))
+    x = LIF(0.9, 0.3)(dense()(encoder(inputs)))
+    inner = SpikingModel(inputs, Readout(0.9)(dense(CLASSES)(x)), name="inner")
+    image = keras.Input((N,))
+    model = keras.Model(image, inner(front(image)))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+def test_a_trained_layer_in_front_of_a_nested_model_learns_where_the_encoder_passes_a_gradient() -> None:
+    front = keras.layers.Dense(N, name="front")
+    model, x = within(DirectEncoder(T), front), images()
+    inner = model.get_layer("inner")
+    weights = [front.kernel, inner.trainable_variables[0]]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(inner.call_layers(front(x), training=True) - 1.0))
+    wanted = [w.numpy() - 0.1 * g.numpy() for w, g in zip(weights, tape.gradient(loss, [w.value for w in weights]))]
+    before = front.kernel.numpy()
+    with pytest.warns(UserWarning, match="inner is trained layer by layer.*in front of it in another model"):
+        model.fit(x, np.ones((B, CLASSES), "f"), verbose=0)
+    assert np.abs(front.kernel.numpy() - before).max() > 1e-4
+    for weight, value in zip(weights, wanted):
+        np.testing.assert_allclose(weight, value, rtol=1e-4, atol=1e-6)
+
+
+def test_where_the_encoder_passes_none_the_cause_of_the_nan_is_said() -> None:
+    model = within(PoissonEncoder(T), keras.layers.Dense(N, name="front"))
+    with pytest.warns(UserWarning, match=r"inner passes no gradient.*\(PoissonEncoder\).*becomes NaN. Freeze it"):
+        model.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)
+    assert np.isnan(model.get_layer("front").kernel).any()
+
+
+@pytest.mark.parametrize("encoder", [PoissonEncoder(T), DirectEncoder(T)])
+def test_layers_without_weights_in_front_of_a_nested_model_keep_the_fast_path_and_say_nothing(encoder: Any) -> None:
+    model = within(encoder, keras.layers.Rescaling(0.5))
+    model.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)
+    inner = model.get_layer("inner")
+    assert inner.engine is not None and all(np.isfinite(weight).all() for weight in inner.get_weights())
+    inner.compile("sgd", "mse")  # and is trained by itself as it ever was
+    inner.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)

@@ -59,6 +59,18 @@ def counted(events: np.ndarray, steps: int, window_us: int, size: tuple[int, int
     return train
 
 
+def test_the_first_recordings_are_no_more_in_memory_than_all_of_them() -> None:
+    given = LikeTonic([(recording(400, i), i % 2) for i in range(5)])
+    with pytest.warns(UserWarning, match="behind the end of the window"):
+        every = datasets.from_recordings(given, timesteps=4, window_ms=50)
+    some = every.first(2)
+    assert isinstance(some.images, event_data.EventFrames) and some.images.shape == (2, 4, 32, 48, 2)
+    np.testing.assert_array_equal(some.images[np.arange(2)], every.images[:2])
+    assert len(some) == len(some.images) == 2 and some.labels.tolist() == [0, 1]
+    assert 0 < some.images.kept < every.images.kept and every.images.shape[0] == 5
+    assert every.first(5) is every and every.first(None) is every
+
+
 @pytest.mark.filterwarnings("ignore:events. of:UserWarning")
 @pytest.mark.parametrize("size", [None, (32, 48), (16, 16), (10, 7), (64, 96)])
 @pytest.mark.parametrize("relative", [True, False])

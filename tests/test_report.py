@@ -183,9 +183,10 @@ def test_the_same_accuracy_is_looked_for_from_where_every_run_stays_at_it():
 
 def test_a_record_of_some_images_is_not_taken_for_that_of_all(tmp_path, monkeypatch):
     facts = {"checkpoint": "best, step 3", "part of the test set": "the first 20 of 1,000"}
-    record = {"facts": facts, "timesteps": 25, "images": 20}
-    monkeypatch.setattr(report.standing, "open_checkpoint", lambda *_: SimpleNamespace(step=3, meta={}))
-    monkeypatch.setattr(config, "read_run", lambda _: SimpleNamespace(timesteps=25))
+    record = {"facts": facts, "weights_sha256": "of these weights", "data_dir": "/data", "timesteps": 25, "images": 20}
+    weights = SimpleNamespace(step=3, meta={}, weights_sha256="of these weights")
+    monkeypatch.setattr(report.standing, "open_checkpoint", lambda *_: weights)
+    monkeypatch.setattr(config, "read_run", lambda _: SimpleNamespace(timesteps=25, data_dir="/data"))
 
     class AnalysedAnew(Exception):
         pass
@@ -209,11 +210,18 @@ def test_a_record_of_some_images_is_not_taken_for_that_of_all(tmp_path, monkeypa
     assert taken(whole, None) and taken(whole, 1000) and taken(whole, 2000) and not taken(whole, 20)
     older = {**whole, "facts": {"checkpoint": "best, step 3"}}  # written before these facts were
     assert not taken(older, None)
+    assert not taken({**whole, "weights_sha256": "of others"}, None)
+    assert not taken({**whole, "data_dir": "/other"}, None) and not taken({**whole, "data_dir": None}, None)
 
 
 def test_a_comparison_of_one_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least two different runs"):
         report.compare([str(tmp_path), f"{tmp_path}/"], str(tmp_path))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (tmp_path / "link", os.path.relpath(tmp_path)):
+        with pytest.raises(UserError, match="at least two different runs"):
+            report.require_several([str(tmp_path), str(other)])
+    assert report.require_several(["a", "b/", "./a"]) == ["a", "b"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -201,6 +201,30 @@ def test_the_slope_of_tandem_is_that_of_a_relu_of_the_mean_current(name: str) ->
     np.testing.assert_allclose(parts.trace, currents.sum(0), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["tandem", "tandem_clipped"])
+def test_the_slope_of_tandem_in_a_window_that_goes_on_is_of_its_own_mean_current(name: str) -> None:
+    neuron = Neuron.lif(1.0, 0.5, name, reset="subtract")
+    currents, _, g = scene()
+    currents = currents - 0.25 + np.random.default_rng(1).integers(-1, 2, (1, B, N)) * np.float32(0.5)
+    layer = LIF(1.0, 0.5, "rate", name, reset="subtract")
+    state, membrane = layer.get_initial_state((B, N)), np.zeros((B, N))
+    for start, end in ((0, 8), (8, 12), (12, T)):
+        part, upstream = currents[start:end], g[start:end]
+        _, s, membrane = forward(neuron, part, membrane)
+        drive = part.astype("f8").mean(0)
+        slope = (drive > 0) & ((drive < 0.5) | (name == "tandem"))
+        assert 0.2 < slope.mean() < 0.8 and (drive >= 0.5).any()
+        with tf.GradientTape() as tape:
+            i = tf.constant(part)
+            tape.watch(i)
+            spikes, state = layer(i, initial_state=state, return_state=True)
+        delta = tape.gradient(spikes, i, output_gradients=tf.constant(upstream))
+        np.testing.assert_array_equal(spikes, s)
+        np.testing.assert_allclose(delta, np.broadcast_to(slope * 2.0 * upstream.mean(0), upstream.shape), rtol=1e-4,
+                                   atol=1e-6)
+        np.testing.assert_allclose(state.membrane, membrane, atol=1e-4)
+
+
 def test_a_tandem_network_has_the_gradient_of_its_relu_twin_on_the_spikes_rates() -> None:
     """Three dense layers by hand: forward counts by simulation, backward W^T (delta 1[d > 0])."""
     rng = np.random.default_rng(0)

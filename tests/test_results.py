@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import csv
 import dataclasses
 import io
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,48 @@ def test_text_of_any_kind_survives_the_file(copy: Path) -> None:
     ("python train.py --workdir 'a b'", "python train.py"), ("python 'unfinished", ""), ("", "")])
 def test_a_command_is_kept_without_paths(command: str, wanted: str) -> None:
     assert provenance.without_paths(command) == wanted
+
+
+def test_a_repository_that_the_package_is_only_installed_in_has_no_say(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / ".venv" / "tfspike"
+    package.mkdir(parents=True)
+    for name in (package / "__init__.py", tmp_path / "own.py"):
+        name.touch()
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True,
+                       capture_output=True)
+
+    def committed(*names: str) -> None:
+        git("add", *names)
+        git("commit", "-m", "more")
+
+    git("init")
+    committed("own.py")
+    monkeypatch.setattr(provenance.files, "PACKAGE", str(package))
+    assert provenance.commit() is None
+    committed(".venv")
+    assert re.fullmatch("[0-9a-f]{40}", provenance.commit() or "")
+
+
+def test_runs_that_are_recorded_at_once_all_get_a_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(copy / "run", copy / "other" / "run", symlinks=True)
+    content = json.loads((copy / "other" / "run" / "config.json").read_text())
+    content["about"]["commands"] = ["python train.py --init_from=others.keras"]
+    (copy / "other" / "run" / "config.json").write_text(json.dumps(content))
+    read = results.read_rows
+
+    def slowly(path: str) -> list[dict[str, str]]:
+        found = read(path)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(results, "read_rows", slowly)
+    asked = [options(copy), options(copy, workdir=str(copy / "other" / "run"))]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = list(pool.map(results.record, asked))
+    assert all(new for _, new in made) and len(rows(copy)) == 2
 
 
 # ---- what is no result ---------------------------------------------------------------------------------------------

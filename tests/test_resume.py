@@ -24,6 +24,7 @@ from tfspike.config import RunOptions
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs import checkpoints, standing, workdir
+from tfspike.training.progress import Progress
 from tfspike.training.trainer import Trainer
 
 
@@ -138,6 +139,21 @@ def test_more_epochs_continue_a_finished_run(tmp_path: Path) -> None:
 
 
 # ---- what --resume says ------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_before_its_first_checkpoint_still_begins_with_the_weights_it_was_given(
+        whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, lines = runs.tiny(tmp_path / "run"), []
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Progress, "save", killed)
+        training.run(config, RunOptions(init_from=str(whole)), lambda line: None)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert training.run(config, say=lines.append) == 0
+    assert any(line.startswith(f"First weights from the checkpoint {whole}") for line in lines)
 
 
 def test_a_finished_run_is_left_alone(whole: Path) -> None:

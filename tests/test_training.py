@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tfspike.models.advice import known_by_heart
 from tfspike.runs import checkpoints, initial_weights, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
-from tfspike.training import optimisation, schedule
+from tfspike.training import command, dry_run, optimisation, schedule
 from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
 from tfspike.training.trainer import Trainer
@@ -162,6 +163,28 @@ def test_the_last_living_checkpoint_outlives_those_of_a_dead_network(tmp_path: P
         trainer.train(RunLog(str(tmp_path), tensorboard=False), Signals())
     assert f"--init_from={tmp_path}/checkpoints/{checkpoints.name_of(6)}" in str(stopped.value)
     assert 6 in checkpoints.steps(trainer.progress.folder) and max(checkpoints.steps(trainer.progress.folder)) > 20
+
+
+@pytest.mark.slow
+def test_a_dead_run_that_is_continued_stops_where_it_would_have_stopped(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for name in ("whole", "killed"):
+        config, said = runs.tiny(tmp_path / name, threshold=500.0, epochs=20, lr_milestones=()), []
+        if name == "killed":
+            runs.killed_at(monkeypatch, config, 12)
+        assert training.run(config, say=said.append) == 4
+        warned = any("neurons silent" in line for line in said)
+        steps = checkpoints.steps(str(tmp_path / name / "checkpoints"))
+        found.append((capsys.readouterr().err, steps, runs.metrics(tmp_path / name), warned))
+    assert found[0][:3] == found[1][:3] and "every gradient is exactly zero for 20 steps" in found[0][0]
+    assert found[0][3] and not found[1][3], "a warning that was given before the kill is given again"
+
+
+def test_a_run_that_ended_dead_is_not_finished_by_the_same_command(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert training.run(runs.tiny(tmp_path, threshold=500.0), say=lambda line: None) == 4
+    assert training.run(runs.tiny(tmp_path, threshold=500.0, on_collapse="continue"), say=lambda line: None) == 0
 
 
 @pytest.mark.parametrize("dataset, has_dropout, remedies", [
@@ -512,15 +535,16 @@ def test_settings_that_the_data_forbid_are_refused(settings: dict[str, Any], sen
 
 def test_a_dry_run_tries_every_stage_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "_available", lambda: 50_000_000)
-    lines: list[str] = []
-    before = set(Path("/tmp").glob("tfspike-dry-run-*"))
+    temporary, lines = tmp_path / "temporary", []
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     settings = runs.tiny(tmp_path / "run", batch_size=512, init="rate")
     assert training.run(settings, RunOptions(dry_run=True), lines.append) == 0
     text = "\n".join(lines)
     for part in ("New run in", "step 2: loss", "spikes/step", "at batch 512", "evaluation of 8 records", "checkpoint: ",
                  "Warning: Training needs about"):
         assert part in text, part
-    assert not (tmp_path / "run").exists() and set(Path("/tmp").glob("tfspike-dry-run-*")) == before
+    assert not (tmp_path / "run").exists() and not list(temporary.glob("tfspike-dry-run-*"))
 
 
 def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
@@ -530,6 +554,23 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             training.run(runs.tiny(settings.pop("workdir", tmp_path / "run"), **settings),
                          RunOptions(dry_run=True), **quiet)
+
+
+@pytest.mark.parametrize(("options", "begun"), [({}, False), ({"dry_run": True}, False), ({}, True),
+                                                ({"dry_run": True}, True)])
+def test_ctrl_c_names_a_command_that_goes_on_only_where_there_is_something_to_go_on_with(
+        options: dict[str, bool], begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings, lines = runs.tiny(tmp_path / "run"), []
+    if begun:
+        runs.killed_at(monkeypatch, settings, 2)
+    monkeypatch.setattr(command, "Trainer", interrupted)
+    monkeypatch.setattr(dry_run, "Trainer", interrupted)
+    assert training.run(settings, RunOptions(**options), lines.append) == 130
+    goes_on = begun and not options
+    assert ("--config=" in lines[-1]) is goes_on and (lines[-1] == "Stopped by Ctrl-C; nothing was trained.") is not goes_on
 
 
 @pytest.mark.parametrize("workdir_had_steps", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -542,6 +583,19 @@ def test_a_profile_of_a_few_steps_is_written_where_tensorboard_looks(tmp_path: P
     first, last = (6, 6) if workdir_had_steps else (4, 6)
     assert [line for line in lines if line.startswith(f"Profile of steps {first} to {last} written to")]
     assert list((folder / "tb").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("name", ["tb/other/events.out.tfevents.1", "metrics.jsonl"])
+@pytest.mark.parametrize("from_another", [False, True])
+def test_what_a_run_would_replace_of_somebody_elses_is_left(name: str, from_another: bool, run: Path,
+                                                            tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("of the user")
+    options = RunOptions(resume=str(run)) if from_another else RunOptions()
+    with pytest.raises(UserError, match=f"has {name.split('/')[0]} but no config.json.*another --workdir"):
+        training.run(runs.tiny(tmp_path), options, **quiet)
+    assert file.read_text() == "of the user" and not (tmp_path / ".lock").exists()
 
 
 # ---- nothing is left of a command that is refused ------------------------------------------------------------------

@@ -84,6 +84,22 @@ def sync_folder(path: str) -> None:
             os.close(handle)
 
 
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """One process at a time is within it, the others wait; where there are no locks, all are."""
+    handle = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None
+    try:
+        if handle is not None:
+            import fcntl
+
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def read_arrays(path: str, advice: str) -> Arrays:
     """`{variable path: array}` of a file that `write_arrays` wrote.
 

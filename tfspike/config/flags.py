@@ -87,8 +87,8 @@ def parse_with_settings(options: type[Any], argv: Sequence[str] | None, usage: s
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, and as
-    `output.guarded` says where its output is lost. Warnings are one sentence, too."""
+    """Ends the process with exit code 2 and one sentence on stderr where the body raises UserError, with 130 after
+    Ctrl-C, and as `output.guarded` says where its output is lost. Warnings are one sentence, too."""
     with output.guarded(), output.plain_warnings():
         try:
             # before Keras is loaded; `neurons.backend` asks Keras, which reads its keras.json too
@@ -97,6 +97,9 @@ def user_errors() -> Iterator[None]:
         except UserError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("Stopped by Ctrl-C.", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 _TRAIN_NOTES = ("Every network has a recipe for every data set (tfspike/config/recipes.py), whose values replace the "

@@ -1,6 +1,6 @@
 """`python -m tfspike.conversion --run=FOLDER --method=NAME`: converts the ANN of a run to a spiking network.
 
-The last line of stdout is JSON. Exit codes: 0, or 2 for a mistake that is explained in one sentence.
+The last line of stdout is JSON. Exit codes: 0, 2 for a mistake that is explained in one sentence, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from tfspike.conversion.balance import Conversion, convert
 from tfspike.conversion.methods import Method, chosen
 from tfspike.conversion.options import ConversionOptions
 from tfspike.datasets import streams
+from tfspike.datasets.arrays import Normalised
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.output import counted
@@ -78,7 +79,7 @@ def _calibration(config: Config, info: Any, options: ConversionOptions) -> np.nd
 def _measured(ann: Any, converted: Conversion, config: Config, info: Any, options: ConversionOptions) -> dict[str, Any]:
     """What both networks do on test images."""
     test = run_loading.load_data(config, info, "test", options.data_dir).first(options.images)
-    images = info.normalise(test.images)
+    images = Normalised(test.images, info)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
     in_chunks = converted.model.engine is not None  # else every layer's whole window exists at once
     found = analysis.analyse(converted.model, images, test.labels, 100 if in_chunks else 20, options.seed)

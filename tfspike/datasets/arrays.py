@@ -32,8 +32,8 @@ from tfspike.datasets.events import EventFrames
 from tfspike.errors import UserError, first_line, listed
 from tfspike.files import PACKAGE, read_npz
 
-__all__ = ["Arrays", "DatasetInfo", "canonical_name", "check_indices", "check_labels", "check_pixels", "describe",
-           "from_arrays", "load"]
+__all__ = ["Arrays", "DatasetInfo", "Normalised", "canonical_name", "check_indices", "check_labels", "check_pixels",
+           "describe", "from_arrays", "load"]
 
 _CLASSES_UNASKED = 1000  # beyond it, the number of classes is taken from labels only where there are as many records
 
@@ -155,7 +155,8 @@ class Arrays:
         """The first so many records, 1 or more; None, or more than there are: all."""
         if count is None or check_count("count", count) >= len(self):
             return self
-        return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
+        images = self.images.first(count) if isinstance(self.images, EventFrames) else self.images[:count]
+        return dataclasses.replace(self, images=images, labels=self.labels[:count])
 
     def fingerprint(self) -> dict[str, int]:
         """What config.json keeps of the contents of data that only their user has; nothing of other sets."""
@@ -164,6 +165,19 @@ class Arrays:
         pixels = (self.images.checksum() if isinstance(self.images, EventFrames) else
                   zlib.crc32(np.ascontiguousarray(self.images).data))
         return {"contents_crc32": zlib.crc32(self.labels.astype("<i4").data, pixels)}
+
+
+class Normalised:
+    """Stored images `[N, ...]` as a network takes them, a slice at a time: bytes are a quarter of its floats."""
+
+    def __init__(self, images: Any, info: DatasetInfo):
+        self._images, self._info = images, info
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self._info.normalise(self._images[part])
 
 
 # --- names and loading ------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ Recordings of other cameras become spike trains with `EventFrames`, whatever the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import pathlib
@@ -171,6 +172,15 @@ class EventFrames:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def first(self, count: int) -> EventFrames:
+        """The first so many recordings; `frames[:count]` would make all their spike trains at once."""
+        found = copy.copy(self)
+        found._offsets = self._offsets[:count + 1]
+        found._cell = self._cell[:found._offsets[-1]]
+        found.shape = (len(found._offsets) - 1, *self.shape[1:])
+        found.kept = int(np.count_nonzero(found._cell >= 0))
+        return found
 
     def checksum(self) -> int:
         """CRC-32 of all that was binned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from tfspike.errors import UserError, first_line
 
 MAX_BYTES = 4 * 2**30  # a decoded split beyond this does not belong in memory
+_NO_TEST = "save its images as DIR/CLASS/*.png and give --dataset=folder, which holds a fifth of each class out"
 
 
 class Split(NamedTuple):
@@ -101,8 +103,11 @@ def load(name: str, split: str, data_dir: str | None, extra: bool) -> Split:
     keys = {"train": "train", "test": test}
     counts = {part: splits[key].num_examples if key in splits else 0 for part, key in keys.items()}
     if not counts[split]:
+        advice = "prepare it again or choose another set" if split == "train" or test in splits else _NO_TEST
         raise UserError(f"{name!r} in {builder.data_dir} has no records in its {split} split; it has "
-                        f"{ {k: v.num_examples for k, v in splits.items()} }: prepare it again or choose another set.")
+                        f"{ {k: v.num_examples for k, v in splits.items()} }: {advice}.")
+    if not counts["test"]:  # said before hours of training, not behind them
+        warnings.warn(f"{name!r} has no test split, so that eval.py has nothing to test: {_NO_TEST}.", stacklevel=3)
     more = _extra_count(name, builder) if extra else 0
     shape = tuple(image.shape)
     images, labels = _read_split(builder, keys[split], counts[split], shape, name, names_read)

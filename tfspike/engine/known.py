@@ -29,7 +29,8 @@ _ON_EVERY_PATH = frozenset({"build", "quantize", "get_config", "from_config", "c
                             "compute_output_spec", "get_build_config", "build_from_config"})
 
 _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-           keras.layers.DepthwiseConv2D, keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
+           keras.layers.DepthwiseConv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
+           keras.layers.Conv2DTranspose, keras.layers.AveragePooling1D,
            keras.layers.AveragePooling2D, keras.layers.AveragePooling3D, keras.layers.GlobalAveragePooling1D,
            keras.layers.GlobalAveragePooling2D, keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D,
            keras.layers.Cropping1D, keras.layers.Cropping2D, keras.layers.UpSampling1D, keras.layers.UpSampling2D,
@@ -39,6 +40,8 @@ _LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.l
 _REMEDIES = ((MaxPoolGate, "which position of a window passes follows from all steps until then"),
              (keras.layers.BatchNormalization, "tfspike.ThresholdNorm normalises a spike train or its currents"),
              (keras.layers.Dropout, "tfspike.WindowDropout holds one mask for the window"),
+             (keras.Model, "models within a window are looked into where they are functional or sequential, of one "
+                           "input and one output, and no two layers of the whole network have one name"),
              (keras.layers.Layer, "tfspike.OverTime around a layer applies it to every step alone"),
              (keras.Operation, "a layer that does the same, within tfspike.OverTime, is applied to every step alone"))
 
@@ -49,7 +52,12 @@ def is_linear(layer: keras.layers.Layer) -> bool:
         return False
     if not isinstance(layer, OverTime):
         return True
-    inner = layer.layer
+    return _is_linear_synapse(layer.layer)
+
+
+def _is_linear_synapse(inner: keras.layers.Layer) -> bool:
+    if type(inner) is keras.Sequential:
+        return all(map(_is_linear_synapse, inner.layers))
     if isinstance(inner, keras.layers.MaxPooling2D) and set(inner.pool_size) == {1}:
         return True  # picks pixels
     if not isinstance(inner, _LINEAR) or own_synapse(inner):

@@ -6,7 +6,6 @@ instead of the model's own `call`, with a handler that says what to do at each l
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import inspect
 import numbers
@@ -16,6 +15,8 @@ from typing import Any
 import keras
 
 from tfspike.engine import known
+from tfspike.engine.calls import Call as Call  # handed on
+from tfspike.engine.calls import calls_of as calls_of
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import Encoder
 from tfspike.neurons.layers import OpenNeurons, Readout, SpikingLayer
@@ -28,35 +29,6 @@ _WITH_CONSTANTS = (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm)
 def _said(call: Call) -> str:
     """A call by its name and the kind of its layer."""
     return f"{call.name} ({type(call.layer).__name__})"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a layer. Its tensors are symbolic; they, and calls themselves, are keys of dictionaries by identity.
-
-    `name` is the layer's, or "layer_call2" for the second call of one that is called more than once.
-    """
-
-    layer: keras.layers.Layer
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Any, ...]
-    name: str
-
-    @property
-    def sources(self) -> list[keras.KerasTensor]:
-        """The symbolic tensors that it reads."""
-        return [x for x in keras.tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
-
-    @property
-    def source(self) -> keras.KerasTensor:
-        """The first of them: the only one, of layers of ours."""
-        return self.sources[0]
-
-    @property
-    def output(self) -> keras.KerasTensor:
-        """The first of its outputs."""
-        return self.outputs[0]
 
 
 Values = dict[keras.KerasTensor, Any]  # what symbolic tensors stand for
@@ -232,78 +204,6 @@ class Plan:
         """Raises UserError where the size of images is open, with which `what` could not begin."""
         if self.open_size is not None:
             raise UserError(f"{what} needs the size of every layer, but {self.open_size}.")
-
-
-class _Standing:
-    """What stands for layers and operations share. They are called with the symbolic tensors alone, in a row: Keras
-    would take a state and `return_state=True` for one nested argument, which must not mix tensors and others."""
-
-    given: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]  # the arguments of the present call, as they were
-    stands_for: tuple[Any]
-
-    def compute_output_spec(self, *tensors: Any) -> Any:
-        ahead = iter(tensors)
-        args, kwargs = keras.tree.map_structure(lambda x: next(ahead) if isinstance(x, keras.KerasTensor) else x,
-                                                self.given())
-        return self.stands_for[0].compute_output_spec(*args, **kwargs)
-
-
-class _Stand(_Standing, keras.layers.Layer):
-    """Stands for a layer while the graph is read: same output shapes, no weights, no trace left on the layer."""
-
-    def __init__(self, layer: keras.layers.Layer):
-        super().__init__(name=layer.name, dtype=layer.dtype_policy)
-        self.stands_for = (layer,)
-        self.built = True
-
-
-def calls_of(model: keras.Model) -> tuple[tuple[Any, ...], tuple[Call, ...], tuple[Any, ...]]:
-    """`(inputs, calls, outputs)` of a functional model, calls in the order of the forward pass."""
-    calls: list[Call] = []
-    taken = {layer.name for layer in model.layers}
-    times: collections.Counter[Any] = collections.Counter()
-
-    def record(stand: Any, *args: Any, **kwargs: Any) -> Any:
-        # A call with training=True would make that the default of whatever Keras call this happens within
-        shown = {name: value for name, value in kwargs.items() if name != "training"}
-        stand.given = lambda: (args, shown)
-        outputs = stand(*[x for x in keras.tree.flatten((args, shown)) if isinstance(x, keras.KerasTensor)])
-        times[stand] += 1
-        name, number = stand.name, times[stand]
-        while number > 1 and name in taken:
-            name, number = f"{stand.name}_call{number}", number + 1
-        taken.add(name)
-        layer, args = _as_layer(stand.stands_for[0], args)
-        calls.append(Call(layer, args, kwargs, tuple(keras.tree.flatten(outputs)), name))
-        return outputs
-
-    graph = keras.Model(model.inputs, model.outputs)
-    clone = keras.models.clone_model(graph, clone_function=_stand, call_function=record)
-    return tuple(clone.inputs), tuple(calls), tuple(clone.outputs)
-
-
-class _OperationStand(_Standing, keras.Operation):
-    """The same for an operation of `keras.ops` in the graph."""
-
-    def __init__(self, operation: keras.Operation):
-        super().__init__(name=operation.name)
-        self.stands_for = (operation,)
-
-
-def _as_layer(operation: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A sum of two trains that was written a + b as the layer that is known to keep steps apart; all else as it is."""
-    kind = type(operation)
-    if (kind.__name__, kind.__module__) != ("Add", keras.ops.add.__module__) or len(args) != 2:
-        return operation, args
-    if not all(isinstance(x, keras.KerasTensor) and "float" in x.dtype for x in args):
-        return operation, args
-    if args[0].shape != args[1].shape or args[0].dtype != args[1].dtype:
-        return operation, args
-    return keras.layers.Add(name=operation.name, dtype=args[0].dtype), (list(args),)
-
-
-def _stand(layer: Any) -> Any:
-    return _Stand(layer) if isinstance(layer, keras.layers.Layer) else _OperationStand(layer)
 
 
 def hindrance(plan: Plan) -> str | None:

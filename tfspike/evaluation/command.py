@@ -39,7 +39,7 @@ def run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
         from tfspike.evaluation import report  # draws pictures: only where they are asked for
 
         report.require_spikes(report.require_several(runs) if options.compare else runs)
-    loaded = load_weights(options.weights, options.timesteps) if options.weights else None
+    loaded = load_weights(options.weights, options.timesteps) if options.weights else _load(options, say)
     if options.predict:
         for answer in predict(options, say, loaded):
             print(json_line(answer._asdict()))
@@ -52,7 +52,7 @@ def run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
         energy = EnergyModel(options.energy_mac, options.energy_ac, options.energy_update, options.energy_memory)
         folder = os.path.join(options.workdir, report.FOLDER)
         if options.report:
-            results = report.collect(options.workdir, options, energy, say)
+            results = report.collect(options.workdir, options, energy, say, loaded=loaded)
             say(f"Report: {report.write_report(results, folder)}")
             record["energy"] = results.result.energy_record(energy)
         if options.compare:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tfspike import analysis, datasets
+from tfspike import analysis
 from tfspike import config as config_lib
 from tfspike.analysis import simulation, speed
 from tfspike.analysis.energy import EnergyModel, Operations
-from tfspike.analysis.measure import Images
+from tfspike.config.config import Config
+from tfspike.datasets.arrays import Normalised
 from tfspike.errors import UserError
 from tfspike.evaluation import comparison, pages, plots, speed_section
 from tfspike.evaluation.options import EvalOptions
@@ -27,6 +28,7 @@ from tfspike.evaluation.pages import Picture
 from tfspike.output import counted
 from tfspike.runs import loading as run_loading
 from tfspike.runs import provenance, standing, workdir
+from tfspike.runs.checkpoints import Checkpoint
 
 FOLDER, PAGE, RECORD = "report", "index.html", "analysis.json"
 _MISTAKES = 12
@@ -52,6 +54,7 @@ class RunResults:
       energy: constants.
       speed: measured on `machine`; empty where it was not.
       machine: in words.
+      source: what it is of, see `_source`.
     """
 
     title: str
@@ -67,6 +70,7 @@ class RunResults:
     energy: EnergyModel = dataclasses.field(default_factory=EnergyModel)
     speed: Sequence[speed.Point] = ()
     machine: str = ""
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -92,19 +96,20 @@ def write(run: str, options: EvalOptions | None = None, energy: EnergyModel | No
 
 
 def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
-            say: Callable[[str], None] = print, timed: bool = True) -> RunResults:
+            say: Callable[[str], None] = print, timed: bool = True, loaded: Any = None) -> RunResults:
     """What `write` puts on paper; arguments and errors as there.
 
     Args:
       timed: whether speed is measured, which takes some seconds and differs from time to time.
+      loaded: what `loading.load_run` returned of the run; None loads it.
     """
     require_spikes([run])
-    model, config, info, checkpoint = run_loading.load_run(run, _option(options, "checkpoint") or "best",
-                                                           _option(options, "timesteps"), say)
+    model, config, info, checkpoint = loaded or run_loading.load_run(run, _option(options, "checkpoint") or "best",
+                                                                     _option(options, "timesteps"), say)
     every = run_loading.load_data(config, info, "test", _option(options, "data_dir"), model.timesteps)
     test = every.first(_option(options, "images"))
     say(f"analysing {counted(len(test), 'test image')} over {counted(model.timesteps, 'step')}")
-    result = analysis.analyse(model, _Normalised(test.images, info), test.labels,
+    result = analysis.analyse(model, Normalised(test.images, info), test.labels,
                               _option(options, "batch_size") or config.batch_size)
     about = workdir.run_metadata(run)
     stands = standing.standing(config, _option(options, "checkpoint") or "best", checkpoint)
@@ -121,7 +126,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
                       read_epochs(run), result, test.images, info.class_names, recordings,
                       simulation.first_filters(model), energy or EnergyModel(),
                       speed.measure(model, info.normalise(test.images[:speed_section.BATCH])) if timed else (),
-                      provenance.machine())
+                      provenance.machine(), _source(config, options, checkpoint))
 
 
 def require_spikes(runs: Sequence[str]) -> None:
@@ -134,29 +139,18 @@ def require_spikes(runs: Sequence[str]) -> None:
 
 def require_several(runs: Sequence[str]) -> list[str]:
     """The different folders among these; raises UserError unless there are at least two."""
-    folders = list(dict.fromkeys(os.path.normpath(run) for run in runs))
+    folders: dict[str, str] = {}
+    for run in runs:
+        folders.setdefault(os.path.realpath(run), os.path.normpath(run))
     if len(folders) < 2:
         raise UserError("Comparing takes the folders of at least two different runs; "
                         f"received {', '.join(runs) or 'none'}.")
-    return folders
+    return list(folders.values())
 
 
 def _checkpoint(stands: standing.Standing) -> str:
     more = f"; the run is {stands.unfinished}" if not stands.finished else ""
     return f"{stands.which}, step {stands.step}{more}"
-
-
-class _Normalised:
-    """Stored images as the network takes them, a slice at a time."""
-
-    def __init__(self, images: Images, info: datasets.DatasetInfo):
-        self._images, self._info = images, info
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self._info.normalise(self._images[part])
 
 
 def _option(options: EvalOptions | None, name: str) -> Any:
@@ -210,7 +204,7 @@ def write_report(results: RunResults, out: str) -> str:
                         sections=pages.written([section for section in sections if section[2]], out),
                         rows=_layer_rows(result, energy), total=_total_row(result, energy), energy=energy,
                         neurobench=_neurobench_rows(result), made=pages.now())
-    record = {"title": results.title, "facts": dict(results.facts), **result.to_dict(energy),
+    record = {"title": results.title, "facts": dict(results.facts), **results.source, **result.to_dict(energy),
               "speed": {"machine": results.machine, "points": speed_section.records(results.speed, energy)}}
     pages.write_file(os.path.join(out, RECORD), json.dumps(record, indent=1, allow_nan=False) + "\n")
     return pages.write_file(os.path.join(out, PAGE), page)
@@ -370,7 +364,8 @@ def compare(runs: Sequence[str], out: str, options: EvalOptions | None = None, e
             say: Callable[[str], None] = print) -> str:
     """Puts two or more runs side by side.
 
-    A run whose report was written for the same checkpoint, window and images is read from there; others are analysed.
+    A run whose report was written for the same weights, window and images, in the same folder of data, is read from
+    there; others are analysed.
 
     Args:
       runs: folders of runs.
@@ -399,15 +394,25 @@ def _names(folders: Sequence[str]) -> list[str]:
     return names
 
 
+def _source(config: Config, options: EvalOptions | None, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells a record from one of other weights or other test data that agrees with it in all facts: a folder may
+    get another converted network, and a network may be tested on other data."""
+    data_dir = _option(options, "data_dir") or config.data_dir
+    return {"weights_sha256": checkpoint.weights_sha256,
+            "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
+
+
 def _record(run: str, options: EvalOptions | None, say: Callable[[str], None]) -> dict[str, Any]:
     which = _option(options, "checkpoint") or "best"
     settings = config_lib.read_run(run)
-    stands = standing.standing(settings, which, standing.open_checkpoint(run, say, which))
+    checkpoint = standing.open_checkpoint(run, say, which)
+    stands = standing.standing(settings, which, checkpoint)
     try:
         with open(os.path.join(run, FOLDER, RECORD), encoding="utf-8") as file:
             record = json.load(file)
         asked, whole = _option(options, "images"), record["facts"][_PART] == _ALL
         if (record["facts"][_CHECKPOINT] == _checkpoint(stands)
+                and all(record[name] == value for name, value in _source(settings, options, checkpoint).items())
                 and record["timesteps"] == (_option(options, "timesteps") or settings.timesteps)
                 and (whole and record["images"] <= (asked or math.inf) or record["images"] == asked)):
             return record

@@ -1,7 +1,7 @@
 """`python -m tfspike.export --workdir=RUN --format=saved_model,litert,nir,keras,onnx`: exports the network of a run.
 
 Writes it as files that run without tfspike, and proves each by running it: a line of JSON on stdout for every file.
-Exit codes: 0, or 2 for a mistake that is explained in one sentence.
+Exit codes: 0, 2 for a mistake that is explained in one sentence, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

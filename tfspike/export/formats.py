@@ -80,8 +80,13 @@ def refuse(model: Any, formats: Sequence[str]) -> None:
       formats: some of `FORMATS`.
 
     Raises:
-      UserError: a package is missing, or a format has no counterpart of these neurons.
+      UserError: a package is missing, a format has no counterpart of these neurons, or a layer has code of its own.
     """
+    from tfspike.export.window import Window  # TensorFlow, only now
+    from tfspike.models.network import window_of
+
+    if formats and window_of(model) is not None:
+        Window(model)
     if "onnx" in formats:
         from tfspike.export import onnx_graph
         onnx_graph.require()

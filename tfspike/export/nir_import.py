@@ -23,7 +23,8 @@ def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = Non
     """Builds a model that computes what the graph does, and can be trained on.
 
     Where the graph ends in neurons that fire, a readout without leak is added: the scores are their rates. Thresholds
-    that differ between the channels of a layer stay as they are in training (`by_channel` of `tfspike.LIF`).
+    that differ between the channels of a layer, and R that does, which becomes part of them, stay as they are in
+    training (`by_channel` of `tfspike.LIF`).
 
     Args:
       graph: a `nir.NIRGraph` or the path of a file.
@@ -35,7 +36,7 @@ def from_nir(graph: Any, timesteps: int | None = None, encoder: str | None = Non
 
     Raises:
       UserError: the file cannot be read, or a node has no counterpart (another reset or resting potential than 0,
-        time constants that differ within a layer, thresholds that differ within a channel, a cycle).
+        time constants that differ within a layer, thresholds or R that differ within a channel, a cycle).
     """
     nir = nir_package()
     if isinstance(graph, (str, os.PathLike)):
@@ -131,7 +132,11 @@ class _Reader:
     def _neurons(self, name: str, node: Any, kind: str, x: Any, sources: list[str], flat: tuple[int, int, int] | None,
                  gradient: str) -> Any:
         leak, gain = self._step(name, node)
-        thresholds = self._thresholds(name, node, flat) / gain
+        limits = np.asarray(node.v_threshold, np.float64)
+        if limits.min() <= 0.0:
+            raise UserError(f"{name!r} has a threshold of {limits.min():g}; those of tfspike are above 0.")
+        # u = v / gain is compared with threshold / gain
+        thresholds = self._by_channel(name, "a threshold", limits, flat) / self._by_channel(name, "an R", gain, flat)
         if len(thresholds) > 1:
             around = 2.0 ** round(math.log2(thresholds.mean()))  # a power of two: times its factor, each is exact
             layer = LIF(leak, around, gradient, by_channel=True, name=_legal(name))
@@ -142,11 +147,8 @@ class _Reader:
             return PoolingIF(threshold, gradient, name=_legal(name))(x)
         return LIF(leak, threshold, gradient, name=_legal(name))(x)
 
-    def _thresholds(self, name: str, node: Any, flat: tuple[int, int, int] | None) -> np.ndarray:
-        """One for the layer, `[1]`, or one for every channel in our order, `[C]`."""
-        values = np.asarray(node.v_threshold, np.float64)
-        if values.min() <= 0.0:
-            raise UserError(f"{name!r} has a threshold of {values.min():g}; those of tfspike are above 0.")
+    def _by_channel(self, name: str, what: str, values: np.ndarray, flat: tuple[int, int, int] | None) -> np.ndarray:
+        """One value for the layer, `[1]`, or one for every channel in our order, `[C]`."""
         if values.min() == values.max():
             return values.reshape(-1)[:1]
         if flat is not None:  # every neuron is a channel
@@ -154,7 +156,7 @@ class _Reader:
             return np.moveaxis(values.reshape(channels, height, width), 0, -1).reshape(-1)
         values = values.reshape(len(values), -1)
         if np.ptp(values, axis=1).any():
-            raise UserError(f"{name!r} has thresholds that differ within a channel; tfspike has one for each channel.")
+            raise UserError(f"{name!r} has {what} that differs within a channel; tfspike has one for each channel.")
         return values[:, 0]
 
     def _conv(self, name: str, node: Any, x: Any) -> Any:
@@ -175,27 +177,30 @@ class _Reader:
     def _readout(self, name: str, node: Any, x: Any) -> Any:
         """V = lambda V + gain I; ours has gain = lambda, another one moves into the weights in front."""
         leak, gain = self._step(name, node)
-        if not np.isclose(gain, leak, rtol=1e-5):
+        if not np.allclose(gain, leak, rtol=1e-5):
             sources = [before for before, after in self.graph.edges if after == name]
             elsewhere = {before for before, after in self.graph.edges if after != name}
             if any(self.kind.get(source) not in ("Linear", "Affine") or source in elsewhere for source in sources):
-                raise UserError(f"{name!r} weighs its input by {gain:.6g} where tfspike's readout has {leak:.6g}, and "
-                                f"not all of {', '.join(sources)} are Linear and feed it alone, to take the rest.")
+                raise UserError(f"{name!r} weighs its input by {gain.flat[0]:.6g} where tfspike's readout has "
+                                f"{leak:.6g}, and not all of {', '.join(sources)} are Linear and feed it alone, to "
+                                "take the rest.")
             for source in sources:
                 layer, arrays = self.weights[source]
                 self.weights[source] = layer, [array * (gain / leak) for array in arrays]
         return Readout(leak, name=_legal(name))(x)
 
-    def _step(self, name: str, node: Any) -> tuple[float, float]:
-        """`(leak, weight of the input)` of forward Euler with dt."""
-        r = self._uniform(name, "r", node.r)
-        if not hasattr(node, "tau"):
-            return 1.0, _tidy(self.dt * r)
-        share = self.dt / self._uniform(name, "tau", node.tau)
-        if not 0 <= share < 1 or r <= 0:
-            raise UserError(f"{name!r} has the time constant {self.dt / share if share else 0:g} s and R = {r:g}; with "
-                            f"dt = {self.dt:g} s its time constant must exceed dt, and R must be above 0.")
-        return _tidy(1 - share), _tidy(share * r)
+    def _step(self, name: str, node: Any) -> tuple[float, np.ndarray]:
+        """`(leak, weights of the input, of the shape of R)` of forward Euler with dt."""
+        r, where = np.unique(np.asarray(node.r, np.float64), return_inverse=True)
+        leak, share = 1.0, self.dt
+        if hasattr(node, "tau"):
+            share = self.dt / self._uniform(name, "tau", node.tau)
+            if not 0 <= share < 1 or r[0] <= 0:
+                tau = self.dt / share if share else 0.0
+                raise UserError(f"{name!r} has the time constant {tau:g} s and R = {r[0]:g}; with dt = {self.dt:g} s "
+                                "its time constant must exceed dt, and R must be above 0.")
+            leak = _tidy(1 - share)
+        return leak, np.array([_tidy(share * value) for value in r])[where].reshape(np.shape(node.r))
 
     def _uniform(self, name: str, what: str, values: Any) -> float:
         found = np.unique(values)

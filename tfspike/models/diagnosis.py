@@ -150,7 +150,7 @@ class Watch:
 
     Attributes:
       last_checkpoint: step or path of the last good checkpoint, for the message of `Diverged`; set by `saved`.
-      last_living: the last one of a network that gradients reached; None before this command has seen one.
+      last_living: the last one of a network that gradients reached; None before one was seen.
     """
 
     _collapse_patience = COLLAPSE_PATIENCE
@@ -313,7 +313,21 @@ class Watch:
         """Whether no gradient reached any weight in the last step that was looked at."""
         return ("network", "collapsed") in self._since
 
-    def saved(self, path: str) -> None:
+    def state(self) -> dict[str, Any]:
+        """What a run that is continued goes on with, for `restore`: how long states have lasted, what was said of them,
+        and the network as it was; plain JSON."""
+        return {"since": [[*state, step] for state, step in self._since.items()], "said": sorted(map(list, self._said)),
+                "alive": sorted(self._alive), "first_step": self._first_step, "start_norm": self._start_norm,
+                "last_living": self.last_living}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self._since = {(layer, name): step for layer, name, step in state["since"]}
+        self._said, self._alive = {(layer, name) for layer, name in state["said"]}, set(state["alive"])
+        self._first_step, self._start_norm = state["first_step"], dict(state["start_norm"])
+        self.last_living = state["last_living"]
+
+    def saved(self, path: str | None) -> None:
         """Takes note of a checkpoint of this moment."""
         self.last_checkpoint = path
         if not self.is_collapsed and self._first_step is not None:

@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfspike.checks import check_choice, check_count
@@ -15,8 +14,7 @@ from tfspike.engine import plan as plans
 from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
-from tfspike.models import callbacks, diagnosis, losses
-from tfspike.models.inputs import refuse_data, refuse_shape
+from tfspike.models import callbacks, diagnosis, edges, losses, nesting
 from tfspike.neurons.encoders import (
     Encoder,
     SpikeInput,
@@ -36,6 +34,7 @@ class SpikingModel(keras.Model):
     reference path, layer by layer; both give the same spikes and the same gradients (to rounding). What the fast path
     would not do as it is written (a layer with a `call` of its own, one that mixes steps, a graph without one window
     between one encoder and one readout) is computed layer by layer, and `engine` is None: one warning names the layer.
+    Functional and sequential models on its spike trains are as if their layers stood in their place.
     `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
 
     A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, of
@@ -143,6 +142,13 @@ class SpikingModel(keras.Model):
         engine = self.engine
         if self.plan is None and not counts and seed is None:
             return super().call(inputs, training=training, mask=mask)
+        if self.plan is not None and training and nesting.has_weights_in_front(inputs):
+            encoder = self.plan.encoder.layer
+            if encoder.refuses_gradient:
+                inputs = nesting.watched(inputs, lambda: self._say(nesting.cause_of_nan(self.name, encoder)))
+            elif engine is not None:
+                self._say(nesting.by_layers(self.name))
+                engine = None
         output, activity = self._observe(engine, inputs, training, seed, counts and count_gradients)
         return (output, activity) if counts else output
 
@@ -183,14 +189,7 @@ class SpikingModel(keras.Model):
         trains = any(declared.shape[0] is not None for declared in self.outputs)
         if not trains or type(self).call is not SpikingModel.call or self.inputs[0].shape[0] is not None:
             return outputs
-
-        def swapped(x: Any, declared: Any) -> Any:
-            if declared.shape[0] is None:
-                return x
-            axes = (1, 0, *range(2, len(x.shape)))
-            return tf.transpose(x, axes) if tf.is_tensor(x) else np.transpose(x, axes)
-
-        return keras.tree.map_structure(swapped, outputs, self.output)
+        return edges.with_time_exchanged(outputs, self.output)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None,
                      training: bool = True) -> Any:
@@ -219,7 +218,7 @@ class SpikingModel(keras.Model):
             return None
         x = kwargs.get("x", args[0] if args else None)
         if type(self).call is SpikingModel.call:
-            refuse_data(x, self.plan.inputs[0].shape)
+            edges.refuse_data(x, self.plan.inputs[0].shape)
         return None if self.plan.before else warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -329,6 +328,11 @@ class SpikingModel(keras.Model):
 
     def _observe(self, engine: Engine | None, inputs: Any, training: bool | None, seed: Any,
                  counted: bool) -> tuple[Any, dict[str, tf.Tensor]]:
+        if self.plan is not None and not training:
+            inputs = self._one_input(inputs)
+            if inputs.shape[0] == 0:  # with which TensorFlow's convolutions fail on CPUs
+                of_one = self._observe(engine, tf.zeros([1, *inputs.shape[1:]], inputs.dtype), training, seed, counted)
+                return keras.tree.map_structure(lambda x: x[:0], of_one)
         if engine is not None and training and not engine.can_train:
             self._say(f"{self.name} is trained layer by layer, which takes more time and memory: gradient='event' with "
                       "normalisations needs a window of at most 8 steps; take gradient='rate' or fewer steps.")
@@ -399,15 +403,7 @@ class SpikingModel(keras.Model):
             self._hear({callbacks.LARGEST_INPUT: largest_of(inputs)})
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
-        """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel."""
-        declared, parts = self.required_plan().inputs[0], keras.tree.flatten(inputs)
-        if isinstance(inputs, dict) and len(parts) != 1:
-            raise UserError(f"The model takes one input. Received: {len(parts)}.")
-        found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
-        found = tf.cast(tf.convert_to_tensor(found), declared.dtype)
-        refuse_shape(tuple(found.shape), declared.shape)
-        more = found.shape.rank - len(declared.shape)
-        return found[..., 0] if more > 0 else found[..., tf.newaxis] if more < 0 else found
+        return edges.one_input(inputs, self.required_plan().inputs[0])
 
     def _as_declared(self, outputs: list[tf.Tensor]) -> Any:
         """Outputs in the structure that the model was made with: one, a list or a dict."""
@@ -422,7 +418,7 @@ class SpikingModel(keras.Model):
         Raises:
           UserError: a file of that format would not load, or not compute what the model does.
         """
-        self._check_export(format)
+        edges.refuse_format(self, format)
         if format == "onnx" and input_signature is None:  # Keras' own way wants a model that was called
             input_signature = [tf.TensorSpec(x.shape, x.dtype, x.name) for x in self.inputs]
         kernel = self._kernel
@@ -431,22 +427,6 @@ class SpikingModel(keras.Model):
             return super().export(filepath, format, verbose, input_signature, **kwargs)
         finally:
             self.configure_engine(self._chunk, kernel)
-
-    def _check_export(self, format: str) -> None:
-        """Refuses what Keras would write and call an artifact."""
-        if format == "openvino":
-            why, other = "OpenVINO rounds to 16 bits unless told not to, and so to other spikes", "onnx"
-        elif format not in ("onnx", "litert"):
-            return
-        elif any(getattr(layer, "draws", False) for layer in self.layers):
-            why, other = "the format has no counterpart of the random numbers that the encoder draws", format
-        elif any(layer.compute_dtype != "float32" for layer in self.layers):
-            why, other = "the format computes in float32 alone", format
-        else:
-            return
-        raise UserError(f"format={format!r} would not compute what {self.name!r} does: {why}. python -m tfspike.export "
-                        f"--workdir=RUN --format={other} (in Python: tfspike.export.save) writes a file that does, and "
-                        "runs it first.")
 
     def _read(self) -> plans.Plan | str:
         if "plan" not in self._lazy():

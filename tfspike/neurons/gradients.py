@@ -347,8 +347,8 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
     """Steps a neuron through a window, with the gradient of the whole window.
 
     Forward: `simulate`. Backward: "event" or "rate" (module docstring). The leak-aware slope is taken at the window's
-    end from the counts and traces of the final state, so a window that continues another continues its slope; that of
-    a surrogate is the mean over this window's own steps.
+    end from the counts and traces of the final state, so a window that continues another continues its slope; those of
+    a surrogate and of tandem learning are of this window's own steps.
 
     Args:
       currents: `[T, B, ...]`.
@@ -374,7 +374,7 @@ def spike_window(currents: tf.Tensor, state: NeuronState, neuron: Neuron,
             if gradient in OF_NETWORKS:
                 raise UserError(f"gradient={gradient!r} is of a whole SpikingModel: call the model, not its layers one "
                                 "by one.")
-            known = rule.slope(final.count, final.trace, tf.shape(currents)[0])
+            known = rule.slope(final.count, rule.of_window(final.trace, trace), tf.shape(currents)[0])
             if gradient == "event":
                 if rule.needs_potential:
                     known = rule.recorded(potentials(currents, membrane, neuron), tf.float32)

@@ -58,6 +58,10 @@ class SlopeRule:
         """The trace at the begin of a window, where an earlier one left `trace`."""
         raise NotImplementedError
 
+    def of_window(self, trace: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        """What `slope` is told of a window that ended in `trace`, where an earlier one left `before`."""
+        return trace
+
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
               fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`(count, trace)` after a step in which the membrane reached `u`; None does where `needs_potential` is not."""
@@ -240,6 +244,10 @@ class Tandem(SlopeRule):
     def opened(self, trace: tf.Tensor) -> tf.Tensor:
         """As it is: potential and count go on from the window before."""
         return trace
+
+    def of_window(self, trace: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        """The sum of its own currents, which `slope` compares with its own steps."""
+        return trace - before
 
     def tally(self, count: tf.Tensor, trace: tf.Tensor, u: tf.Tensor | None,
               fired: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

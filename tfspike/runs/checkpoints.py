@@ -49,6 +49,11 @@ class Checkpoint:
         """`{variable path: array}` of "model" or "optimizer". Raises UserError where the file cannot be read."""
         return read_arrays(os.path.join(self.path, f"{part}.npz"), "use another checkpoint")
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file of its weights; two networks in one folder, one after the other, may agree in all else."""
+        return checksum(os.path.join(self.path, "model.npz"))
+
 
 def name_of(step: int) -> str:
     """The folder's name of the checkpoint after `step` steps."""

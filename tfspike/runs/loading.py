@@ -100,7 +100,7 @@ def data_info(workdir: str) -> Any:
 
 
 def load_data(config: Config, info: Any, split: str, data_dir: str | None = None, timesteps: int | None = None) -> Any:
-    """One split of a run's data, as its network takes them: `datasets.Arrays`.
+    """One split of a run's data: `datasets.Arrays`. Training data are all that the run was trained on.
 
     Args:
       config, info: of the run.
@@ -114,8 +114,8 @@ def load_data(config: Config, info: Any, split: str, data_dir: str | None = None
     from tfspike import datasets
 
     return datasets.load(config.dataset, split, data_dir or config.data_dir, timesteps or config.timesteps,
-                         image_size=config.image_size, like=info, sensor_size=config.sensor_size,
-                         window_ms=config.window_ms)
+                         config.extra and split == "train", config.image_size, info, config.sensor_size,
+                         config.window_ms)
 
 
 def _converted(workdir: str, timesteps: int | None) -> Any:

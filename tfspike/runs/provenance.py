@@ -44,12 +44,14 @@ def machine() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source that runs, with "+" where files were changed since; None outside a repository."""
+    """The commit of the source that runs, with "+" where files were changed since; None where it is in no repository:
+    one that it is installed in, in a .venv below a project, says nothing of it."""
     try:
         def git(*args: str) -> str:
             return subprocess.run(["git", "-C", files.PACKAGE, *args], capture_output=True, text=True, timeout=10,
                                   check=True).stdout.strip()
 
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None

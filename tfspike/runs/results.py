@@ -111,23 +111,29 @@ def record(options: ResultOptions) -> tuple[dict[str, str], bool]:
     events = read_events(os.path.join(options.workdir, METRICS))
     evaluation = read_evaluation(options.evaluation)
     row = make_row(config, about, events, evaluation, finished, options.machine)
-    table = os.path.join(options.results, "results.csv")
+    try:
+        os.makedirs(os.path.join(options.results, "logs"), exist_ok=True)
+        with files.locked(options.results):  # else the row of one of two runs that end together would be lost
+            return row, _add(row, log_text(config, about, events), options.results)
+    except OSError as error:
+        raise UserError(f"Cannot write into {options.results}: {error.strerror or error}; give a --results folder that "
+                        "can be written.") from None
+
+
+def _add(row: dict[str, str], log: str, folder: str) -> bool:
+    """Writes a row and its log; whether it was not there already."""
+    table = os.path.join(folder, "results.csv")
     rows = read_rows(table)
     for number, old in enumerate(rows):
         if all(old[name] == row[name] for name in KEY):
             changed = [name for name in COLUMNS if old[name] != row[name]]
             if not changed:
-                return row, False
+                return False
             raise UserError(f"{table} has this run in row {number + 1} already, with other values of "
                             f"{', '.join(changed)}; delete that row to record it anew.")
-    try:
-        os.makedirs(os.path.join(options.results, "logs"), exist_ok=True)
-        files.write_file(os.path.join(options.results, "logs", row["log"]), log_text(config, about, events))
-        files.write_file(table, _csv_text([*rows, row]))  # last: a row in it has its log
-    except OSError as error:
-        raise UserError(f"Cannot write into {options.results}: {error.strerror or error}; give a --results folder that "
-                        "can be written.") from None
-    return row, True
+    files.write_file(os.path.join(folder, "logs", row["log"]), log)
+    files.write_file(table, _csv_text([*rows, row]))  # last: a row in it has its log
+    return True
 
 
 # ---- what a run left -----------------------------------------------------------------------------------------------

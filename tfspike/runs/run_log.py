@@ -28,8 +28,8 @@ import tensorflow as tf
 from tfspike.errors import UserError
 from tfspike.models.network import window_of
 from tfspike.runs.results import METRICS, PROCESSOR_SECONDS
+from tfspike.runs.workdir import TENSORBOARD
 
-TENSORBOARD = "tb"
 _HISTOGRAM_VALUES = 100_000  # per histogram, evenly spaced: the picture is the same and costs milliseconds
 
 
@@ -50,7 +50,6 @@ class RunLog:
                  chief: bool = True):
         self._folder = pathlib.Path(workdir)
         self._start = int(start_step)
-        self._chief = chief
         self._metrics: TextIO | None = None
         self._writer: tf.summary.SummaryWriter | None = None
         self._written: set[tuple[str, int]] = set()
@@ -185,7 +184,7 @@ class RunLog:
         try:
             self.flush()
         finally:
-            metrics, self._metrics, self._chief = self._metrics, None, False
+            metrics, self._metrics = self._metrics, None
             with self._explained():
                 metrics.close()
                 if self._writer is not None:

@@ -28,14 +28,16 @@ def open_checkpoint(path: str, say: Say, which: str | None = None) -> Checkpoint
     inner = os.path.join(path, CHECKPOINTS)
     folder = inner if os.path.isdir(inner) else path
     step = checkpoints.target_of(folder, which) if which else None
-    if which == "best" and step is None:  # a copy without links, or nothing validated yet
+    # a copy without links, nothing validated yet, or a run that went back to a checkpoint before its first validation
+    if which == "best" and step not in checkpoints.steps(folder):
         step = _best_step(checkpoints.newest(folder, lambda line: None))
     if step is not None:
         try:
             return checkpoints.read(os.path.join(folder, checkpoints.name_of(step)))
         except UserError as error:
             if which == "best":
-                raise UserError(f"{error} The newest one is --checkpoint=last.") from None
+                newest = os.path.join(folder, "last")
+                raise UserError(f"{error} The newest one is {newest}, --checkpoint=last of eval.py.") from None
     checkpoint = checkpoints.newest(folder, say)
     if checkpoint is None:
         raise UserError(f"There is no checkpoint in {path}; give a checkpoint's folder or the workdir of a run.")

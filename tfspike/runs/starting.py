@@ -15,8 +15,17 @@ from tfspike.errors import UserError
 from tfspike.output import counted
 from tfspike.runs import checkpoints
 from tfspike.runs.checkpoints import Checkpoint
+from tfspike.runs.results import METRICS
 from tfspike.runs.standing import open_checkpoint
-from tfspike.runs.workdir import CHECKPOINTS, CONVERTED, Say, is_finished, place_of_weights, run_metadata
+from tfspike.runs.workdir import (
+    CHECKPOINTS,
+    CONVERTED,
+    TENSORBOARD,
+    Say,
+    is_finished,
+    place_of_weights,
+    run_metadata,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,7 @@ def plan_start(config: Config, options: RunOptions, say: Say) -> Start:
         if found:
             raise UserError(f"{workdir} has checkpoints but no config.json, so nobody knows what was trained there; "
                             "restore it or give another --workdir.")
+        _refuse_others_logs(workdir)
         if resume == "must":
             raise UserError(f"--resume=must, but there is no run in {workdir}; leave it out to start one.")
         return Start("new", f"New run in {workdir}.")
@@ -75,12 +85,22 @@ def plan_start(config: Config, options: RunOptions, say: Say) -> Start:
     return Start("resume", f"Resuming from step {checkpoint.step} of the run in {workdir}.", checkpoint)
 
 
+def _refuse_others_logs(workdir: str) -> None:
+    """Raises UserError where a folder without a run has what the log of a new one would replace."""
+    others = [name for name in (METRICS, TENSORBOARD) if os.path.lexists(os.path.join(workdir, name))]
+    if others:
+        raise UserError(f"{workdir} has {' and '.join(others)} but no config.json, so they are of no run here, and a "
+                        "new one would replace them. Move them, or give another --workdir.")
+
+
 def _from_path(path: str, exists: bool, config: Config, say: Say) -> Start:
     """`--resume=PATH`: a checkpoint or a workdir, this run's own or another's."""
     path, workdir = os.path.abspath(path), os.path.abspath(str(config.workdir))
-    if exists and not pathlib.Path(path).resolve().is_relative_to(pathlib.Path(workdir).resolve()):
-        raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it "
-                        "there, or --resume=auto.")
+    if not pathlib.Path(path).resolve().is_relative_to(pathlib.Path(workdir).resolve()):
+        if exists:
+            raise UserError(f"--resume={path} is not of the run in {workdir}; give an empty --workdir to continue it "
+                            "there, or --resume=auto.")
+        _refuse_others_logs(workdir)
     checkpoint = open_checkpoint(path, say)
     saved = settings_of(checkpoint)
     if saved is None:

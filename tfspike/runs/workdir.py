@@ -23,7 +23,7 @@ from tfspike.config.config import Config
 from tfspike.errors import UserError
 from tfspike.runs.provenance import command, commit, machine, versions
 
-CHECKPOINTS, FINISHED = "checkpoints", "finished.json"
+CHECKPOINTS, FINISHED, TENSORBOARD = "checkpoints", "finished.json", "tb"
 CONVERTED = "model.keras"  # of a folder that `tfspike.conversion` wrote
 Say = Callable[[str], None]
 

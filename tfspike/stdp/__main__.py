@@ -1,6 +1,6 @@
 """`python -m tfspike.stdp [flags of train.py]`: first weights for the network that these flags make.
 
-Exit codes: 0, or 2 for a mistake that is explained in one sentence.
+Exit codes: 0, 2 for a mistake that is explained in one sentence, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

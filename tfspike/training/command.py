@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
 import sys
 
+import numpy as np
 import tensorflow as tf
 
 from tfspike import distribution, files, output
@@ -22,6 +25,8 @@ from tfspike.training.signals import Signals, Stopped
 from tfspike.training.trainer import Trainer
 
 _EXAMPLES = 8  # images that exports are compared on
+_GOES_ON, _FINISHED, _REFUSED = range(3)  # what the first worker, who alone sees the workdir, tells the others
+_PATIENCE = 60  # seconds in which they must have come to be told
 
 
 class WorkerLost(RuntimeError):
@@ -55,7 +60,9 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
         say(f"Stopped by {stopped}, and saved. To continue:\n  {provenance.continuing_command(config)}")
         return stopped.exit_code
     except KeyboardInterrupt:  # twice, or while nothing could be saved: before the first step or during the export
-        say(f"Stopped by Ctrl-C. To continue from the last checkpoint:\n  {provenance.continuing_command(config)}")
+        begun = not options.dry_run and os.path.isfile(os.path.join(str(config.workdir), "config.json"))
+        say("Stopped by Ctrl-C" + (". To continue from the last checkpoint:\n  "
+                                   f"{provenance.continuing_command(config)}" if begun else "; nothing was trained."))
         return 130
     except WorkerLost:
         print("Error: another worker is gone, so no step can be completed. The last checkpoint is kept: start "
@@ -83,18 +90,29 @@ def _run(config: Config, options: RunOptions, worker: Worker, say: workdir.Say) 
 
 
 def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.Say) -> int:
-    start = starting.plan_start(config, options, say) if worker.is_chief else starting.Start("new", "")
+    try:
+        start = starting.plan_start(config, options, say) if worker.is_chief else starting.Start("new", "")
+    except UserError as error:
+        if worker.count > 1:
+            print(f"Error: {error}", file=sys.stderr)  # now: the others may keep this one waiting
+            _tell(config, _REFUSED)
+            return 2
+        raise
     say(start.sentence)
     if start.kind == "finished":
+        if worker.count > 1:
+            _tell(config, _FINISHED)
         return 0
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = distribution.make_strategy(config.strategy)
+    told = _from_first(strategy, worker, _GOES_ON)
+    if told == _REFUSED:
+        raise UserError("The first worker could not begin; its own output says why. Put that right, and start the same "
+                        "command on every host again.")
+    if told == _FINISHED:
+        return 0
     trainer = Trainer(config, strategy, worker, say)
-    if worker.is_chief and config.export:
-        from tfspike import export
-
-        export.refuse(trainer.model, config.export)
     with Signals() as stop:
         _begin(trainer, start, options)
         trainer.say_layers(config.batch_size // strategy.num_replicas_in_sync)
@@ -113,6 +131,30 @@ def _run_held(config: Config, options: RunOptions, worker: Worker, say: workdir.
     return 0
 
 
+def _tell(config: Config, what: int) -> None:
+    """Has the other workers end, which would wait for this one, the first, for ever.
+
+    In a process of its own: until all workers are there TensorFlow waits in a way that no signal but 9 ends, and who
+    gave this command on one host alone is to get it back.
+    """
+    code = f"from tfspike.training import command; command.tell({config.strategy!r}, {what})"
+    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=False,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def tell(strategy: str, what: int) -> None:
+    """Says, as the first worker of this strategy, what becomes of the run, to workers in `_run_held`; the process dies
+    where they do not come."""
+    signal.alarm(_PATIENCE)
+    _from_first(distribution.make_strategy(strategy), distribution.this_worker(strategy), what)
+
+
+def _from_first(strategy: tf.distribute.Strategy, worker: Worker, what: int) -> int:
+    """What the first worker says, on every worker."""
+    return int(distribution.from_chief(strategy, worker, [np.asarray(what, np.int32)])[0])
+
+
 def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None:
     """First weights, or those of the checkpoint; writes config.json."""
     config, progress = trainer.config, trainer.progress
@@ -123,7 +165,8 @@ def _begin(trainer: Trainer, start: starting.Start, options: RunOptions) -> None
             progress.restore(start.checkpoint)
             checkpoints.set_aside_after(progress.folder, progress.step)
         else:
-            trainer.initialise(options.init_from)
+            # of a run that was killed before its first checkpoint config.json alone knows them
+            trainer.initialise(options.init_from or workdir.run_metadata(str(config.workdir)).get("init_from"))
         trainer.choose_kernel(restored=start.checkpoint is not None)
         workdir.write_config(config, trainer.data_record, options.init_from)
         source = None if start.checkpoint is None else os.path.dirname(os.path.realpath(start.checkpoint.path))

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import tensorflow as tf
 
-from tfspike.runs.run_log import TENSORBOARD
+from tfspike.runs.workdir import TENSORBOARD
 
 _SKIPPED, _PROFILED = 3, 5  # steps: the first ones trace and compile
 

@@ -7,6 +7,7 @@ steps done. So weights, the optimiser's state and what is here are all that a ch
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -54,6 +55,8 @@ class Progress:
       kernel: what --kernel=auto was found to be when the run began, "dense" or "events".
       best: step, epoch and accuracy of the best validation so far; None before the first.
       last_saved: path of the newest checkpoint; None without one.
+      watched: `diagnosis.Watch.state` of the checkpoint that was restored; None of a new run, and in those that earlier
+        versions wrote.
     """
 
     def __init__(self, config: Config, model: Network, optimizer: Any, steps_per_epoch: int, validated: bool):
@@ -64,6 +67,7 @@ class Progress:
         self.epoch_sums, self.interval = Sums(), Sums()
         self.best: dict[str, float] | None = None
         self.last_saved: str | None = None
+        self.watched: dict[str, Any] | None = None
 
     @property
     def folder(self) -> str:
@@ -88,12 +92,13 @@ class Progress:
         """Steps of the window that training step `step`, counted from 1, was taken with."""
         return self.config.timesteps_at((int(step) - 1) // self.steps_per_epoch)
 
-    def save(self, best: bool = False, spare: str | None = None) -> str:
+    def save(self, best: bool = False, spare: str | None = None, watched: Mapping[str, Any] | None = None) -> str:
         """Writes a checkpoint of this moment; only of finite weights.
 
         Args:
           best: its weights are the best so far.
           spare: path of an older checkpoint that stays.
+          watched: `diagnosis.Watch.state` of this moment; None keeps what was restored.
 
         Returns:
           Its path.
@@ -114,7 +119,7 @@ class Progress:
                  "optimizer": variables.collect(self._optimizer.variables)}
         self.last_saved = checkpoints.save(self.folder, self.step, parts,
                                            {"config": dataclasses.asdict(self.config), "progress": progress,
-                                            "kernel": self.kernel},
+                                            "kernel": self.kernel, "watch": watched or self.watched},
                                            self.config.keep_checkpoints, best or not self._validated, spare)
         return self.last_saved
 
@@ -138,15 +143,24 @@ class Progress:
         variables.restore(self._optimizer.variables, checkpoint.arrays("optimizer"), source)
         self.step, self.last_saved = checkpoint.step, checkpoint.path
         self.kernel = standing.kernel_of(checkpoint)
+        self.watched = checkpoint.meta.get("watch")
+        if self.watched is not None and self.watched["last_living"] is not None:  # the run may have been moved since
+            living = os.path.join(os.path.dirname(checkpoint.path), os.path.basename(self.watched["last_living"]))
+            self.watched["last_living"] = living if os.path.isdir(living) else None
 
     def share(self, strategy: tf.distribute.Strategy, worker: Worker) -> None:
-        """Gives every worker the first one's weights, step and kernel."""
+        """Gives every worker the first one's weights, step, kernel and `watched`: all of them stop after one step."""
         if worker.count == 1:
             return
         shared = [*self._model.variables, *self._optimizer.variables]
+        text = json.dumps(self.watched).encode()
         mine = [*(variable.value.numpy() for variable in shared), np.asarray(self.step, np.int32),
-                np.asarray(self.kernel == "events", np.int32)]
-        *values, step, events = distribution.from_chief(strategy, worker, mine)
+                np.asarray(self.kernel == "events", np.int32), np.asarray(len(text), np.int32)]
+        *values, step, events, length = distribution.from_chief(strategy, worker, mine)
         for variable, value in zip(shared, values):
             variable.assign(value)
         self.step, self.kernel = int(step), "events" if events else "dense"
+        padded = np.zeros(int(length), np.int32)
+        if worker.is_chief:
+            padded[:] = np.frombuffer(text, np.uint8)
+        self.watched = json.loads(bytes(distribution.from_chief(strategy, worker, [padded])[0].astype(np.uint8)))

@@ -16,10 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspike import datasets, distribution
+from tfspike import datasets, distribution, export
 from tfspike.analysis import summary
 from tfspike.config.config import Config
-from tfspike.config.settings import plain
 from tfspike.datasets import streams
 from tfspike.distribution import Worker
 from tfspike.errors import UserError
@@ -50,17 +49,21 @@ _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
 _REACHED = 0.8  # share of the wanted rate below which a layer has not reached it
 
 
-def _check_own_neurons(config: Config, model: Any) -> None:
-    """Says before hours of training what would not be exported, or not be found in a checkpoint."""
+def _refuse_nameless(config: Config, model: Any) -> None:
+    """Says before hours of training what would not be found in a checkpoint."""
     plan = window_of(model)
     calls = plan.own_neurons if plan is not None else []
-    if config.export and calls:
-        raise UserError(f"--export={plain(config.export)} runs a window step by step, and the neurons of "
-                        f"--neuron={config.neuron} have a `call` of their own, which runs whole windows; give "
-                        "--export=none.")
     if any(_NAMELESS.fullmatch(variable.name) for call in calls for variable in call.layer.variables):
         raise UserError(f"--neuron={config.neuron} has a weight without a name, which no checkpoint could give back; "
                         "name it, as in add_weight(..., name=\"leak\").")
+
+
+def _refuse_exports(config: Config, model: Any) -> None:
+    """The same of what could not be exported."""
+    try:
+        export.refuse(model, config.export)
+    except UserError as error:
+        raise UserError(f"{error} To train without exports, give --export=none.") from None
 
 
 class Trainer:
@@ -88,8 +91,10 @@ class Trainer:
         keras.utils.set_random_seed(config.seed)  # nothing here draws from it; a layer of the user's might
         with strategy.scope():
             self.model = run_loading.build_model(config, self.info)
-            _check_own_neurons(config, self.model)
+            _refuse_nameless(config, self.model)
             self.optimizer = make_optimizer(config, self.model.trainable_variables)
+        if worker.is_chief:  # who exports
+            _refuse_exports(config, self.model)
         self.windows = Windows(config, self.model, self.optimizer, strategy,
                                self._evaluator if len(self.val_index) else None)
         self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, len(self.val_index) > 0)
@@ -196,8 +201,11 @@ class Trainer:
         self.log = log
         self.board.describe(log)
         self.watch = diagnosis.Watch(self.model, self.config)
-        self.watch.last_checkpoint = at.last_saved
+        if at.watched is not None:
+            self.watch.restore(at.watched)
+        self.watch.saved(at.last_saved)
         if at.step >= at.last_step:
+            self.watch.refuse_collapsed_end(at.step)
             return
         if schedule := self.windows.said():
             self.say(schedule)
@@ -329,4 +337,4 @@ class Trainer:
             self.progress.best, best = validated, True
         self.log.flush()
         living = self.watch.last_living
-        self.watch.saved(self.progress.save(best, spare=None if living is None else str(living)))
+        self.watch.saved(self.progress.save(best, None if living is None else str(living), self.watch.state()))
