@@ -80,7 +80,7 @@ def main() -> None:
         draw(kept["points"], kept["title"]).savefig(args.picture, dpi=150)
         return
     if importlib.util.find_spec("numba") is None:
-        raise SystemExit("Event-driven convolutions take numba: pip install \"tfspike[numba]\".")
+        raise SystemExit("Event-driven convolutions take numba: pip install numba.")
     use_threads(args.threads)
     net, timesteps, batch = events.WORK[args.work]
     title = f"{net.upper()}, T = {timesteps}, batch {batch}, {args.precision}, {args.threads} threads"

@@ -178,6 +178,8 @@ def linked(text: str, source: str, page: str, files: Any, config: Any) -> str:
         found = pages().get(path) or pages().get(index)
         if found is None and (ROOT / path).is_dir():
             found = pages().get(posixpath.join(path, "README.md"), path)
+        if found is None and path.endswith(".md"):
+            return match[0]  # a page that the site has not, which MkDocs refuses
         if found is None or (found == page and not path.endswith(".md")):  # a page made of code links to the code
             found = path.removeprefix("docs/") if path.startswith("docs/images/") else f"files/{path}"
             if files.get_file_from_path(found) is None:

@@ -202,6 +202,12 @@ def test_the_record_is_json_with_every_layer(result):
     assert 0 < record["neurobench"]["activation_sparsity"] < 1
 
 
+def test_analysis_after_analysis_is_made_without_a_warning_of_retracing(images, labels, caplog):
+    for timesteps in range(2, 8):
+        analysis.analyse(make(timesteps=timesteps), images, labels, batch_size=BATCH)
+    assert "retracing" not in caplog.text
+
+
 def test_the_quick_count_is_the_count(result, images, labels):
     whole = analysis.analyse(make(), images[:BATCH], labels[:BATCH], batch_size=BATCH)
     snn, ann = analysis.operations(make(), images[:BATCH])

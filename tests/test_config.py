@@ -68,6 +68,7 @@ def test_an_unknown_model_is_answered_with_all_names_and_the_nearest():
     text = refused(model="resnet2O")
     assert all(name in text for name in VARIANTS)
     assert "Did you mean 'resnet20'?" in text
+    assert "Did you mean 'vgg9'?" in refused(model="VGG9")
 
 
 @pytest.mark.parametrize("values, part", [

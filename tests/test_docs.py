@@ -98,7 +98,7 @@ def test_the_network_of_the_readme_can_be_built(readme: tuple[list[dict[str, Any
 def test_the_first_lines_of_python_in_the_readme_learn(readme: tuple[list[dict[str, Any]], Path]) -> None:
     names = having(readme[0], ".fit(")
     assert names["model"].history.history["accuracy"][0] > 0.5
-    assert list(names["spikes"]) == names["model"].spiking_layers
+    assert list(names["counts"]) == names["model"].spiking_layers
     # As a user does it: another process, which knows of the file alone
     code = ("import keras, tfspike, numpy as np\n"
             "model = keras.models.load_model('lenet.keras')\n"
@@ -126,9 +126,11 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"), \
             pytest.warns(UserWarning, match="readout.* is called with more than its input"):
         *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
-    potentials, spikes = names["potentials"].numpy(), names["spikes"].numpy()
+    potentials, spikes = names["potentials"], names["spikes"]
     assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
-    assert ((potentials > 1.0) == spikes).all() and spikes.any()
+    assert ((potentials > 1.0) == spikes).all() and spikes.any() and names["output"].shape == (6, 2, 10)
+    assert Path("raster.png").stat().st_size > 10_000 and list(Path("logs").rglob("events.*"))
+    assert names["vgg"].plan.spiking[0].layer.neuron.threshold == 0.5 and np.isfinite(names["loss"])
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
     assert names["longer"].timesteps == 12 and 0.0 < names["nanojoules"] < 1e4
     assert np.ptp(names["leaks"]) > 0.0, "leaks began equal"

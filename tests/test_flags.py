@@ -75,6 +75,7 @@ def test_a_flag_that_repeats_its_default_still_beats_the_config_file(tmp_path):
     ("--learning_rate=inf", "--learning_rate takes"), ("--learning_rate=1e39", "from 1e-30 to 1e30; received 1e+39"),
     ("--threshold=1e-320", "--threshold takes"), ("--clip_norm=1e999", "up to 1e30; received inf"),
     ("--workdir= ", "received ' '"), ("--data_dir=", "--data_dir takes"),
+    ("--no-tensorboard", "switch it off with --notensorboard"), ("--no_augment", "switch it off with --noaugment"),
     ("--tensorboard=maybe", "true or false"), ("--noaugment=1", "does not take an argument"),
     ("resnet20", "--name=value"),
     ("--gradient=evnt", "Did you mean 'event'?"), ("--lr_milestones=1,x", "--lr_milestones takes"),

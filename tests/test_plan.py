@@ -112,6 +112,11 @@ def two_readouts() -> Any:
     return x, [Readout()(spikes), Readout()(spikes)]
 
 
+def no_readout() -> Any:
+    x = keras.Input((N,))
+    return x, LIF()(DirectEncoder(T)(x))
+
+
 def no_neurons() -> Any:
     x = keras.Input((N,))
     return x, Readout()(dense()(DirectEncoder(T)(x)))
@@ -136,7 +141,7 @@ def with_a_state() -> Any:
 
 @pytest.mark.parametrize(("make", "reason"), [
     (two_inputs, "has 2 inputs"), (no_encoder, "has no encoder"), (two_readouts, "has 2 Readouts"),
-    (no_neurons, "no spiking layer"), (spikes_given_out, "does not come out of its Readout"),
+    (no_readout, "has no Readout, and a window has one: scores come out of one"), (no_neurons, "no spiking layer"), (spikes_given_out, "does not come out of its Readout"),
     (a_way_around, "also reads what lies in front"), (with_a_state, "called with more than its input")])
 def test_a_graph_that_is_no_single_window_says_why(make: Callable[[], Any], reason: str) -> None:
     found = plans.read(keras.Model(*make()))

@@ -212,7 +212,7 @@ def test_aedat_files_are_read_by_tonic(tmp_path: Path, how: Any, sensor: tuple[i
 
 def test_without_tonic_its_files_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tonic", None)
-    refused(write(tmp_path / "files", how=as_aedat2), r"pip install .tfspike.events.., or save recordings as structured arrays")
+    refused(write(tmp_path / "files", how=as_aedat2), r"pip install tonic, or save recordings as structured arrays")
 
 
 @pytest.mark.filterwarnings(LOSSES)

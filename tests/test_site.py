@@ -94,6 +94,13 @@ def test_a_dead_link_is_noticed(tmp_path: Path) -> None:
                                     ("a.html", "#top")]
 
 
+def test_a_link_to_a_page_that_the_site_has_not_is_left_to_mkdocs_which_names_it() -> None:
+    linked = build_module().linked
+    for link in ("[main](../README.md#layout)", "[a](../tests/goldens/README.md)"):
+        assert linked(link, "docs/own_data.md", "own_data.md", None, None) == link
+    assert linked("[b](../benchmarks/README.md)", "docs/own_data.md", "own_data.md", None, None) == "[b](benchmarks.md)"
+
+
 @pytest.mark.slow
 def test_the_build_itself_refuses_a_dead_link(tmp_path: Path) -> None:
     """The checkout's documentation with one word changed."""

@@ -327,7 +327,8 @@ class _Tally:
         self._counted_layers = self.firing[1:] if self._real else self.firing  # whose events are spikes
         self.fired = np.zeros((len(self._counted_layers), simulation.timesteps), np.float64)
         self.columns: list[tuple[np.ndarray, ...]] = []
-        self._step = tf.function(self._chunk, reduce_retracing=False) if compiled else self._chunk
+        self._compiled = tf.function(self._chunk, reduce_retracing=False) if compiled else None
+        self._traced: dict[tuple[Any, ...], Any] = {}
 
     def add(self, images: Images, seed: int) -> None:
         """Runs a batch, its noise keyed by `seed`."""
@@ -344,6 +345,15 @@ class _Tally:
         fired = np.concatenate(spikes, axis=1)
         self.fired += fired.sum(axis=2, dtype=np.float64)
         self.columns.append(self._columns(tf.concat(potentials, 0), fired.sum(axis=0)))
+
+    def _step(self, inputs: tf.Tensor, key: tf.Tensor, first: tf.Tensor, steps: int, state: State) -> tuple[Any, ...]:
+        """`_chunk`, compiled once for every size of a batch and of a stretch."""
+        if self._compiled is None:
+            return self._chunk(inputs, key, first, steps, state)
+        size = tuple(inputs.shape), steps
+        if size not in self._traced:  # called directly, TensorFlow would warn of retracing after a few analyses
+            self._traced[size] = self._compiled.get_concrete_function(inputs, key, first, steps, state)
+        return self._traced[size](inputs, key, first, steps, state)
 
     def _chunk(self, inputs: tf.Tensor, key: tf.Tensor, first: tf.Tensor, steps: int, state: State) -> tuple[Any, ...]:
         stretch = self.simulation.run(inputs, key, first, steps, state)

@@ -66,6 +66,11 @@ class Simulation:
                             f"Received: {inputs.shape[1]} steps; choose a shorter window.")
         return inputs, self.encoder.key(False, seed), stepper.initial_state(self.plan, inputs.shape[0])
 
+    def window(self, images: Any, seed: int = 0) -> Stretch:
+        """The whole window of some images at once, with all its spikes and membranes; `record` takes less memory."""
+        inputs, key, state = self.start(images, seed)
+        return self.run(inputs, key, 0, self.timesteps, state)
+
     def chunks(self, batch: int) -> Iterator[tuple[int, int]]:
         """`(first step, steps)` of stretches that fit into memory; the whole window where a layer may need it."""
         if self.plan.whole() is not None:

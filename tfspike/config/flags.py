@@ -115,10 +115,13 @@ def _given(argv: Sequence[str] | None, classes: Sequence[type], usage: str, note
     if _HELP & set(arguments):
         print(help_text(fields, usage, notes))
         raise SystemExit(0)
+    # absl would answer --no-tensorboard with the flag that switches it on
+    refused = _REFUSED | {f"no{sign}{field.name}": f"switch it off with --no{field.name}"
+                          for field in fields for sign in "-_" if kind_of(field)[:2] == (bool, False)}
     for argument in arguments:
         name = argument.lstrip("-").split("=", 1)[0]
-        if argument.startswith("-") and name in _REFUSED:
-            raise UserError(f"Unknown command line flag {name!r}; {_REFUSED[name]}.")
+        if argument.startswith("-") and name in refused:
+            raise UserError(f"Unknown command line flag {name!r}; {refused[name]}.")
     values = absl_flags.FlagValues()
     values.set_gnu_getopt(True)
     for field in fields:

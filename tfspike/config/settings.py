@@ -72,9 +72,10 @@ def is_own(value: Any) -> bool:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the nearest known name, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
+    """Returns " Did you mean 'x'?" for the nearest known name, in small letters or capitals, or nothing."""
+    names = {one.lower(): one for one in known}
+    match = difflib.get_close_matches(name.lower(), names, n=1)
+    return f" Did you mean {names[match[0]]!r}?" if match else ""
 
 
 def shown(value: Any) -> str:

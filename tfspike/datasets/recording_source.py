@@ -123,7 +123,7 @@ def _read_aedat(file: str, sensor: tuple[int, int]) -> Any:
     try:
         import tonic.io
     except ImportError as error:
-        raise UserError(f"{file} is read with tonic ({error}): pip install \"tfspike[events]\", or "
+        raise UserError(f"{file} is read with tonic ({error}): pip install tonic, or "
                         f"{_ADVICE}.") from None
     try:
         # of tonic's readers for a camera each, those for a DVS128 do not run in its version 1.7

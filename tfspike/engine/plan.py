@@ -276,8 +276,8 @@ def read(model: keras.Model) -> Plan | str:
     if len(encoders) != 1:
         return f"it has {_listed(encoders, 'encoder')}, and a window has one"
     if len(readouts) != 1:
-        return (f"it has {_listed(readouts, 'Readout')}, and a window has one: let it have the outputs of both, and "
-                "split them behind it")
+        instead = "let it have the outputs of both, and split them behind it" if readouts else "scores come out of one"
+        return f"it has {_listed(readouts, 'Readout')}, and a window has one: {instead}"
     encoder, readout = encoders[0], readouts[0]
     in_window = {encoder.output}
     behind: set[keras.KerasTensor] = set()

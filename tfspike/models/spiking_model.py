@@ -85,7 +85,7 @@ class SpikingModel(keras.Model):
         Args:
           chunk: steps per chunk; None chooses by size.
           kernel: "dense" convolutions, for which "plain" and "xla" name the kernel of the neurons; "events" adds rows
-            of weights where spikes are, on CPUs, and takes numba (`pip install "tfspike[numba]"`); "auto" is "dense",
+            of weights where spikes are, on CPUs, and takes numba (`pip install numba`); "auto" is "dense",
             until `choose_kernel` is asked.
         """
         if chunk is not None:
@@ -153,7 +153,8 @@ class SpikingModel(keras.Model):
         return (output, activity) if counts else output
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; warns of arrays `x` that hold NaN, or unscaled pixels where an encoder codes them.
+        """`keras.Model.fit`; refuses an array `x` of another shape than the model's inputs, and warns of one that holds
+        NaN, or unscaled pixels where an encoder codes them.
 
         It also warns, once, of a loss that takes scores for probabilities, and if other data than arrays are unscaled,
         a layer is silent, no gradient reaches any weight, or the loss or a weight is no finite number;
@@ -166,12 +167,12 @@ class SpikingModel(keras.Model):
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.evaluate`; warns of arrays `x` as `fit` does."""
+        """`keras.Model.evaluate`; looks at arrays `x` as `fit` does."""
         self._warns_of_values(args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.predict`; warns of arrays `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
+        """`keras.Model.predict`; looks at arrays `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
         self._warns_of_values(args, kwargs)
         return self._swapped(super().predict(*args, **kwargs))
 
@@ -213,10 +214,12 @@ class SpikingModel(keras.Model):
 
     def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
         """`warn_of_values` of the `x` of `fit`, `evaluate` or `predict`, where the encoder codes it as it is."""
-        if self.plan is None or self.plan.before:
+        if self.plan is None:
             return None
-        return warn_of_values(kwargs.get("x", args[0] if args else None),
-                              isinstance(self.plan.encoder.layer, SpikeInput))
+        x = kwargs.get("x", args[0] if args else None)
+        if type(self).call is SpikingModel.call:
+            edges.refuse_data(x, self.plan.inputs[0].shape)
+        return None if self.plan.before else warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
 
     def make_train_function(self, force: bool = False) -> Any:
         """`keras.Model.make_train_function`; constants that were changed count from the next `fit` on."""

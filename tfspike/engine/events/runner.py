@@ -27,7 +27,7 @@ from tfspike.engine.events.parts import Operation, Synapse, Unsupported
 from tfspike.engine.events.program import Program
 from tfspike.neurons.gradients import NeuronState
 
-MISSING = 'it needs numba: pip install "tfspike[numba]"'
+MISSING = "it needs numba: pip install numba"
 _PACKED = 8  # steps of ternary input in one byte
 
 
