@@ -41,7 +41,10 @@ def test_a_full_disk_is_one_sentence(arguments: str) -> None:
 
 
 def test_ctrl_c_is_one_sentence() -> None:
-    code = "import signal; from tfspike.config import flags\nwith flags.user_errors():\n    signal.raise_signal(signal.SIGINT)"
+    code = """import signal; from tfspike.config import flags
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
+with flags.user_errors():
+    signal.raise_signal(signal.SIGINT)"""
     done = python(code, "")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped by Ctrl-C.\n")
 

@@ -14,7 +14,9 @@ _READS = ("ReadVariableOp", "ResourceGather")
 
 
 def has_weights_in_front(inputs: Any) -> bool:
-    """Whether a graph computes one of these tensors from a variable, be it trained or frozen: a tape watches both.
+    """Whether a graph computes one of these tensors from a variable of floats, be it trained or frozen: a tape watches both.
+
+    Whole numbers are no weights: they are the seeds of layers that augment images.
 
     Not in eager execution, where nothing tells what a value was computed from.
     """
@@ -23,7 +25,7 @@ def has_weights_in_front(inputs: Any) -> bool:
     ahead, seen = [x.op for x in keras.tree.flatten(inputs) if tf.is_tensor(x) and not hasattr(x, "numpy")], set[str]()
     while ahead:
         operation = ahead.pop()
-        if operation.type in _READS:
+        if operation.type in _READS and operation.outputs[0].dtype.is_floating:
             return True
         if operation.name not in seen:
             seen.add(operation.name)
