@@ -14,9 +14,9 @@ _READS = ("ReadVariableOp", "ResourceGather")
 
 
 def has_weights_in_front(inputs: Any) -> bool:
-    """Whether a graph computes one of these tensors from a variable of floats, be it trained or frozen: a tape watches both.
+    """Whether a graph computes one of these tensors from a weight, be it trained or frozen: a tape watches both.
 
-    Whole numbers are no weights: they are the seeds of layers that augment images.
+    Variables of whole numbers are no weights: they are the seeds of layers that augment images.
 
     Not in eager execution, where nothing tells what a value was computed from.
     """
