@@ -84,16 +84,28 @@ def sync_folder(path: str) -> None:
             os.close(handle)
 
 
+def take_lock(handle: Any, wait: bool) -> bool:
+    """Whether the lock of an open file or folder is this process's now, until it is closed; True without locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
     """One process at a time is within it, the others wait; where there are no locks, all are."""
     handle = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None
     try:
         if handle is not None:
-            import fcntl
-
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            take_lock(handle, wait=True)
         yield
     finally:
         if handle is not None:

@@ -66,17 +66,9 @@ def prepare(workdir: str) -> Any:
     except OSError as error:
         raise UserError(f"Cannot write into the workdir {workdir}: {error.strerror or error}. Give a --workdir that "
                         "can be written and has room.") from None
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return lock
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not files.take_lock(lock, wait=False):
         lock.close()
-        raise UserError(f"Another process is training in {workdir}; wait for it, or give another --workdir.") from None
-    except OSError:  # a file system without locks
-        pass
+        raise UserError(f"Another process is training in {workdir}; wait for it, or give another --workdir.")
     return lock
 
 
