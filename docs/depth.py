@@ -2,10 +2,12 @@
 
     python docs/depth.py --data_dir=DIR --out=docs/images                  # about ten minutes on two cores
     python docs/depth.py --nets=resnet20 --timesteps=4 --images=4          # a first look, on noise
+    python docs/depth.py --runs RUN RUN --data_dir=DIR --images=16         # trained networks instead, as a table
 
-For every layer of a network with its first weights, on one batch: the true slope of the firing rate against the drive
-(regression over neurons and images), the slope that the gradient takes, silent and saturated neurons, the spread of
-rates from layer to layer (forward gain) and the size of the gradient "rate" (backward gain).
+For every layer of a network with its first weights, or those of a finished run, on one batch: the true slope of the
+firing rate against the drive (regression over neurons and images), the slope that the gradient takes, silent and
+saturated neurons, the spread of rates from layer to layer (forward gain) and the size of the gradient "rate" (backward
+gain).
 """
 
 import argparse
@@ -27,6 +29,7 @@ from tfspike.models.initialisation import initialise_rates
 from tfspike.neurons import gradients
 from tfspike.neurons.layers import SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
+from tfspike.runs import loading
 
 NETS = {"vgg9": "cifar10", "resnet11": "cifar10", "resnet20": "svhn_cropped"}
 # What is compared: how the network begins, what stands for the slope.
@@ -83,6 +86,22 @@ def _row(layer, currents, spikes, state, size: float, last: float) -> dict:
             "saturated": float(np.mean(rate > 0.95)), "gradient": size / last if last else 0.0}
 
 
+def trained(folder: str, data_dir: str | None, count: int) -> list[dict]:
+    """The rows of a run's best weights, on images that it was trained with."""
+    model, config, info, _ = loading.load_run(folder, "best")
+    data = loading.load_data(config, info, "train", data_dir or config.data_dir).first(count)
+    return measure(model, np.asarray(info.normalise(data.images), "f"), np.asarray(data.labels))
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as lines for a reader."""
+    columns = ("rate", "true_slope", "taken_slope", "silent", "gradient")
+    lines = [f"{'layer':<22}" + "".join(f"{name:>13}" for name in columns)]
+    for row in rows:
+        lines.append(f"{row['layer']:<22}" + "".join(f"{row[name]:>13.4g}" for name in columns))
+    return "\n".join(lines)
+
+
 def picture(found: dict, net: str, windows: list[int]) -> Figure:
     """Layers from left to right, a column for every window, a row for every quantity."""
     with matplotlib.rc_context(plots._STYLE):
@@ -112,8 +131,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--timesteps", nargs="+", type=int, default=[4, 25, 100])
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--data_dir", help="prepared data sets; without it the images are noise")
+    parser.add_argument("--runs", nargs="+", default=[], help="folders of finished runs, in place of first weights")
     parser.add_argument("--out", default="depth")
     options = parser.parse_args(argv)
+    for run in options.runs:
+        print(f"{run}\n{table(trained(run, options.data_dir, options.images))}", flush=True)
+    if options.runs:
+        return
     os.makedirs(options.out, exist_ok=True)
     found: dict = {}
     for net in options.nets:

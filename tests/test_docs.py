@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import runs
-from tfspike import models
+from tfspike import datasets, models
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -407,3 +407,15 @@ def test_the_measurement_by_depth_runs_and_shows_what_its_page_says(tmp_path: Pa
     assert not 1e-2 < found["paper"][0]["gradient"] < 1e2
     assert found["rate-targeted weights"][0]["gradient"] > 20 * normalised[0]["gradient"]
     assert (tmp_path / "depth_resnet20.png").stat().st_size > 10_000
+
+
+def test_the_measurement_by_depth_reads_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = datasets.describe(datasets.load("mnist_subset", "train"))
+    folder = runs.untrained(tmp_path / "run", info, dataset="mnist_subset", timesteps=10, hidden=20, kappa=8.0)
+    runpy.run_path(str(ROOT / "docs" / "depth.py"))["main"](["--runs", folder, "--images", "3"])
+    name, columns, *rows = capsys.readouterr().out.splitlines()
+    assert name == folder and columns.split() == ["layer", "rate", "true_slope", "taken_slope", "silent", "gradient"]
+    found = {row.split()[0]: [float(x) for x in row.split()[1:]] for row in rows}
+    assert list(found) == ["conv1_1_lif", "pool1", "conv2_1_lif", "pool2", "hidden_lif"]
+    assert all(0 < rate < 1 and 0 <= silent < 1 for rate, _, _, silent, _ in found.values())
+    assert found["hidden_lif"][-1] == 1 and found["conv1_1_lif"][-1] > 0
