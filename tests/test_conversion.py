@@ -433,6 +433,19 @@ def test_training_images_are_those_of_the_run_with_its_extra_ones(monkeypatch: p
     assert asked == [True, False]
 
 
+def test_scales_are_found_on_images_of_all_classes_also_where_a_folder_has_them_one_behind_the_other(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.repeat(np.arange(4, dtype=np.int32), 50)
+    images = np.broadcast_to(labels[:, None, None, None] + 2, (200, 8, 8, 1)).astype(np.uint8)
+    info = DatasetInfo("folder", (8, 8, 1), 4, tuple("abcd"), (1.0,), (0.0,), False, 200, 0)
+    for name, wanted in (("folder", {2, 3, 4, 5}), ("mnist", {2})):  # of a known set the first ones, as ever
+        train = datasets.Arrays(images, labels, name, tuple("abcd"), 200, 0)
+        monkeypatch.setattr(run_loading, "load_data", lambda *_, train=train: train)
+        found = command._calibration(config.Config(val_fraction=0.1), info,
+                                     options.ConversionOptions(run="x", calibration=20))
+        assert found.shape == (20, 8, 8, 1) and set(found[:, 0, 0, 0].tolist()) == wanted
+
+
 @pytest.mark.slow
 def test_a_measurement_is_kept_without_places_of_the_machine(run: Path, tmp_path: Path) -> None:
     kept = tmp_path / "conversions.jsonl"

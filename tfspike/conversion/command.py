@@ -21,8 +21,9 @@ from tfspike.config.config import Config
 from tfspike.conversion.balance import Conversion, convert
 from tfspike.conversion.methods import Method, chosen
 from tfspike.conversion.options import ConversionOptions
-from tfspike.datasets import streams
+from tfspike.datasets import sampling, streams
 from tfspike.datasets.arrays import Normalised
+from tfspike.datasets.catalogue import facts
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.output import counted
@@ -70,15 +71,17 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
 
 
 def _calibration(config: Config, info: Any, options: ConversionOptions) -> np.ndarray:
-    """The first training images in the order of the run's own split, none of them held out for validation."""
+    """Training images of the run, none of them held out for validation: the first ones, or of the user's own data, which
+    often lie in the order of their classes, evenly spread ones."""
     train = run_loading.load_data(config, info, "train", options.data_dir)
     indices, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
-    return np.asarray(info.normalise(train.images[indices[:options.calibration]]))
+    chosen = indices[sampling.some(len(indices), options.calibration, spread=facts(train.name).own)]
+    return np.asarray(info.normalise(train.images[chosen]))
 
 
 def _measured(ann: Any, converted: Conversion, config: Config, info: Any, options: ConversionOptions) -> dict[str, Any]:
     """What both networks do on test images."""
-    test = run_loading.load_data(config, info, "test", options.data_dir).first(options.images)
+    test = run_loading.load_data(config, info, "test", options.data_dir).some(options.images)
     images = Normalised(test.images, info)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
     in_chunks = converted.model.engine is not None  # else every layer's whole window exists at once

@@ -175,10 +175,15 @@ class EventFrames:
 
     def first(self, count: int) -> EventFrames:
         """The first so many recordings; `frames[:count]` would make all their spike trains at once."""
+        return self.chosen(np.arange(len(self))[:count])
+
+    def chosen(self, indices: np.ndarray) -> EventFrames:
+        """Some recordings, by their numbers `[n]`, 1 or more."""
+        parts = [self._cell[self._offsets[i]:self._offsets[i + 1]] for i in indices]
         found = copy.copy(self)
-        found._offsets = self._offsets[:count + 1]
-        found._cell = self._cell[:found._offsets[-1]]
-        found.shape = (len(found._offsets) - 1, *self.shape[1:])
+        found._offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        found._cell = np.concatenate(parts)
+        found.shape = (len(parts), *self.shape[1:])
         found.kept = int(np.count_nonzero(found._cell >= 0))
         return found
 

@@ -81,13 +81,13 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     """
     model, config, info, checkpoint = _with_kernel(options, loaded or _load(options, say))
     every = loading.load_data(config, info, "test", options.data_dir, model.timesteps)
-    test = every.first(options.images)
+    test = every.some(options.images)
     if options.kernel == "auto":
         batch = test.images[:options.batch_size or config.batch_size]
         kernel, reason = model.choose_kernel(info.normalise(batch), training=False)
         say(f"--kernel=auto is {kernel}: {reason}")
     if len(test) < len(every):
-        say(f"the first {len(test):,} of {len(every):,} test records")
+        say(f"{test.share_of(every)} test records")
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
                           loss=config.loss, compiled=distribution.compiles(config.jit, 1, config.deterministic))
     results = []

@@ -10,7 +10,8 @@ import os
 
 from tfspike import datasets
 from tfspike.config.config import Config
-from tfspike.datasets import streams
+from tfspike.datasets import sampling, streams
+from tfspike.datasets.catalogue import facts
 from tfspike.errors import UserError
 from tfspike.models import own, variables
 from tfspike.output import counted
@@ -45,7 +46,10 @@ def run(config: Config, options: StdpOptions, training: dict[str, str], say: wor
     info = datasets.describe(data, train, config.augment)
     model = run_loading.build_model(config, info)
     rule = RULES[options.rule](options.steps, config.leak, config.seed)
-    found = stack.pretrain(model, info.normalise(data.images[train[:options.images]]), rule, options.images, say)
+    shown = train
+    if facts(data.name).own:  # which often lie in the order of their classes: the first ones would be all of one
+        shown = train[sampling.epoch_order(len(train), config.seed, 0)]
+    found = stack.pretrain(model, info.normalise(data.images[shown[:options.images]]), rule, options.images, say)
     about = {"rule": options.rule, "images": options.images, "steps": options.steps, "commit": provenance.commit(),
              "command": provenance.without_paths(provenance.command())}
     checkpoints.save(os.path.join(out, workdir.CHECKPOINTS), 0,
