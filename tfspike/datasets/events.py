@@ -302,7 +302,11 @@ def find(data_dir: str | None) -> pathlib.Path:
     if data_dir is None:
         raise UserError(f"nmnist cannot be downloaded; {_ADVICE}.")
     folder = pathlib.Path(data_dir)
-    inside = sorted({folder, *(folder / name for name in ("nmnist", "NMNIST", "N-MNIST"))})
+    below = {}  # by what they are: names differ in case alone where a file system takes these for one
+    for path in (folder, *(folder / name for name in ("nmnist", "NMNIST", "N-MNIST"))):
+        if path.is_dir():
+            below.setdefault((path.stat().st_dev, path.stat().st_ino), path)
+    inside = list(below.values())
     places = [place for place in inside if any((place / part).is_dir() for part in PARTS.values())]
     archives = {*folder.glob("nmnist*.npz"), *(file for place in inside[1:] for file in place.glob("*.npz"))}
     found = [*places, *sorted(archives)]
