@@ -386,7 +386,7 @@ def converted(run: Path) -> tuple[Path, dict[str, Any]]:
 
 def test_the_command_compares_the_ann_and_the_spiking_network_over_time(converted: tuple[Path, dict[str, Any]]) -> None:
     out, record = converted
-    assert out.name == "data-99.9-T40" and list(record["accuracy"]) == ["5", "20", "40"]
+    assert out.name == "data-99.9-calibration20-T40" and list(record["accuracy"]) == ["5", "20", "40"]
     assert record["ann_accuracy"] > 0.7
     assert record["accuracy"]["5"] < record["accuracy"]["40"] and record["accuracy"]["40"] > record["ann_accuracy"] - 0.1
     spikes = list(record["spikes_per_image"].values())
@@ -444,6 +444,18 @@ def test_scales_are_found_on_images_of_all_classes_also_where_a_folder_has_them_
         found = command._calibration(config.Config(val_fraction=0.1), info,
                                      options.ConversionOptions(run="x", calibration=20))
         assert found.shape == (20, 8, 8, 1) and set(found[:, 0, 0, 0].tolist()) == wanted
+
+
+@pytest.mark.parametrize("given, name", [
+    ({}, "data-99.9-T100"), ({"method": "rueckauer", "start": 0.5, "timesteps": 16}, "rueckauer-99.9-start0.5-T16"),
+    ({"encoder": "poisson"}, "data-99.9-T100"), ({"encoder": "direct"}, "data-99.9-direct-T100"),
+    ({"calibration": 1000}, "data-99.9-calibration1000-T100"), ({"seed": 3}, "data-99.9-T100-seed3"),
+    ({"checkpoint": "last"}, "data-99.9-T100-last"), ({"percentile": 99.99999}, "data-99.99999-T100"),
+    ({"method": "quantised", "calibration": 3}, "quantised-T100")])
+def test_networks_that_differ_have_folders_that_differ(given: dict[str, Any], name: str) -> None:
+    asked = options.ConversionOptions(run="x", **given)
+    percentile = conversion.METHODS[asked.method].percentile if asked.percentile is None else asked.percentile
+    assert command._folder(asked, percentile) == name
 
 
 @pytest.mark.slow

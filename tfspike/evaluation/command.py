@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike import distribution
+from tfspike import distribution, files
 from tfspike.errors import UserError
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
@@ -31,8 +31,14 @@ def run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
       0, the exit code.
 
     Raises:
-      UserError: the run, its data or the weights cannot be used.
+      UserError: the run, its data or the weights cannot be used, or memory is full.
     """
+    fewer = "fewer files at a time" if options.predict else "a smaller --batch_size"
+    with files.explained_where_memory_is_full(f"Give {fewer} or, of a spiking network, fewer --timesteps."):
+        return _run(options, load_weights)
+
+
+def _run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
     say: workdir.Say = (lambda line: None) if options.json else print
     runs = [options.workdir, *options.compare]
     if options.report or options.compare:
