@@ -302,7 +302,7 @@ def find(data_dir: str | None) -> pathlib.Path:
     if data_dir is None:
         raise UserError(f"nmnist cannot be downloaded; {_ADVICE}.")
     folder = pathlib.Path(data_dir)
-    below: dict[tuple[int, int], pathlib.Path] = {}  # one folder may have several of these names, also where case is none
+    below: dict[tuple[int, int], pathlib.Path] = {}  # several names may be of one, as where case is none
     for path in (folder, *(folder / name for name in ("nmnist", "NMNIST", "N-MNIST"))):
         if path.is_dir():
             below.setdefault((path.stat().st_dev, path.stat().st_ino), path)
