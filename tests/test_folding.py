@@ -54,7 +54,7 @@ def test_the_factor_scales_the_weights_and_the_offset_becomes_the_bias(use_bias:
     ("DepthwiseConv2D", (6, 6, 2), {"depth_multiplier": 3}), ("SeparableConv2D", (6, 6, 2), {"filters": 6, "depth_multiplier": 2}),
     ("Conv2DTranspose", (6, 6, 2), {"filters": 6, "strides": 2}), ("Conv2D", (6, 6, 2), {"filters": 6, "groups": 2}),
     ("Conv1D", (9, 2), {"filters": 6}), ("SeparableConv1D", (9, 2), {"filters": 6}), ("Conv1DTranspose", (9, 2), {"filters": 6}),
-    ("Conv3D", (4, 4, 4, 2), {"filters": 6})])
+    ("Conv3D", (4, 4, 4, 2), {"filters": 6}), ("DepthwiseConv1D", (9, 2), {}), ("Conv3DTranspose", (3, 3, 3, 2), {"filters": 6})])
 def test_every_kind_of_convolution_takes_the_normalisation(kind: str, image: tuple[int, ...], options: dict[str, int],
                                                            use_bias: bool) -> None:
     rng = np.random.default_rng(3)

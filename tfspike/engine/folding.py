@@ -11,15 +11,15 @@ import numpy as np
 
 from tfspike.engine import known
 from tfspike.engine import plan as plans
+from tfspike.engine.convolution import DEPTHWISE, TRANSPOSED
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.neurons.layers import LIF
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime
 
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
 _FOLDABLE = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-             keras.layers.DepthwiseConv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, *_TRANSPOSED)
+             keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, *DEPTHWISE, *TRANSPOSED)
 
 
 def fold(model: Any) -> Any:
@@ -94,9 +94,9 @@ def merged(layer: keras.layers.Layer, factor: Any, offset: Any) -> list[np.ndarr
         offset = offset + factor * kernel
         *others, kernel = others
     shape: tuple[int, ...] = (-1,)
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
+    if isinstance(layer, DEPTHWISE):
         shape = kernel.shape[-2:]  # which has its channels on two axes
-    elif isinstance(layer, _TRANSPOSED):
+    elif isinstance(layer, TRANSPOSED):
         shape = (-1, 1)  # and this one in front of those of its input
     return [*others, kernel * factor.reshape(shape), offset]
 
