@@ -212,18 +212,18 @@ def currents_on_calibration(model: Any, images: np.ndarray) -> dict[str, np.ndar
     return seen
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name: str) -> None:
+@pytest.mark.parametrize(("name", "start"), [*((name, 0.0) for name in NETS), ("plain", 0.9)])
+def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name: str, start: float) -> None:
     twin, _ = make(name, positive=name == "residual")  # with both signs its last layers would need a long window
     images = images_of(name, least=0.2)
-    converted = conversion.convert(twin, images, "spike_norm", timesteps=50)
+    converted = conversion.convert(twin, images, "spike_norm", timesteps=50, start=start)
     currents = currents_on_calibration(converted.model, images)
     assert len(currents) == len(converted.scales)
     for position, (layer, values) in enumerate(currents.items()):
         # the neuron with the largest current stands at its threshold, where rounding decides: behind the first layer a
         # spike may come or not, and moves a current by its weight
         assert values.max() == pytest.approx(1.0, abs=0.05 if position else 1e-5), layer
-    again = conversion.convert(twin, images, "spike_norm", timesteps=50)
+    again = conversion.convert(twin, images, "spike_norm", timesteps=50, start=start)
     assert again.scales == converted.scales
 
 
@@ -355,6 +355,14 @@ def test_bad_arguments_are_refused_in_one_sentence(changes: dict[str, Any], mess
     with pytest.raises(UserError, match=message) as caught:
         conversion.convert(twin, **{"images": np.ones((2, 8, 8, 1), "f"), "timesteps": 5, **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_pixels_that_the_encoder_would_cut_off_are_said() -> None:
+    twin = models.create("lenet", (8, 8, 1), 2, 3, neuron="relu", hidden=4)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 1)).astype("f")
+    with pytest.warns(UserWarning, match="Encoders expect pixels of about .*scale them") as caught:
+        conversion.convert(twin, images, timesteps=2)
+    assert [warning.filename for warning in caught if warning.category is UserWarning] == [__file__]
 
 
 @pytest.mark.parametrize("scales", [{}, {"conv1_1_relu": 1.0, "conv2_1_relu": 0.0}])
