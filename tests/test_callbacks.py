@@ -15,7 +15,8 @@ import tfspike
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel
 from tfspike.errors import UserError
 from tfspike.models import create
-from tfspike.models.callbacks import FitWatch
+from tfspike.models.callbacks import FitAdvice, FitWatch
+from tfspike.neurons.layers import SpikingLayer
 
 STRONG = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", seed=1)
 DATA = np.random.default_rng(0).uniform(0, 1, (16, 6)).astype("f"), np.eye(3, dtype="f")[np.arange(16) % 3]
@@ -228,6 +229,24 @@ def test_a_saturated_layer_is_named() -> None:
         said += watch.update(step, stats)
     (text,) = said
     assert text.startswith("a: 80 % of neurons saturated") and "a higher threshold (now 1)" in text and "--" not in text
+
+
+class OwnThresholds(SpikingLayer):
+    """One for every channel, as a weight."""
+
+    def build(self, shape: Any) -> None:
+        self.threshold = self.add_weight(shape=(shape[-1],), initializer="ones", trainable=False)
+
+    def call(self, currents: tf.Tensor) -> tf.Tensor:
+        return tf.cast(currents > self.threshold, self.compute_dtype)
+
+
+def test_neurons_with_thresholds_of_their_own_kind_are_advised_of_too() -> None:
+    image = keras.Input((6,))
+    x = OwnThresholds(name="own")(OverTime(keras.layers.Dense(8))(DirectEncoder(4)(image)))
+    model = SpikingModel(image, Readout(0.9)(OverTime(keras.layers.Dense(3))(x)))
+    assert FitAdvice(model).quieter("own").endswith("or a higher threshold")
+    assert "or lower its threshold" in FitAdvice(model).louder("own")
 
 
 def test_numbers_that_are_not_finite_are_said_once() -> None:

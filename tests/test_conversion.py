@@ -212,18 +212,18 @@ def currents_on_calibration(model: Any, images: np.ndarray) -> dict[str, np.ndar
     return seen
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name: str) -> None:
+@pytest.mark.parametrize(("name", "start"), [*((name, 0.0) for name in NETS), ("plain", 0.9)])
+def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name: str, start: float) -> None:
     twin, _ = make(name, positive=name == "residual")  # with both signs its last layers would need a long window
     images = images_of(name, least=0.2)
-    converted = conversion.convert(twin, images, "spike_norm", timesteps=50)
+    converted = conversion.convert(twin, images, "spike_norm", timesteps=50, start=start)
     currents = currents_on_calibration(converted.model, images)
     assert len(currents) == len(converted.scales)
     for position, (layer, values) in enumerate(currents.items()):
         # the neuron with the largest current stands at its threshold, where rounding decides: behind the first layer a
         # spike may come or not, and moves a current by its weight
         assert values.max() == pytest.approx(1.0, abs=0.05 if position else 1e-5), layer
-    again = conversion.convert(twin, images, "spike_norm", timesteps=50)
+    again = conversion.convert(twin, images, "spike_norm", timesteps=50, start=start)
     assert again.scales == converted.scales
 
 
@@ -357,6 +357,14 @@ def test_bad_arguments_are_refused_in_one_sentence(changes: dict[str, Any], mess
     assert "\n" not in str(caught.value)
 
 
+def test_pixels_that_the_encoder_would_cut_off_are_said() -> None:
+    twin = models.create("lenet", (8, 8, 1), 2, 3, neuron="relu", hidden=4)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 1)).astype("f")
+    with pytest.warns(UserWarning, match="Encoders expect pixels of about .*scale them") as caught:
+        conversion.convert(twin, images, timesteps=2)
+    assert [warning.filename for warning in caught if warning.category is UserWarning] == [__file__]
+
+
 @pytest.mark.parametrize("scales", [{}, {"conv1_1_relu": 1.0, "conv2_1_relu": 0.0}])
 def test_a_scale_for_every_relu_is_needed(scales: dict[str, float]) -> None:
     twin = models.create("lenet", (8, 8, 1), 2, 3, neuron="relu", hidden=0)
@@ -386,7 +394,7 @@ def converted(run: Path) -> tuple[Path, dict[str, Any]]:
 
 def test_the_command_compares_the_ann_and_the_spiking_network_over_time(converted: tuple[Path, dict[str, Any]]) -> None:
     out, record = converted
-    assert out.name == "data-99.9-T40" and list(record["accuracy"]) == ["5", "20", "40"]
+    assert out.name == "data-99.9-calibration20-T40" and list(record["accuracy"]) == ["5", "20", "40"]
     assert record["ann_accuracy"] > 0.7
     assert record["accuracy"]["5"] < record["accuracy"]["40"] and record["accuracy"]["40"] > record["ann_accuracy"] - 0.1
     spikes = list(record["spikes_per_image"].values())
@@ -431,6 +439,31 @@ def test_training_images_are_those_of_the_run_with_its_extra_ones(monkeypatch: p
     for split in ("train", "test"):  # where there are test images alone they are enough to test on
         run_loading.load_data(settings, None, split)
     assert asked == [True, False]
+
+
+def test_scales_are_found_on_images_of_all_classes_also_where_a_folder_has_them_one_behind_the_other(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.repeat(np.arange(4, dtype=np.int32), 50)
+    images = np.broadcast_to(labels[:, None, None, None] + 2, (200, 8, 8, 1)).astype(np.uint8)
+    info = DatasetInfo("folder", (8, 8, 1), 4, tuple("abcd"), (1.0,), (0.0,), False, 200, 0)
+    for name, wanted in (("folder", {2, 3, 4, 5}), ("mnist", {2})):  # of a known set the first ones, as ever
+        train = datasets.Arrays(images, labels, name, tuple("abcd"), 200, 0)
+        monkeypatch.setattr(run_loading, "load_data", lambda *_, train=train: train)
+        found = command._calibration(config.Config(val_fraction=0.1), info,
+                                     options.ConversionOptions(run="x", calibration=20))
+        assert found.shape == (20, 8, 8, 1) and set(found[:, 0, 0, 0].tolist()) == wanted
+
+
+@pytest.mark.parametrize("given, name", [
+    ({}, "data-99.9-T100"), ({"method": "rueckauer", "start": 0.5, "timesteps": 16}, "rueckauer-99.9-start0.5-T16"),
+    ({"encoder": "poisson"}, "data-99.9-T100"), ({"encoder": "direct"}, "data-99.9-direct-T100"),
+    ({"calibration": 1000}, "data-99.9-calibration1000-T100"), ({"seed": 3}, "data-99.9-T100-seed3"),
+    ({"checkpoint": "last"}, "data-99.9-T100-last"), ({"percentile": 99.99999}, "data-99.99999-T100"),
+    ({"method": "quantised", "calibration": 3}, "quantised-T100")])
+def test_networks_that_differ_have_folders_that_differ(given: dict[str, Any], name: str) -> None:
+    asked = options.ConversionOptions(run="x", **given)
+    percentile = conversion.METHODS[asked.method].percentile if asked.percentile is None else asked.percentile
+    assert command._folder(asked, percentile) == name
 
 
 @pytest.mark.slow

@@ -434,6 +434,18 @@ class TestOwnArrays:
         with pytest.raises(UserError, match="`count`"):
             subset.first(count)
 
+    def test_some_records_of_ones_own_are_of_all_classes_also_where_these_lie_one_behind_the_other(self, colour):
+        labels = np.repeat(np.arange(4, dtype=np.int32), 10)
+        images = np.broadcast_to(labels[:, None, None, None], (40, 2, 2, 1)).astype(np.uint8)
+        own = dataclasses.replace(colour, images=images, labels=labels, name="folder", num_train=40)
+        some = own.some(8)
+        assert some.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and some.images[:, 0, 0, 0].tolist() == some.labels.tolist()
+        assert some.share_of(own) == "8 evenly spread of 40" and own.some(40) is own.some(None) is own
+        known = dataclasses.replace(own, name="mnist")
+        assert known.some(8).labels.tolist() == labels[:8].tolist() and known.some(8).share_of(known) == "the first 8 of 40"
+        with pytest.raises(UserError, match="`count`"):
+            own.some(0)
+
 
     def test_the_fingerprint_of_ones_own_data_changes_with_a_pixel_and_with_a_label(self, colour):
         images, labels = colour.images.copy(), colour.labels.copy()

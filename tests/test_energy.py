@@ -231,6 +231,41 @@ class _Scale(keras.layers.Layer):
         return shape
 
 
+@pytest.mark.parametrize("layer, shape", [
+    (keras.layers.AveragePooling1D(3, 2), (8, 2)), (keras.layers.AveragePooling1D(3, 2, padding="same"), (8, 2)),
+    (keras.layers.AveragePooling2D((2, 3), (2, 1), padding="same"), (5, 7, 3)), (keras.layers.AveragePooling2D(2), (5, 7, 3)),
+    (keras.layers.AveragePooling2D(1, 2), (5, 7, 3)), (keras.layers.AveragePooling3D(2), (4, 5, 4, 2)),
+    (keras.layers.AveragePooling2D(2, 3), (5, 7, 3))])
+def test_a_pixel_has_as_many_targets_as_windows_of_a_pooling_hold_it(layer, shape):
+    """Each pixel alone, through the layer itself."""
+    alone = np.eye(int(np.prod(shape)), dtype="f").reshape(-1, *shape)
+    targets = np.count_nonzero(np.asarray(layer(alone)), axis=tuple(range(1, len(shape) + 1)))
+    np.testing.assert_array_equal(energy.fan_out(layer, shape), targets.reshape(shape))
+
+
+def test_averages_of_one_axis_are_counted_as_those_of_two():
+    """They were passed over: no operation of their own, and what they send on was taken for spikes."""
+    inputs = keras.Input((8, 2))
+    x = layers.OverTime(keras.layers.AveragePooling1D(2), name="pool")(encoders.create("poisson", 3, seed=1)(inputs))
+    x = layers.OverTime(keras.layers.Dense(2), name="dense")(layers.OverTime(keras.layers.Flatten())(x))
+    model = models.SpikingModel(inputs, layers.Readout()(layers.LIF()(x)))
+    assert [(group.name, group.kind, group.events) for group in energy.synapses(model.plan)] == [
+        ("pool", "pooling", "spikes"), ("dense", "weights", "real")]
+    result = analysis.analyse(model, np.full((2, 8, 2), 0.5, "f"), np.zeros(2, int))
+    assert [layer.kind for layer in result.layers] == ["input", "lif", "readout"]
+    into = result.layers[1].operations
+    assert into.acs == result.layers[0].spikes > 0 and into.macs > 0
+
+
+def test_what_stands_in_for_a_separable_convolution_is_said():
+    inputs = keras.Input((4, 4, 2))
+    x = layers.OverTime(keras.layers.SeparableConv2D(2, 3), name="separable")(encoders.create("poisson", 3)(inputs))
+    x = layers.OverTime(keras.layers.Flatten())(layers.LIF()(x))
+    model = models.SpikingModel(inputs, layers.Readout()(layers.OverTime(keras.layers.Dense(2))(x)))
+    with pytest.raises(UserError, match="'separable'.* in place of this one a depthwise convolution with one of 1x1"):
+        energy.synapses(model.plan)
+
+
 def test_a_layer_that_cannot_be_counted_is_named():
     inputs = keras.Input((4,))
     x = encoders.create("poisson", 3)(inputs)

@@ -135,6 +135,13 @@ def test_the_folder_may_lie_inside_of_data_dir(tmp_path: Path, name: str) -> Non
     assert len(datasets.load("nmnist", "train", str(tmp_path), timesteps=3)) == 10
 
 
+def test_one_folder_under_two_names_is_one(tmp_path: Path) -> None:
+    """As every name is where upper and lower case are the same."""
+    write_bins(tmp_path / "nmnist", digits())
+    (tmp_path / "NMNIST").symlink_to("nmnist")
+    assert len(datasets.load("nmnist", "train", str(tmp_path), timesteps=3)) == 10
+
+
 @pytest.mark.parametrize(("content", "part"), [
     (packed([(1, 2, 3, 1)])[:-1], "truncated: it has 4 bytes"), (packed([(1, 2, 3, 1)] * 3) + b"\0", "truncated: it has 16 bytes"),
     (packed([(1, 2, 3, 1), (34, 2, 3, 0)]), "its event 1 is at x = 34, y = 2"),

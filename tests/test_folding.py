@@ -49,6 +49,35 @@ def test_the_factor_scales_the_weights_and_the_offset_becomes_the_bias(use_bias:
     np.testing.assert_allclose(folded(spikes), model(spikes), atol=1e-6)
 
 
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("kind, image, options", [
+    ("DepthwiseConv2D", (6, 6, 2), {"depth_multiplier": 3}), ("SeparableConv2D", (6, 6, 2), {"filters": 6, "depth_multiplier": 2}),
+    ("Conv2DTranspose", (6, 6, 2), {"filters": 6, "strides": 2}), ("Conv2D", (6, 6, 2), {"filters": 6, "groups": 2}),
+    ("Conv1D", (9, 2), {"filters": 6}), ("SeparableConv1D", (9, 2), {"filters": 6}), ("Conv1DTranspose", (9, 2), {"filters": 6}),
+    ("Conv3D", (4, 4, 4, 2), {"filters": 6}), ("DepthwiseConv1D", (9, 2), {}), ("Conv3DTranspose", (3, 3, 3, 2), {"filters": 6})])
+def test_every_kind_of_convolution_takes_the_normalisation(kind: str, image: tuple[int, ...], options: dict[str, int],
+                                                           use_bias: bool) -> None:
+    rng = np.random.default_rng(3)
+    layer = getattr(keras.layers, kind)(kernel_size=3, use_bias=use_bias, **options)
+    x, norm = keras.Input((T, *image)), ThresholdNorm(name="norm")
+    y = LIF(name="lif")(norm(OverTime(layer, name="synapse")(SpikeInput(T)(x))))
+    model = SpikingModel(x, Readout()(OverTime(keras.layers.Dense(2))(OverTime(keras.layers.Flatten())(y))))
+    for variable in (*norm.variables, *layer.variables[-1:] * use_bias):
+        variable.assign(rng.uniform(0.5, 2.0, variable.shape))
+    folded = fold(model)
+    assert not any(isinstance(layer, ThresholdNorm) for layer in folded.layers)
+    spikes = nets.spike_inputs(2, T, image)  # as time comes first within the window
+    np.testing.assert_allclose(folded.get_layer("synapse")(spikes), norm(model.get_layer("synapse")(spikes)), atol=1e-5)
+
+
+def test_channels_in_front_of_the_pixels_are_not_folded() -> None:
+    x = keras.Input((T, 2, 2, 2))  # as many columns as channels: factors of the one would fit the other
+    y = ThresholdNorm(name="n")(OverTime(keras.layers.Conv2D(2, 1, data_format="channels_first"))(SpikeInput(T)(x)))
+    y = OverTime(keras.layers.Flatten())(LIF()(y))
+    with pytest.raises(UserError, match="'n' cannot be folded: .* its channels last"):
+        fold(SpikingModel(x, Readout()(OverTime(keras.layers.Dense(2))(y))))
+
+
 def test_a_network_without_normalisation_is_itself() -> None:
     model = network()
     assert fold(model) is model

@@ -47,6 +47,46 @@ def test_weights_that_feed_two_layers_are_scaled_for_the_first():
     np.testing.assert_allclose(reached["first"], TARGET, atol=0.02)
 
 
+@pytest.mark.parametrize("synapses", [
+    lambda: [keras.layers.Dense(20, use_bias=False), keras.layers.Dense(20)],
+    lambda: [keras.Sequential([keras.layers.Dense(20, use_bias=False), keras.layers.Dense(20), keras.layers.Flatten()])],
+    lambda: [keras.layers.Reshape((5, 4)), keras.layers.SeparableConv1D(6, 3, depth_multiplier=2), keras.layers.Flatten()]])
+def test_of_weights_behind_one_another_the_last_ones_are_scaled(synapses):
+    """All of them would scale the current more than once."""
+    inputs = keras.Input((20,))
+    x, kinds = PoissonEncoder(10)(inputs), synapses()
+    for layer in kinds:
+        x = OverTime(layer)(x)
+    x = LIF(0.9, name="hidden")(x)
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3, use_bias=False))(x)))
+    images = np.random.default_rng(0).uniform(-0.8, 0.8, (8, 20)).astype("float32")
+    weights = [weight for layer in kinds for weight in layer.trainable_variables]
+    before = [weight.numpy() for weight in weights]
+    reached = initialise_rates(model, images, TARGET)["hidden"]
+    assert reached == pytest.approx(TARGET, abs=0.02)
+    assert float(tf.reduce_mean(model.observe(images, seed=0)[1]["hidden"])) / 10 == pytest.approx(reached, abs=1e-3)
+    np.testing.assert_array_equal(weights[0], before[0])
+    assert not np.allclose(weights[1], before[1], rtol=0.1)
+
+
+def test_a_current_that_others_read_too_is_scaled_for_the_first_and_counted_as_it_is_for_the_others():
+    inputs = keras.Input((20,))
+    weak = keras.initializers.VarianceScaling(0.1, seed=1)
+    current = OverTime(keras.layers.Dense(20, use_bias=False, kernel_initializer=weak))(PoissonEncoder(10)(inputs))
+    first = LIF(0.9, name="first")(current)
+    second = LIF(0.9, name="second")(keras.layers.Add()([current, OverTime(keras.layers.Dense(20, use_bias=False))(first)]))
+    third = LIF(0.9, name="third")(current)
+    x = OverTime(keras.layers.Dense(3, use_bias=False))(keras.layers.Add()([second, third]))
+    model = SpikingModel(inputs, Readout(0.9)(x))
+    images = np.random.default_rng(0).uniform(-0.8, 0.8, (8, 20)).astype("float32")
+    reached = initialise_rates(model, images, {"first": 0.1, "second": 0.2, "third": 0.1})
+    rates = {name: float(tf.reduce_mean(count)) / 10 for name, count in model.observe(images, seed=0)[1].items()}
+    assert set(reached) == {"first", "second"} and rates["third"] == pytest.approx(rates["first"])
+    assert {name: rates[name] for name in reached} == pytest.approx(reached, abs=1e-3)
+    assert reached["first"] == pytest.approx(0.1, abs=0.02)
+    assert 0.05 < reached["second"] < 0.25
+
+
 def test_the_spikes_of_an_identity_shortcut_have_no_weight_to_scale():
     inputs = keras.Input((20,))
     first = LIF(0.9, name="first")(OverTime(keras.layers.Dense(20, use_bias=False))(PoissonEncoder(10)(inputs)))

@@ -23,6 +23,7 @@ from tfspike import (
     UserError,
     WindowDropout,
 )
+from tfspike.engine import known
 from tfspike.engine import plan as plans
 from tfspike.neurons.encoders import SpikeInput
 
@@ -82,6 +83,18 @@ def test_the_parts_of_a_plan_make_the_model() -> None:
     wanted = keras.Model(model.inputs, model.outputs)(x)
     assert np.ptp(wanted) > 0
     np.testing.assert_allclose(output, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [
+    (keras.layers.DepthwiseConv1D(2), (5, 2)), (keras.layers.Conv3DTranspose(2, 2), (3, 3, 3, 2)),
+    (keras.layers.ZeroPadding3D(), (3, 3, 3, 2)), (keras.layers.Cropping3D(), (3, 3, 3, 2)),
+    (keras.layers.UpSampling3D(), (3, 3, 3, 2)), (keras.layers.GlobalAveragePooling3D(), (3, 3, 3, 2))])
+def test_layers_over_one_axis_and_over_three_are_known_to_be_linear(layer: keras.layers.Layer,
+                                                                    shape: tuple[int, ...]) -> None:
+    """Otherwise gradient="rate" would compute a network of them layer by layer, and call them something else."""
+    assert known.is_linear(OverTime(layer))
+    a, b = np.random.default_rng(0).normal(size=(2, 1, *shape)).astype("f")
+    np.testing.assert_allclose(layer((a + b) / 2), (layer(a) + layer(b)) / 2, atol=1e-6)
 
 
 def test_running_calls_leaves_the_values_that_were_given_as_they_are() -> None:

@@ -69,6 +69,9 @@ def test_the_first_recordings_are_no_more_in_memory_than_all_of_them() -> None:
     assert len(some) == len(some.images) == 2 and some.labels.tolist() == [0, 1]
     assert 0 < some.images.kept < every.images.kept and every.images.shape[0] == 5
     assert every.first(5) is every and every.first(None) is every
+    spread = dataclasses.replace(every, name="recordings").some(2)
+    np.testing.assert_array_equal(spread.images[np.arange(2)], every.images[[0, 2]])
+    assert spread.labels.tolist() == [0, 0] and spread.images.shape == some.images.shape
 
 
 @pytest.mark.filterwarnings("ignore:events. of:UserWarning")

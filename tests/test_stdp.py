@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, models, training
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, datasets, models, training
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.runs import checkpoints, initial_weights
@@ -280,6 +280,20 @@ def test_its_weights_are_what_a_run_begins_with(tmp_path: Path) -> None:
     (Path(out) / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run"):
         command.run(config, asked, more, said.append)
+
+
+def test_images_of_a_folder_are_shown_in_the_order_of_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.repeat(np.arange(2, dtype=np.int32), 50)
+    images = np.broadcast_to(labels[:, None, None, None] * 200 + np.arange(8)[:, None], (100, 8, 8, 1))
+    shown: list[np.ndarray] = []
+    monkeypatch.setattr(datasets, "load", lambda *_: datasets.Arrays(
+        images.astype(np.uint8), labels, "folder", ("a", "b"), 100, 0))
+    monkeypatch.setattr(stack, "pretrain", lambda model, images, *_: shown.append(images) or [])
+    config, asked, more = options.parse([f"--workdir={tmp_path / 'out'}", "--dataset=folder", "--data_dir=x", "--model=lenet",
+                                         "--hidden=0", "--images=20"])
+    command.run(config, asked, more, lambda line: None)
+    bright = shown[0].mean((1, 2, 3)) > shown[0].mean()
+    assert len(bright) == 20 and 4 < bright.sum() < 16 and np.count_nonzero(np.diff(bright.astype(int))) > 3
 
 
 @pytest.mark.slow

@@ -76,11 +76,17 @@ def _counters(model):
     (keras.layers.Conv2D(6, 3, 2, padding="valid", groups=2), (3, 3, 6), 3 * 3 * 2 * 6 * 9),
     (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 8), 3 * 3 * 4 * 2 * 36),
     (keras.layers.Dense(5), (8, 8, 5), 4 * 5 * 64),
+    (keras.layers.SeparableConv2D(6, 3, 2, depth_multiplier=2), (3, 3, 6), (3 * 3 * 4 * 2 + 8 * 6) * 9),
+    (keras.layers.Conv2DTranspose(6, 3, 2, padding="same"), (16, 16, 6), 3 * 3 * 4 * 6 * 64),
+    (keras.layers.Conv2DTranspose(6, 3, 2, padding="valid"), (17, 17, 6), 3 * 3 * 4 * 6 * 64),
+    (keras.layers.DepthwiseConv2D(3, data_format="channels_first"), (8, 6, 2), 3 * 3 * 8 * 6 * 2),
+    (keras.Sequential([keras.layers.DepthwiseConv2D(3), keras.layers.Conv2D(5, 1), keras.layers.AveragePooling2D(2)]),
+     (3, 3, 5), (3 * 3 * 4 + 4 * 5) * 36),
 ])
 def test_macs_of_a_layer_are_counted_by_hand(layer, output, macs):
     layer.build((None, 8, 8, 4))
-    assert layer.compute_output_shape((None, 8, 8, 4))[1:] == output
-    assert convolution.macs_of(layer, output) == macs
+    assert tuple(layer.compute_output_shape((None, 8, 8, 4)))[1:] == output
+    assert convolution.macs_of(layer, (8, 8, 4), output) == macs
 
 
 def test_every_layer_of_the_window_has_a_row_in_order():

@@ -19,7 +19,10 @@ import runs
 from tfspike import config, datasets, distribution, evaluation, files, models, pretrained, training
 from tfspike.analysis import summary
 from tfspike.config import RunOptions
+from tfspike.conversion import command as convert_command
+from tfspike.conversion.options import ConversionOptions
 from tfspike.errors import UserError
+from tfspike.evaluation import command as eval_command
 from tfspike.evaluation import evaluator
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import diagnosis
@@ -647,6 +650,26 @@ def test_a_refused_command_leaves_the_disk_as_it_was(tmp_path, settings, options
     with pytest.raises(UserError, match=message):
         training.run(runs.tiny(folder, **settings), RunOptions(**options), say=lambda line: None)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 9 TiB"),
+                                   tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")])
+def test_memory_that_is_full_is_one_sentence_in_every_command(error: Exception, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(command, "Trainer", full)
+    monkeypatch.setattr(dry_run, "Trainer", full)
+    monkeypatch.setattr(run_loading, "load_run", full)
+    for work, advice in (
+            (lambda: training.run(runs.tiny(tmp_path / "run"), **quiet), "a smaller --batch_size, fewer .*--gradient=rate"),
+            (lambda: training.run(runs.tiny(tmp_path / "dry"), RunOptions(dry_run=True), **quiet), "--gradient=rate"),
+            (lambda: eval_command.run(EvalOptions(workdir="x"), full), "a smaller --batch_size or"),
+            (lambda: eval_command.run(EvalOptions(workdir="x", predict=("a.png",)), full), "fewer files at a time or"),
+            (lambda: convert_command.run(ConversionOptions(run="x"), lambda line: None), "a smaller --calibration")):
+        with pytest.raises(UserError, match=f"^Out of memory. Give .*{advice}"):
+            work()
 
 
 def test_a_full_disk_before_the_first_file_leaves_nothing_and_another_ones_lock_stays(tmp_path, monkeypatch):

@@ -46,6 +46,9 @@ from tfspike.neurons.over_time import OverTime, WindowDropout
 _WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
              keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
              keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_GLOBAL_POOLINGS = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D,
+                    keras.layers.GlobalAveragePooling3D)
+_POOLINGS = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D, keras.layers.AveragePooling3D)
 # A normalisation folds into the weights in front of it (`tfspike.folding`), and a bias is no synaptic operation.
 _NO_SYNAPSES = (WindowDropout, ThresholdNorm)
 _SUMS = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average)
@@ -210,7 +213,7 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
         sums = "current" if {"current", "stored", "real"} & set(events) else "mixed"
         return groups, sums, np.ones(call.output.shape[2:], np.float32)
     events = ["current" if kind == "stored" else kind for kind in events]  # what is not added up is like any other
-    if isinstance(layer, (*_WEIGHTED, keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D)):
+    if isinstance(layer, (*_WEIGHTED, *_POOLINGS, *_GLOBAL_POOLINGS)):
         shape = present[0].shape
         dense = fan_out(layer, shape, zero_weights=True)
         kernel = getattr(layer, "kernel", None)  # counted anew only where a weight is exactly 0: once costs a graph
@@ -218,14 +221,16 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
         if isinstance(layer, _WEIGHTED):
             kind = "weights"
         else:
-            kind = "shortcut" if getattr(layer, "pool_size", None) in ((1, 1), 1) else "pooling"
+            kind = "shortcut" if math.prod(getattr(layer, "pool_size", (0,))) == 1 else "pooling"
         real = "added" if kind == "shortcut" else "real"  # a pooling of one pixel picks values, and multiplies none
         group = _group(name, kind, sources[0], real if events[0] == "current" else events[0], effective, present[0],
                        dense)
         return [group], "current", np.ones(call.output.shape[2:], np.float32)
     if getattr(layer, "weights", ()) and not isinstance(call.layer, _NO_SYNAPSES):
+        instead = (", and in place of this one a depthwise convolution with one of 1x1 behind it"
+                   if hasattr(layer, "depthwise_kernel") else "")
         raise UserError(f"The operations of layer {name!r}, a {type(layer).__name__}, cannot be counted; dense, "
-                        "convolution and average pooling layers can.")
+                        f"convolution and average pooling layers can{instead}.")
     is_operation = not isinstance(layer, keras.layers.Layer)
     if is_operation and len(sources) > 1:
         raise UserError(f"The operations of {name!r}, which makes one train of several, cannot be counted; those of a "
@@ -256,21 +261,15 @@ def fan_out(layer: keras.layers.Layer, shape: tuple[int, ...], zero_weights: boo
       shape: of its input, without the batch.
       zero_weights: also count connections whose weight is exactly 0.
     """
-    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+    if isinstance(layer, _GLOBAL_POOLINGS):
         return np.ones(shape, np.int64)
-    if isinstance(layer, keras.layers.AveragePooling2D):
-        config = layer.get_config()
-        counter = keras.layers.DepthwiseConv2D(
-            config["pool_size"], config["strides"], config["padding"], data_format=config["data_format"],
-            use_bias=False, depthwise_initializer="ones", dtype="float32")
-        counter.build((None, *shape))
-    else:
-        # A copy, because activations would bend the count, and float32, because bfloat16 counts to 256 only
-        counter = type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False,
-                                           "dtype": "float32"})
-        counter.build((None, *shape))
-        kernel = tf.convert_to_tensor(layer.kernel.value).numpy()
-        counter.kernel.assign(np.ones_like(kernel) if zero_weights else (kernel != 0).astype(kernel.dtype))
+    if isinstance(layer, _POOLINGS):
+        return _windows(layer, shape)
+    # A copy, because activations would bend the count, and float32, because bfloat16 counts to 256 only
+    counter = type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False, "dtype": "float32"})
+    counter.build((None, *shape))
+    kernel = tf.convert_to_tensor(layer.kernel.value).numpy()
+    counter.kernel.assign(np.ones_like(kernel) if zero_weights else (kernel != 0).astype(kernel.dtype))
 
     # A graph leaves out the gradient of the kernel, which nobody asks for; and oneDNN's, of a strided 1x1 kernel of few
     # channels, writes beyond its memory (uxlfoundation/oneDNN#6035)
@@ -285,3 +284,18 @@ def fan_out(layer: keras.layers.Layer, shape: tuple[int, ...], zero_weights: boo
     # Traced once and run once, for this layer: called directly, TensorFlow would warn of retracing after five layers
     targets = targets_of.get_concrete_function()()
     return np.rint(targets.numpy()[0]).astype(np.int64)
+
+
+def _windows(layer: keras.layers.Layer, shape: tuple[int, ...]) -> np.ndarray:
+    """In how many windows of a pooling every position is, int64 `[*shape]`."""
+    channels_last = layer.data_format == "channels_last"
+    counts = np.ones((), np.int64)
+    for size, pool, stride in zip(shape[:-1] if channels_last else shape[1:], layer.pool_size, layer.strides):
+        same = layer.padding == "same"
+        places = -(-size // stride) if same else (size - pool) // stride + 1
+        padding = max((places - 1) * stride + pool - size, 0) // 2 if same else 0
+        along = np.zeros(size, np.int64)
+        for first in range(-padding, places * stride - padding, stride):
+            along[max(first, 0):max(first + pool, 0)] += 1
+        counts = np.multiply.outer(counts, along)
+    return np.array(np.broadcast_to(counts[..., np.newaxis] if channels_last else counts, shape))

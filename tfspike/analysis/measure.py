@@ -411,8 +411,9 @@ class _Tally:
                 events = self.events[call.output]
                 spikes, silent = float(events.sum()) / images, float(np.mean(events == 0))
                 by_step = tuple(np.cumsum(self.fired[i - self._real] / images).tolist())
+            kinds = {synapse.kind for synapse, _ in into}  # of LIF neurons behind an average without neurons: both
             kind = ("input" if i == 0 else "readout" if call is plan.readout
-                    else "pooling" if any(synapse.kind == "pooling" for synapse, _ in into) else "lif")
+                    else "pooling" if "pooling" in kinds and "weights" not in kinds else "lif")
             updates = float(self.updates[i - 1]) / images if i else 0.0
             yield LayerActivity(call.name, kind, shape, spikes, spikes / (size * timesteps), silent,
                                 dataclasses.replace(operations, updates=updates),

@@ -173,7 +173,8 @@ def _ann_table(model: ReluModel) -> str:
     rows = []
     for layer in model.layers:
         shape, parameters = tuple(layer.output.shape[1:]), sum(math.prod(v.shape) for v in layer.trainable_variables)
-        rows.append((layer.name, type(layer).__name__, shape, parameters, macs_of(layer, shape)))
+        given = [tuple(x.shape[1:]) for x in keras.tree.flatten(layer.input)] or [shape]  # an InputLayer is given none
+        rows.append((layer.name, type(layer).__name__, shape, parameters, macs_of(layer, given[0], shape)))
     cells = [[name, kind, "x".join(map(str, shape)), _whole(parameters), _short(macs)]
              for name, kind, shape, parameters, macs in rows]
     macs = sum(row[-1] for row in rows)
@@ -265,7 +266,8 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
         if context.by_layers and isinstance(layer, SpikingLayer):
             kept = LAYERED_BYTES[context.rule] + LAYERED_SURROGATE_BYTES[context.rule] * _rule(layer).needs_potential
         sizes["chunk"] = context.kept_steps() * neurons * (_width(layer) + kept)
-    return LayerRow(layer.name, type(inner).__name__, shape, parameters, macs_of(inner, shape), sizes)
+    macs = macs_of(inner, tuple(call.source.shape[2:]), shape)
+    return LayerRow(layer.name, type(inner).__name__, shape, parameters, macs, sizes)
 
 
 def _weight_bytes(parameters: int, layer: keras.layers.Layer, context: _Context) -> int:

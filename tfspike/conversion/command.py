@@ -19,10 +19,11 @@ from tfspike import analysis, files
 from tfspike import config as config_lib
 from tfspike.config.config import Config
 from tfspike.conversion.balance import Conversion, convert
-from tfspike.conversion.methods import Method, chosen
+from tfspike.conversion.methods import METHODS, Method, chosen
 from tfspike.conversion.options import ConversionOptions
-from tfspike.datasets import streams
+from tfspike.datasets import sampling, streams
 from tfspike.datasets.arrays import Normalised
+from tfspike.datasets.catalogue import facts
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.output import counted
@@ -42,8 +43,14 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
       input), from one pass through the window; `neuron_spikes_per_image` (without the input) of the whole window.
 
     Raises:
-      UserError: the run, its data or the folder to write to cannot be used, or the network cannot be converted.
+      UserError: the run, its data or the folder to write to cannot be used, the network cannot be converted, or memory
+        is full.
     """
+    with files.explained_where_memory_is_full("Give fewer --timesteps or a smaller --calibration."):
+        return _run(options, say)
+
+
+def _run(options: ConversionOptions, say: workdir.Say) -> dict[str, Any]:
     ann, config, info, checkpoint = run_loading.load_run(options.run, options.checkpoint, say=say)
     if config.neuron != "relu":
         raise UserError(f"--run takes a run of train.py --neuron=relu, and {options.run} holds a spiking network "
@@ -59,7 +66,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
     balanced = {} if images is None else {"percentile": percentile, "calibration": len(images)}
     about = {"run": os.path.abspath(options.run), "checkpoint": options.checkpoint, "method": options.method,
              **balanced, "start": method.start, "bipolar": method.bipolar, "encoder": method.encoder,
-             "scales": converted.scales}
+             "seed": options.seed, "scales": converted.scales}
     _write(out, converted, config, options, method, about, checkpoint.step)
     say(f"Written to {out}. To look at it: {provenance.to_copy('eval', workdir=out)}")
     record = {"out": out, "model": config.model, "dataset": info.name, "timesteps": options.timesteps, **about,
@@ -70,15 +77,17 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
 
 
 def _calibration(config: Config, info: Any, options: ConversionOptions) -> np.ndarray:
-    """The first training images in the order of the run's own split, none of them held out for validation."""
+    """Training images of the run, none of them held out for validation: the first ones, or evenly spread ones of the
+    user's own data, which often lie in the order of their classes."""
     train = run_loading.load_data(config, info, "train", options.data_dir)
     indices, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
-    return np.asarray(info.normalise(train.images[indices[:options.calibration]]))
+    chosen = indices[sampling.some(len(indices), options.calibration, spread=facts(train.name).own)]
+    return np.asarray(info.normalise(train.images[chosen]))
 
 
 def _measured(ann: Any, converted: Conversion, config: Config, info: Any, options: ConversionOptions) -> dict[str, Any]:
     """What both networks do on test images."""
-    test = run_loading.load_data(config, info, "test", options.data_dir).first(options.images)
+    test = run_loading.load_data(config, info, "test", options.data_dir).some(options.images)
     images = Normalised(test.images, info)
     answers = np.concatenate([np.asarray(ann(images[i:i + 100])).argmax(-1) for i in range(0, len(test), 100)])
     in_chunks = converted.model.engine is not None  # else every layer's whole window exists at once
@@ -93,10 +102,13 @@ def _measured(ann: Any, converted: Conversion, config: Config, info: Any, option
 
 
 def _folder(options: ConversionOptions, percentile: float | None) -> str:
-    """A name that follows from what was asked for."""
-    parts = [options.method, "" if percentile is None else f"{percentile:g}",
-             "" if options.start is None else f"start{options.start:g}", "bipolar" if options.bipolar else "",
-             f"T{options.timesteps}"]
+    """A name that follows from all that the network does, so that none is written over another one."""
+    encoder = options.encoder if options.encoder != METHODS[options.method].encoder else None
+    counts = percentile is not None and options.calibration != ConversionOptions.calibration
+    parts = [options.method, "" if percentile is None else f"{percentile:.12g}",
+             "" if options.start is None else f"start{options.start:.12g}", "bipolar" if options.bipolar else "",
+             encoder or "", f"calibration{options.calibration}" if counts else "", f"T{options.timesteps}",
+             f"seed{options.seed}" if options.seed else "", options.checkpoint if options.checkpoint != "best" else ""]
     return "-".join(part for part in parts if part)
 
 

@@ -46,12 +46,14 @@ def find(network: Network, images: Any, method: Method, percentile: float | None
     if not len(images) or tuple(images.shape[1:]) != tuple(network.input.shape[1:]):
         raise UserError(f"`images` must be of shape [N, {', '.join(map(str, network.input.shape[1:]))}], at least one. "
                         f"Received: shape {list(images.shape)}.")
-    return SCALES[method.scales](network, images, percentile, encoders.create(method.encoder, timesteps, seed=seed))
+    encoders.warn_of_values(images, of_spikes=False)  # an encoder would cut them off, and the ANN does not
+    encoder = encoders.create(method.encoder, timesteps, seed=seed)
+    return SCALES[method.scales](network, images, percentile, encoder, method.start)
 
 
-def from_activations(network: Network, images: np.ndarray, percentile: float,
-                     encoder: encoders.Encoder) -> dict[str, float]:
-    """Scale = the percentile of a layer's positive activations; nothing is encoded."""
+def from_activations(network: Network, images: np.ndarray, percentile: float, encoder: encoders.Encoder,
+                     start: float) -> dict[str, float]:
+    """Scale = the percentile of a layer's positive activations; nothing is encoded, and nothing fires."""
     seen: dict[str, list[np.ndarray]] = {name: [] for name in network.relus}
     for start in range(0, len(images), _PART):
         values = plans.run([step.call for step in network.steps],
@@ -81,8 +83,8 @@ def from_ceilings(network: Network) -> dict[str, float]:
     return scales
 
 
-def from_currents(network: Network, images: np.ndarray, percentile: float,
-                  encoder: encoders.Encoder) -> dict[str, float]:
+def from_currents(network: Network, images: np.ndarray, percentile: float, encoder: encoders.Encoder,
+                  start: float) -> dict[str, float]:
     """Layer by layer: scale = the percentile of the positive currents of all steps, then fire with that threshold."""
     slices = [slice(start, start + _PART) for start in range(0, len(images), _PART)]
     key = encoder.key(False, 0)
@@ -105,7 +107,7 @@ def from_currents(network: Network, images: np.ndarray, percentile: float,
         if step.kind == "relu":
             positive = [_positive(currents, len(images)) for currents in _currents(network, neurons, trains, scales)]
             scales[name] = _percentile(positive, percentile, name)
-            neuron, scale = Neuron.lif(1.0, 1.0), scales[name]
+            neuron, scale = Neuron.lif(1.0, 1.0, start=start), scales[name]
         else:
             neuron = Neuron.pooling(1.0 - 1.0 / float(np.prod(step.call.layer.pool_size)))
             scale = scales[str(network.origin[output])]
@@ -116,7 +118,7 @@ def from_currents(network: Network, images: np.ndarray, percentile: float,
 
 
 def _fire(currents: tf.Tensor, neuron: Neuron) -> tf.Tensor:
-    return gradients.simulate(currents, gradients.zero_state(tf.shape(currents)[1:]), neuron)[0]
+    return gradients.simulate(currents, gradients.initial_state(tf.shape(currents)[1:], neuron), neuron)[0]
 
 
 def _currents(network: Network, neurons: Neurons, trains: dict[Any, list[Any]],

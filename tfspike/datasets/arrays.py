@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from tfspike.checks import check_count, is_count
-from tfspike.datasets import events, folder_source, npz_source, recording_source, tfds_source
+from tfspike.datasets import events, folder_source, npz_source, recording_source, sampling, tfds_source
 from tfspike.datasets.catalogue import ALIASES, KNOWN, WITH_EXTRA, facts
 from tfspike.datasets.events import EventFrames
 from tfspike.errors import UserError, first_line, listed
@@ -157,6 +157,19 @@ class Arrays:
             return self
         images = self.images.first(count) if isinstance(self.images, EventFrames) else self.images[:count]
         return dataclasses.replace(self, images=images, labels=self.labels[:count])
+
+    def some(self, count: int | None) -> Arrays:
+        """As `first`, but evenly spread records of the user's own, which often lie in the order of their classes."""
+        if count is None or not facts(self.name).own or check_count("count", count) >= len(self):
+            return self.first(count)
+        chosen = sampling.some(len(self), count, spread=True)
+        images = self.images.chosen(chosen) if isinstance(self.images, EventFrames) else self.images[chosen]
+        return dataclasses.replace(self, images=images, labels=self.labels[chosen])
+
+    def share_of(self, every: Arrays) -> str:
+        """What `some` has left of a split, in words: "the first 100 of 1,000"."""
+        words = "{:,} evenly spread of {:,}" if facts(self.name).own else "the first {:,} of {:,}"
+        return words.format(len(self), len(every))
 
     def fingerprint(self) -> dict[str, int]:
         """What config.json keeps of the contents of data that only their user has; nothing of other sets."""

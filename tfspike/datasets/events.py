@@ -175,10 +175,15 @@ class EventFrames:
 
     def first(self, count: int) -> EventFrames:
         """The first so many recordings; `frames[:count]` would make all their spike trains at once."""
+        return self.chosen(np.arange(len(self))[:count])
+
+    def chosen(self, indices: np.ndarray) -> EventFrames:
+        """Some recordings, by their numbers `[n]`, 1 or more."""
+        parts = [self._cell[self._offsets[i]:self._offsets[i + 1]] for i in indices]
         found = copy.copy(self)
-        found._offsets = self._offsets[:count + 1]
-        found._cell = self._cell[:found._offsets[-1]]
-        found.shape = (len(found._offsets) - 1, *self.shape[1:])
+        found._offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        found._cell = np.concatenate(parts)
+        found.shape = (len(parts), *self.shape[1:])
         found.kept = int(np.count_nonzero(found._cell >= 0))
         return found
 
@@ -297,7 +302,11 @@ def find(data_dir: str | None) -> pathlib.Path:
     if data_dir is None:
         raise UserError(f"nmnist cannot be downloaded; {_ADVICE}.")
     folder = pathlib.Path(data_dir)
-    inside = sorted({folder, *(folder / name for name in ("nmnist", "NMNIST", "N-MNIST"))})
+    below: dict[tuple[int, int], pathlib.Path] = {}  # several names may be of one, as where case is none
+    for path in (folder, *(folder / name for name in ("nmnist", "NMNIST", "N-MNIST"))):
+        if path.is_dir():
+            below.setdefault((path.stat().st_dev, path.stat().st_ino), path)
+    inside = list(below.values())
     places = [place for place in inside if any((place / part).is_dir() for part in PARTS.values())]
     archives = {*folder.glob("nmnist*.npz"), *(file for place in inside[1:] for file in place.glob("*.npz"))}
     found = [*places, *sorted(archives)]

@@ -77,6 +77,13 @@ def held_out(labels: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def some(of: int, count: int, spread: bool) -> np.ndarray:
+    """Which `count` of `of` records, or all of fewer, stand for all of them, int64, rising: the first ones, or with
+    `spread`, for records in the order of their classes, those at even distances."""
+    count = min(count, of)
+    return np.arange(count) * of // count if spread else np.arange(count)
+
+
 def check_seed(seed: int) -> None:
     """Raises UserError unless the seed is a whole number of 0 or more."""
     if not is_count(seed, 0):

@@ -18,6 +18,8 @@ from tfspike.neurons.custom_gradient import custom_gradient
 
 _LARGEST_MAP = 64  # pixels of y
 _FEWEST_CHANNELS = 128
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
 
 def is_faster(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: Any) -> bool:
@@ -39,14 +41,31 @@ def is_faster(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: A
     return height * width <= _LARGEST_MAP and min(shape[-1], filters) >= _FEWEST_CHANNELS
 
 
-def macs_of(layer: keras.layers.Layer, output_shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a sample: a kernel of n numbers is used once per output position (convolutions,
-    depthwise and grouped ones, dense). Layers without a kernel have none."""
-    kernel = getattr(layer, "kernel", None)
-    if kernel is None:
+def macs_of(layer: keras.layers.Layer, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a sample: every number of a kernel is used once per position of the output (dense layers
+    and convolutions, depthwise, grouped and separable ones too), of a transposed convolution once per position of the
+    input. Layers without a kernel have none.
+
+    Args:
+      layer: a built layer, or a `keras.Sequential` of some.
+      input_shape, output_shape: of one sample.
+    """
+    if type(layer) is keras.Sequential:
+        total = 0
+        for part in layer.layers:
+            behind = part.compute_output_shape((None, *input_shape))[1:]
+            total, input_shape = total + macs_of(part, input_shape, behind), behind
+        return total
+    kernels = [kernel.shape for name in ("kernel", "depthwise_kernel", "pointwise_kernel")
+               if (kernel := getattr(layer, name, None)) is not None]
+    if not kernels:
         return 0
-    channels = getattr(layer, "filters", None) or getattr(layer, "units", None) or output_shape[-1]
-    return math.prod(kernel.shape) * math.prod(output_shape) // channels
+    shape, channels = output_shape, getattr(layer, "filters", None) or getattr(layer, "units", None) or output_shape[-1]
+    if isinstance(layer, DEPTHWISE):
+        channels = math.prod(kernels[0][-2:])
+    elif isinstance(layer, TRANSPOSED):
+        shape, channels = input_shape, kernels[0][-1]
+    return sum(map(math.prod, kernels)) * math.prod(shape) // channels
 
 
 def convolve(x: tf.Tensor, kernel: tf.Tensor, stride: int = 1, padding: str = "valid") -> tf.Tensor:

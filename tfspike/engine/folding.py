@@ -11,11 +11,15 @@ import numpy as np
 
 from tfspike.engine import known
 from tfspike.engine import plan as plans
+from tfspike.engine.convolution import DEPTHWISE, TRANSPOSED
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.neurons.layers import LIF
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime
+
+_FOLDABLE = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+             keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, *DEPTHWISE, *TRANSPOSED)
 
 
 def fold(model: Any) -> Any:
@@ -33,8 +37,8 @@ def fold(model: Any) -> Any:
       A `SpikingModel` with the same layer names but those of the normalisations; `model` itself where it has neither.
 
     Raises:
-      UserError: the model has no single window of time, or a normalisation does not follow a convolution or a dense
-        layer that nothing else reads.
+      UserError: the model has no single window of time, or a normalisation does not follow a convolution (depthwise,
+        separable and transposed ones included) or a dense layer that nothing else reads.
     """
     plan = model.required_plan()
     norms = {call.source: call.layer for call in plan.window if isinstance(call.layer, ThresholdNorm)}
@@ -80,12 +84,21 @@ def _with_bias(layer: OverTime) -> OverTime:
 
 
 def merged(layer: keras.layers.Layer, factor: Any, offset: Any) -> list[np.ndarray]:
-    """`[kernel, bias]` of a dense layer or a convolution with y -> factor y + offset, per channel `[C]`, behind it."""
+    """Weights, with a bias, of a dense layer or a convolution with y -> factor y + offset behind it, per channel `[C]`.
+
+    Of the two kernels of a separable convolution the second one takes the factor.
+    """
     factor, offset = np.asarray(factor), np.asarray(offset)
-    kernel, *bias = layer.get_weights()
-    # a depthwise kernel has its channels on two axes
-    shape = kernel.shape[-2:] if isinstance(layer, keras.layers.DepthwiseConv2D) else (-1,)
-    return [kernel * factor.reshape(shape), offset + (factor * bias[0] if bias else 0.0)]
+    *others, kernel = layer.get_weights()
+    if layer.use_bias:
+        offset = offset + factor * kernel
+        *others, kernel = others
+    shape: tuple[int, ...] = (-1,)
+    if isinstance(layer, DEPTHWISE):
+        shape = kernel.shape[-2:]  # which has its channels on two axes
+    elif isinstance(layer, TRANSPOSED):
+        shape = (-1, 1)  # and this one in front of those of its input
+    return [*others, kernel * factor.reshape(shape), offset]
 
 
 def joined_once(calls: Iterable[plans.Call]) -> list[plans.Call]:
@@ -98,8 +111,9 @@ def joined_once(calls: Iterable[plans.Call]) -> list[plans.Call]:
 
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, ThresholdNorm]) -> None:
     foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, OverTime)
-                and isinstance(call.layer.layer, (keras.layers.Conv2D, keras.layers.Dense))
+                and isinstance(call.layer.layer, _FOLDABLE)
                 and call.layer.layer.activation is keras.activations.linear
+                and getattr(call.layer.layer, "data_format", None) != "channels_first"  # channels are normalised last
                 and not known.own_code(call.layer) and not known.own_synapse(call.layer.layer)}
     for source, norm in norms.items():
         method = known.own_code(norm)
@@ -107,5 +121,5 @@ def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, Threshold
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it has a `{method}` of its own.")
         if source not in foldable:
             raise UserError(f"The normalisation {norm.name!r} cannot be folded: it must follow an OverTime with a "
-                            "Conv2D or Dense layer of Keras' own without activation that is used once and that nothing "
-                            "else reads.")
+                            "Dense layer or a convolution of Keras' own, its channels last and without activation, "
+                            "that is used once and that nothing else reads.")

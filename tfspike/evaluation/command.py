@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike import distribution
+from tfspike import distribution, files
 from tfspike.errors import UserError
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
@@ -31,8 +31,14 @@ def run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
       0, the exit code.
 
     Raises:
-      UserError: the run, its data or the weights cannot be used.
+      UserError: the run, its data or the weights cannot be used, or memory is full.
     """
+    fewer = "fewer files at a time" if options.predict else "a smaller --batch_size"
+    with files.explained_where_memory_is_full(f"Give {fewer} or, of a spiking network, fewer --timesteps."):
+        return _run(options, load_weights)
+
+
+def _run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
     say: workdir.Say = (lambda line: None) if options.json else print
     runs = [options.workdir, *options.compare]
     if options.report or options.compare:
@@ -81,13 +87,13 @@ def evaluate_run(options: EvalOptions, say: workdir.Say = print, loaded: Any = N
     """
     model, config, info, checkpoint = _with_kernel(options, loaded or _load(options, say))
     every = loading.load_data(config, info, "test", options.data_dir, model.timesteps)
-    test = every.first(options.images)
+    test = every.some(options.images)
     if options.kernel == "auto":
         batch = test.images[:options.batch_size or config.batch_size]
         kernel, reason = model.choose_kernel(info.normalise(batch), training=False)
         say(f"--kernel=auto is {kernel}: {reason}")
     if len(test) < len(every):
-        say(f"the first {len(test):,} of {len(every):,} test records")
+        say(f"{test.share_of(every)} test records")
     evaluator = Evaluator(model, test.images, test.labels, info, options.batch_size or config.batch_size,
                           loss=config.loss, compiled=distribution.compiles(config.jit, 1, config.deterministic))
     results = []

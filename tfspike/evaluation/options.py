@@ -50,7 +50,8 @@ class EvalOptions:
     weights: str | None = setting(None, "Trained weights that come with the library, in place of a run; docs/models.md "
                                   "lists them.", group="What to evaluate", legal="a name from docs/models.md")
     resize: bool = setting(False, "Scale image files of another size, for --predict.", group="How")
-    images: int | None = setting(None, "Test images to use, the first ones; none means all.", group="How", **COUNT)
+    images: int | None = setting(None, "Test images to use, the first ones, or evenly spread ones of data of your own; "
+                                 "none means all.", group="How", **COUNT)
     verbose: bool = verbose_setting("Output")
     kernel: str | None = setting(None, "How synapses are computed, in accuracy and --predict: dense, or on CPUs where "
                                  "spikes are (events); auto measures both, for accuracy; none means the run's.",

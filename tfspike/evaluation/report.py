@@ -107,7 +107,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     model, config, info, checkpoint = loaded or run_loading.load_run(run, _option(options, "checkpoint") or "best",
                                                                      _option(options, "timesteps"), say)
     every = run_loading.load_data(config, info, "test", _option(options, "data_dir"), model.timesteps)
-    test = every.first(_option(options, "images"))
+    test = every.some(_option(options, "images"))
     say(f"analysing {counted(len(test), 'test image')} over {counted(model.timesteps, 'step')}")
     result = analysis.analyse(model, Normalised(test.images, info), test.labels,
                               _option(options, "batch_size") or config.batch_size)
@@ -115,7 +115,7 @@ def collect(run: str, options: EvalOptions | None = None, energy: EnergyModel | 
     stands = standing.standing(config, _option(options, "checkpoint") or "best", checkpoint)
     versions = about.get("versions") or {}
     facts = [("network", config.model), ("data", f"{info.name}, {len(test):,} test images"),
-             (_PART, _ALL if len(test) == len(every) else f"the first {len(test):,} of {len(every):,}"),
+             (_PART, _ALL if len(test) == len(every) else test.share_of(every)),
              ("window", counted(model.timesteps, "step")), ("input coding", config.encoder),
              ("gradient", config.gradient), (_CHECKPOINT, _checkpoint(stands)),
              ("weights", f"{result.parameters:,}"), ("commit", str(about.get("commit") or "not known")[:12]),

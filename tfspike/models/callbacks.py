@@ -10,6 +10,7 @@ terms of Python.
 from __future__ import annotations
 
 import inspect
+import numbers
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -74,8 +75,8 @@ class FitAdvice:
         return f"a smaller learning rate (now {_learning_rate(self._model):g}) or {bound}"
 
     def _threshold(self, layer: str) -> str:
-        value = getattr(self._neurons.get(layer), "threshold", None)
-        return "" if value is None else f" (now {float(value):g})"
+        value = getattr(self._neurons.get(layer), "threshold", None)  # of neurons of the user's own, anything
+        return f" (now {value:g})" if isinstance(value, numbers.Real) else ""
 
 
 class FitWatch(Watch):

@@ -54,19 +54,20 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
     if not all(0.0 < target < 0.5 for target in targets.values()):
         raise UserError(f"`target_rate` must be in (0, .5) spikes per step. Received: target_rate={target_rate!r}.")
     reached: dict[str, float] = {}
-    # What each symbolic tensor depends on through synapses alone: the kernels since the last spiking layer.
+    # What scales each symbolic tensor: the weights since the last spiking layer, of those behind one another the last.
     kernels: dict[Any, list[keras.Variable]] = {}
     scaled: set[int] = set()  # a kernel that feeds several layers is scaled for the first of them
 
     def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         feeding = [kernel for x in call.sources for kernel in kernels.get(x, [])]
         if isinstance(call.layer, OverTime):
-            feeding = feeding + list(call.layer.trainable_variables)
+            feeding = _last_weights(call.layer.layer) or feeding
         if isinstance(call.layer, SpikingLayer):
-            feeding = [kernel for kernel in feeding if id(kernel) not in scaled]
-            if feeding and not isinstance(call.layer, PoolingIF) and call.name in targets:
-                scaled.update(map(id, feeding))
-                reached[call.name] = _rescale(call, plan, values_before, feeding, targets[call.name])
+            free = [kernel for kernel in feeding if id(kernel) not in scaled]
+            if free and not isinstance(call.layer, PoolingIF) and call.name in targets:
+                scaled.update(map(id, free))
+                reached[call.name] = _rescale(call, plan, values_before, free, targets[call.name])
+            if any(id(kernel) in scaled for kernel in feeding):  # after the currents were computed
                 args = (_currents(call, plan, values_before),)
             feeding = []
         for output in call.outputs:
@@ -82,6 +83,15 @@ def initialise_rates(model: SpikingModel, inputs: np.ndarray | tf.Tensor,
         live = _still_needed(plan, position + 1)
         values = {key: value for key, value in values.items() if key in live}
     return reached
+
+
+def _last_weights(synapse: keras.layers.Layer) -> list[keras.Variable]:
+    """The trained weights that what a synapse gives is proportional to: all of them, but for the first kernel of a
+    separable convolution and the first layers of several, with which it would be scaled more than once."""
+    if type(synapse) is keras.Sequential:
+        return next(filter(None, map(_last_weights, reversed(synapse.layers))), [])
+    first = getattr(synapse, "depthwise_kernel", None)
+    return [weight for weight in synapse.trainable_variables if weight is not first]
 
 
 def _synapses(call: plans.Call, plan: plans.Plan) -> list[plans.Call]:
@@ -118,7 +128,7 @@ def _rescale(call: plans.Call, plan: plans.Plan, values: plans.Values, weights: 
     Where most currents of a layer are negative, as in an ANN's, no scale may bring it there: its rate stops growing
     while its weights, and the gradient that it passes on with them, grow on. Half of the most is taken then.
     """
-    with_weights = tf.cast(values[call.source], tf.float32)
+    with_weights = tf.cast(_currents(call, plan, values), tf.float32)  # another layer may have scaled some of them
     originals = [tf.convert_to_tensor(weight.value) for weight in weights]
     for weight in weights:
         weight.assign(tf.zeros_like(weight.value))

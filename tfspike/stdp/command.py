@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from tfspike import datasets
+from tfspike import datasets, files
 from tfspike.config.config import Config
-from tfspike.datasets import streams
+from tfspike.datasets import sampling, streams
+from tfspike.datasets.catalogue import facts
 from tfspike.errors import UserError
 from tfspike.models import own, variables
 from tfspike.output import counted
@@ -34,7 +35,7 @@ def run(config: Config, options: StdpOptions, training: dict[str, str], say: wor
       The command that goes on, with `--init_from`.
 
     Raises:
-      UserError: the folder holds a run or cannot be written, or the network or its data cannot be used.
+      UserError: the folder holds a run or cannot be written, the network or its data cannot be used, or memory is full.
     """
     out = str(config.workdir)
     if os.path.exists(os.path.join(out, "config.json")):
@@ -45,7 +46,11 @@ def run(config: Config, options: StdpOptions, training: dict[str, str], say: wor
     info = datasets.describe(data, train, config.augment)
     model = run_loading.build_model(config, info)
     rule = RULES[options.rule](options.steps, config.leak, config.seed)
-    found = stack.pretrain(model, info.normalise(data.images[train[:options.images]]), rule, options.images, say)
+    shown = train
+    if facts(data.name).own:  # which often lie in the order of their classes: the first ones would be all of one
+        shown = train[sampling.epoch_order(len(train), config.seed, 0)]
+    with files.explained_where_memory_is_full("Give fewer --images, --steps or --timesteps."):
+        found = stack.pretrain(model, info.normalise(data.images[shown[:options.images]]), rule, options.images, say)
     about = {"rule": options.rule, "images": options.images, "steps": options.steps, "commit": provenance.commit(),
              "command": provenance.without_paths(provenance.command())}
     checkpoints.save(os.path.join(out, workdir.CHECKPOINTS), 0,

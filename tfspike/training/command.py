@@ -52,7 +52,9 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
     worker = distribution.this_worker(config.strategy)
     say = say or (output.line if worker.is_chief else lambda line: None)
     try:
-        return dry_run.run(config, options, say) if options.dry_run else _run(config, options, worker, say)
+        with files.explained_where_memory_is_full("Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
+                                                  "--dry_run shows what a setting needs."):
+            return dry_run.run(config, options, say) if options.dry_run else _run(config, options, worker, say)
     except diagnosis.Diverged as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -68,12 +70,7 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
         print("Error: another worker is gone, so no step can be completed. The last checkpoint is kept: start "
               "the same command on every host again to continue from it.", file=sys.stderr)
         return 5
-    except tf.errors.ResourceExhaustedError as error:
-        if files.disk_is_full(error):
-            raise _full(config) from error
-        raise UserError("Out of memory. Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
-                        "--dry_run shows what a setting needs.") from error
-    except OSError as error:
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
         if files.disk_is_full(error):
             raise _full(config) from error
         raise

@@ -84,7 +84,7 @@ def _dense(plan: plans.Plan, images: int) -> float:
 
 def _macs(call: plans.Call) -> int:
     """Multiply-accumulates of an image and step."""
-    return macs_of(getattr(call.layer, "layer", call.layer), tuple(call.output.shape[2:]))
+    return macs_of(getattr(call.layer, "layer", call.layer), tuple(call.source.shape[2:]), tuple(call.output.shape[2:]))
 
 
 def _measured(work: Callable[[], Any]) -> tuple[float, Any]:
