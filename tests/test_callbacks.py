@@ -174,6 +174,21 @@ def test_an_optimizer_that_scales_the_loss_trains_the_same() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_of_one_s_own_may_have_its_own_optimizers() -> None:
+    class Alternating(SpikingModel):
+        def train_step(self, data: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=data[1], y_pred=self(data[0], training=True))
+            self.own.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables))
+            return {"loss": loss}
+
+    made = net(weak=("b",))
+    model = Alternating(made.input, made.output)
+    model.own = keras.optimizers.SGD(0.01)
+    model.compile(None, "mse", run_eagerly=True)
+    assert any("collapsed" in text and "smaller learning rate." in text for text in fitted(model, epochs=6))
+
+
 def test_who_has_warned_looks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     weights = tfspike.Diagnosis._weights

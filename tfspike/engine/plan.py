@@ -325,3 +325,19 @@ def _is_special(call: Call) -> bool:
 def copy_of(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     """A new layer of the same configuration but for `changes`; its weights are its own."""
     return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def rebuilt(model: keras.Model, inputs: Any, outputs: Any) -> Any:
+    """A functional model of the name and the class of `model`, for another graph; where that class has a constructor
+    that takes none, of the nearest one in front of it that does."""
+    return next(kind for kind in type(model).__mro__ if _takes_graph(kind))(inputs, outputs, name=model.name)
+
+
+def _takes_graph(kind: type) -> bool:
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    try:
+        signature.bind(None, None, None, name="")
+    except TypeError:
+        return False
+    _, first, *_ = signature.parameters.values()
+    return first.kind is inspect.Parameter.VAR_POSITIONAL or list(signature.parameters)[1:3] == ["inputs", "outputs"]
