@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,8 +21,6 @@ from tfspike.neurons.encoders import Encoder
 from tfspike.neurons.layers import OpenNeurons, Readout, SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime, WindowDropout, with_layers_inside
-
-_WITH_CONSTANTS = (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm)
 
 
 def _said(call: Call) -> str:
@@ -129,12 +126,6 @@ class Plan:
     def ours(self) -> tuple[Call, ...]:
         """The encoder, the window and the readout: what is run on spike trains."""
         return (self.encoder, *self.window, self.readout)
-
-    def constants(self) -> list[dict[str, Any]]:
-        """Thresholds, leaks, steps and whatever else layers of ours have as plain attributes, as they are now."""
-        return [{name: value for name, value in vars(call.layer).items()
-                 if name[0] != "_" and isinstance(value, (numbers.Real, str, tuple))}
-                for call in self.ours if isinstance(call.layer, _WITH_CONSTANTS)]
 
     def into_encoder(self, inputs: Any, handler: Handler = plain) -> Any:
         """What enters the encoder, `[B, ...]`, for what the model takes."""

@@ -14,7 +14,7 @@ from tfspike.engine import plan as plans
 from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
-from tfspike.models import callbacks, edges, losses, nesting, windows
+from tfspike.models import callbacks, constants, edges, losses, nesting, windows
 from tfspike.neurons.encoders import (
     Encoder,
     SpikeInput,
@@ -37,8 +37,9 @@ class SpikingModel(keras.Model):
     Functional and sequential models on its spike trains are as if their layers stood in their place.
     `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
 
-    A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, of
-    `fit`, `evaluate` and `predict` too.
+    A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, in
+    `fit`, `evaluate` and `predict` from the next batch on. They are traced anew then, which takes seconds: a callback
+    should change one at the beginning of an epoch.
 
     Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
     (`DirectEncoder`). An output that is a spike train is time-major, `[T, B, ...]`.
@@ -79,8 +80,8 @@ class SpikingModel(keras.Model):
     @property
     def engine(self) -> Engine | None:
         """What runs the window; None where the model is computed layer by layer, which is said once, with the cause."""
-        self._follow_constants()
         found = self._read()
+        self._follow_constants()
         why = plans.hindrance(found) if isinstance(found, plans.Plan) else found
         if isinstance(why, str) or isinstance(found, str):
             self._say(f"{self.name} is computed layer by layer, which takes more time and memory: {why}.")
@@ -254,28 +255,16 @@ class SpikingModel(keras.Model):
         return edges.declared_data(x, self.plan.inputs[0].shape)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_train_function`; constants that were changed count from the next `fit` on."""
-        self._follow_constants()
-        return super().make_train_function(force)
+        """`keras.Model.make_train_function`; constants that are changed count from the next batch on."""
+        return constants.keep_up(self, self._lazy(), "train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_test_function`; constants that were changed count from the next `evaluate` on."""
-        self._follow_constants()
-        return super().make_test_function(force)
+        """`keras.Model.make_test_function`; constants that are changed count from the next batch on."""
+        return constants.keep_up(self, self._lazy(), "test_function", super().make_test_function, force)
 
     def make_predict_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_predict_function`; constants that were changed count from the next `predict` on."""
-        self._follow_constants()
-        return super().make_predict_function(force)
-
-    def _follow_constants(self) -> None:
-        """Drops what was made of constants that have been changed since, such as `layer.threshold`."""
-        found = self._read()
-        now = found.constants() if isinstance(found, plans.Plan) else []
-        if self._lazy().setdefault("constants", now) != now:
-            self._lazy()["constants"] = now
-            self._lazy().pop("engine", None)
-            self.train_function = self.test_function = self.predict_function = None
+        """`keras.Model.make_predict_function`; constants that are changed count from the next batch on."""
+        return constants.keep_up(self, self._lazy(), "predict_function", super().make_predict_function, force)
 
     def train_step(self, data: Any) -> Any:
         """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
@@ -440,6 +429,13 @@ class SpikingModel(keras.Model):
             return super().export(filepath, format, verbose, input_signature, **kwargs)
         finally:
             self.configure_engine(self._chunk, kernel)
+
+    def _follow_constants(self) -> None:
+        """Drops an engine that was made of constants that have been changed since, such as `layer.threshold`."""
+        now = constants.of(self, self._lazy())
+        if self._lazy().setdefault("constants", now) != now:
+            self._lazy()["constants"] = now
+            self._lazy().pop("engine", None)
 
     def _read(self) -> plans.Plan | str:
         if "plan" not in self._lazy():
