@@ -142,6 +142,21 @@ def test_targets_of_another_length_than_the_outputs_are_refused(loss: Any, outpu
         model.fit(np.ones((8, 6), "f"), np.eye(numbers)[np.arange(8) % numbers], batch_size=8, verbose=0)
 
 
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
+def test_labels_of_classes_that_a_model_has_not_are_refused(loss: Any) -> None:
+    model, x = _classifier(4), np.ones((8, 6), "f")
+    model.compile("sgd", loss, run_eagerly=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The loss takes probabilities")
+        for labels, words in ((1 + np.arange(8) % 4, r"from 0 to 3\. Received: labels from 1 to 4; .*labels - 1\."),
+                              (np.arange(8) - 1, r"labels from -1 to 6\.")):
+            for act in (model.fit, model.evaluate):
+                with pytest.raises(UserError, match=words):
+                    act(x, labels, verbose=0)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1), run_eagerly=True)
+        assert np.isfinite(model.evaluate(x, np.arange(8) % 4 - np.arange(8) // 4, verbose=0))
+
+
 def test_without_targets_a_loss_is_refused_and_penalties_alone_are_minimised() -> None:
     model, x = _classifier(4, activity_regularizer=keras.regularizers.L1(0.1)), np.ones((8, 6), "f")
     before = model.get_weights()[0]

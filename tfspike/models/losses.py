@@ -130,6 +130,30 @@ def refuse_targets(batch: Iterable[Compared]) -> None:
                             f"{classes}) has them, or let the layer in front of the Readout have {wanted[-1]} units.")
 
 
+def refuse_unknown_classes(loss: Any, labels: Any, outputs: Any) -> None:
+    """Raises UserError where labels, an array of whole numbers, are of classes that a model has no output for, under
+    Keras' cross entropy of labels: on GPUs that is NaN, and on CPUs an operation within a graph fails.
+
+    Args:
+      loss: as `keras.Model.compile` takes it.
+      labels: of all records, if they are labels.
+      outputs: the symbolic ones.
+    """
+    kind = _found(loss)
+    sparse = isinstance(kind, keras.losses.SparseCategoricalCrossentropy)
+    if not sparse and kind is not keras.losses.sparse_categorical_crossentropy:
+        return
+    if len(outputs) != 1 or not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or not labels.size:
+        return
+    if sparse and kind.get_config().get("ignore_class") is not None:
+        return
+    least, most, classes = int(labels.min()), int(labels.max()), outputs[0].shape[-1]
+    if least < 0 or most >= classes:
+        hint = "; where they begin with 1, give labels - 1" if (least, most) == (1, classes) else ""
+        raise UserError(f"The model has {classes} outputs, for labels from 0 to {classes - 1}. Received: labels from "
+                        f"{least} to {most}{hint}.")
+
+
 def _shown(shape: tuple[Any, ...]) -> str:
     return f"[{', '.join('B' if size is None else str(size) for size in shape)}]"
 

@@ -244,6 +244,7 @@ class SpikingModel(keras.Model):
         if type(self).call is SpikingModel.call:
             bound = edges.declared_arguments(method, self, args, kwargs, self.plan.inputs[0].shape)
             args, kwargs = bound.args[1:], bound.kwargs
+            losses.refuse_unknown_classes(self._loss, bound.arguments.get("y"), self.outputs)
         if self.plan.before:
             return args, kwargs, None
         x = kwargs.get("x", args[0] if args else None)
