@@ -175,6 +175,42 @@ def test_an_optimizer_that_scales_the_loss_trains_the_same() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_of_one_s_own_may_have_its_own_optimizers() -> None:
+    class Alternating(SpikingModel):
+        def train_step(self, data: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=data[1], y_pred=self(data[0], training=True))
+            self.own.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables))
+            return {"loss": loss}
+
+    made = net(weak=("b",))
+    model = Alternating(made.input, made.output)
+    model.own = keras.optimizers.SGD(0.01)
+    model.compile(None, "mse", run_eagerly=True)
+    assert any("collapsed" in text and "smaller learning rate." in text for text in fitted(model, epochs=11))
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_constants_that_a_callback_changes_count_at_once_as_between_two_fits(eagerly: bool, tmp_path: Any) -> None:
+    """A threshold or a surrogate's width that is moved from epoch to epoch."""
+    def moved(model: SpikingModel, epoch: int) -> None:
+        model.get_layer("a").threshold = 1.0 - 0.3 * epoch
+
+    one, other = (net("event", optimizer=keras.optimizers.SGD(0.1), eagerly=eagerly) for _ in range(2))
+    for model in (one, other):
+        model.configure_engine(kernel="plain")  # nothing to compile
+    how: dict[str, Any] = {"batch_size": 8, "verbose": 0, "shuffle": False, "validation_data": DATA}
+    watching = [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: moved(one, epoch)),
+                keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")]  # looks at every attribute of a model
+    found = one.fit(*DATA, epochs=3, callbacks=watching, **how).history
+    for epoch in range(3):
+        moved(other, epoch)
+        wanted = other.fit(*DATA, **how).history
+        assert [found[name][epoch] for name in ("loss", "val_loss")] == pytest.approx([wanted[name][0] for name in ("loss", "val_loss")])
+    np.testing.assert_array_equal(one.predict(DATA[0], verbose=0), other.predict(DATA[0], verbose=0))
+    assert len({round(loss, 6) for loss in found["loss"]}) == 3
+
+
 def test_who_has_warned_looks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     weights = tfspike.Diagnosis._weights

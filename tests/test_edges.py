@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, UserError
 
@@ -43,3 +44,43 @@ def test_one_array_in_a_list_is_that_array(model: SpikingModel) -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (B, 6, 5, 2)).astype("f")
     np.testing.assert_array_equal(model.predict([x], verbose=0), model.predict(x, verbose=0))
     np.testing.assert_array_equal(model.predict(x=x, verbose=0), model.predict(x, verbose=0))
+
+
+def of_one_channel(pictures: int = 6) -> tuple[SpikingModel, np.ndarray, np.ndarray]:
+    """A network of images `[B, 6, 5, 1]`, and some with their labels."""
+    image = keras.Input((6, 5, 1))
+    x = LIF(0.9, 0.1)(OverTime(keras.layers.Conv2D(2, 3, kernel_initializer="ones"))(DirectEncoder(2)(image)))
+    made = SpikingModel(image, Readout(0.9)(OverTime(keras.layers.Dense(CLASSES))(OverTime(keras.layers.Flatten())(x))))
+    made.configure_engine(kernel="plain")  # nothing to compile
+    made.compile(keras.optimizers.SGD(0.0), "mse")
+    rng = np.random.default_rng(0)
+    return made, rng.uniform(-1, 1, (pictures, 6, 5, 1)).astype("f"), np.eye(CLASSES, dtype="f")[rng.integers(0, CLASSES, pictures)]
+
+
+def test_images_come_with_an_axis_for_the_channel_and_without_one_after_the_other() -> None:
+    """Keras' function, traced for both, knows no shape, and failed within its graph."""
+    model, x, y = of_one_channel()
+    shapes = [x, x[..., 0], tf.constant(x[..., 0]), [x[..., 0]]]
+    scores = [model.predict(each, verbose=0) for each in shapes]
+    losses = [model.evaluate(each, y, verbose=0) for each in shapes]
+    trained = [model.fit(each, y, validation_data=(held_out, y), verbose=0, shuffle=False).history
+               for each, held_out in zip(shapes, [x[..., 0], x, x[..., 0], x])]
+    batches = [tf.data.Dataset.from_tensor_slices((each, y)).batch(4) for each in (x, x[..., 0])]
+    trained += [model.fit(each, validation_data=each, verbose=0, shuffle=False).history for each in batches]
+    scores += [model.predict(each, verbose=0) for each in (*batches, batches[1].map(lambda image, _: image))]
+    scores += [model.predict_on_batch(each) for each in (x, x[..., 0])]
+    losses += [model.test_on_batch(each, y) for each in (x, x[..., 0])]
+    losses += [model.train_on_batch(each, y) for each in (x, x[..., 0])]
+    losses += [history[name][0] for history in trained for name in ("loss", "val_loss")]
+    for one in scores:
+        np.testing.assert_allclose(one, scores[0], rtol=1e-5)
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+def test_a_data_set_of_other_images_is_refused_before_it_is_read() -> None:
+    model, x, y = of_one_channel()
+    for method, data, words in ((model.fit, (x, y), r"of one alone: .*x\[np.newaxis\]"),
+                                (model.evaluate, (x[np.newaxis, :, :4], y[np.newaxis]), r"Received: shape \(6, 4, 5, 1\)\.")):
+        with pytest.raises(UserError, match=words) as refused:
+            method(tf.data.Dataset.from_tensor_slices(data), verbose=0)
+        assert "\n" not in str(refused.value)  # which Keras would add to, within the call of a layer

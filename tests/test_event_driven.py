@@ -426,6 +426,19 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(gradient: str, tmp_path: 
         training.run(runs.tiny(tmp_path / "whole", gradient=gradient), say=lambda line: None)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("alter", [lambda model: model.quantize("int8"),
+                                   lambda model: model.layers[2].layer.enable_lora(2)])
+def test_weights_that_keras_has_put_in_place_of_others_are_left_to_it(alter: Callable[[SpikingModel], Any]) -> None:
+    model, x = dense_between(), nets.spike_inputs(T, B, (6, 6, 2))
+    model.configure_engine(kernel="events")
+    model(x)  # a program is kept
+    alter(model)
+    with pytest.warns(UserWarning, match="dense convolutions.*has put other weights in place of the kernel"):
+        found = model(x)
+    np.testing.assert_allclose(found, model.call_layers(x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_frozen_normalisation_is_part_of_the_weights_in_training() -> None:
     inputs = keras.Input((T, 6, 6, 2))
     x = ThresholdNorm(trainable=False, name="norm")(OverTime(keras.layers.Conv2D(4, 3))(SpikeInput(T)(inputs)))

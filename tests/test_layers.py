@@ -340,6 +340,22 @@ def test_over_time_takes_frozen_layers_and_models_of_them_come_back(tmp_path: An
     assert len(again.trainable_variables) == len(model.trainable_variables) + 1
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_network_whose_weights_keras_quantised_answers_and_comes_back(mode: str, tmp_path: Any) -> None:
+    inputs = keras.Input((6,))
+    x = LIF(0.9, gradient="rate")(OverTime(keras.layers.Dense(8, kernel_initializer="ones"))(DirectEncoder(4)(inputs)))
+    model = SpikingModel(inputs, Readout(0.9)(OverTime(keras.layers.Dense(3))(x)))
+    model.quantize(mode)  # before anyone has asked for a plan
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 6)).astype("f")
+    assert model.engine is not None
+    np.testing.assert_allclose(model(x), model.call_layers(x), rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "small.keras")
+    again = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(again(x), model(x))
+    assert again.layers[2].layer.quantization_mode == mode
+
+
 @pytest.mark.parametrize("layer", [
     LIF(), Readout(), LeakAware(), WindowDropout(0.5), OverTime(keras.layers.Flatten()), MaxPoolGate()])
 def test_over_time_refuses_what_needs_the_window(layer: Any) -> None:

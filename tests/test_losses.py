@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -130,7 +131,63 @@ def test_targets_that_a_loss_can_compare_are_taken(loss: Any, classes: int, targ
     assert np.isfinite(model.fit(np.ones((8, 6), "f"), target, batch_size=4, verbose=0).history["loss"]).all()
 
 
-def _classifier(outputs: int) -> SpikingModel:
+@pytest.mark.parametrize("loss", ["mse", keras.losses.CategoricalCrossentropy(from_logits=True), keras.losses.kl_divergence])
+@pytest.mark.parametrize("outputs, numbers", [(4, 5), (1, 4)])
+def test_targets_of_another_length_than_the_outputs_are_refused(loss: Any, outputs: int, numbers: int) -> None:
+    """A single output would be compared with every number of the target, without a word."""
+    model = _classifier(outputs)
+    model.compile("sgd", loss, run_eagerly=True)
+    words = rf"targets are \[8, {numbers}\].*outputs are \[8, {outputs}\].*to_categorical\(labels, {outputs}\).*{numbers} units"
+    with pytest.raises(UserError, match=words):
+        model.fit(np.ones((8, 6), "f"), np.eye(numbers)[np.arange(8) % numbers], batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
+def test_labels_of_classes_that_a_model_has_not_are_refused(loss: Any) -> None:
+    model, x = _classifier(4), np.ones((8, 6), "f")
+    model.compile("sgd", loss, run_eagerly=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The loss takes probabilities")
+        for labels, words in ((1 + np.arange(8) % 4, r"from 0 to 3\. Received: labels from 1 to 4; .*labels - 1\."),
+                              (np.arange(8) - 1, r"labels from -1 to 6\.")):
+            for act in (model.fit, model.evaluate):
+                with pytest.raises(UserError, match=words):
+                    act(x, labels, verbose=0)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1), run_eagerly=True)
+        assert np.isfinite(model.evaluate(x, np.arange(8) % 4 - np.arange(8) // 4, verbose=0))
+
+
+def test_without_targets_a_loss_is_refused_and_penalties_alone_are_minimised() -> None:
+    model, x = _classifier(4, activity_regularizer=keras.regularizers.L1(0.1)), np.ones((8, 6), "f")
+    before = model.get_weights()[0]
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Gradients do not exist")
+        assert np.isfinite(model.fit(x, verbose=0).history["loss"]).all()
+    assert not np.array_equal(before, model.get_weights()[0])
+    model.compile("sgd", "mse", run_eagerly=True)
+    for act in (model.fit, model.evaluate):
+        with pytest.raises(UserError, match=r"none were given: .*fit\(x, y\)"):
+            act(x, verbose=0)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_losses_by_name_are_those_of_their_outputs(by_name: bool) -> None:
+    """Whose order is another one than that of the names."""
+    inner = _classifier(4)
+    model = SpikingModel(inner.input, [keras.layers.Identity(name="digit")(inner.output),
+                                       keras.layers.Dense(1, name="angle")(inner.output)])
+    x, labels, angles = np.ones((8, 6), "f"), np.arange(8) % 4, np.linspace(0.0, 1.0, 8, dtype="f")[:, np.newaxis]
+    y: Any = {"digit": labels, "angle": angles} if by_name else [labels, angles]
+    model.compile("sgd", {"digit": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "angle": "mse"},
+                  run_eagerly=True)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+    model.compile("sgd", {"digit": "mse", "angle": "mse"}, run_eagerly=True)
+    with pytest.raises(UserError, match=r"one number each.*to_categorical\(labels, 4\)"):
+        model.fit(x, y, verbose=0)
+
+
+def _classifier(outputs: int, **neurons: Any) -> SpikingModel:
     inputs = keras.Input((6,))
-    hidden = LIF(gradient="rate")(OverTime(keras.layers.Dense(8))(DirectEncoder(4)(inputs)))
+    hidden = LIF(gradient="rate", **neurons)(OverTime(keras.layers.Dense(8))(DirectEncoder(4)(inputs)))
     return SpikingModel(inputs, Readout()(OverTime(keras.layers.Dense(outputs))(hidden)))

@@ -307,6 +307,13 @@ def test_where_the_encoder_passes_none_the_cause_of_the_nan_is_said() -> None:
     assert np.isnan(model.get_layer("front").kernel).any()
 
 
+def test_run_eagerly_the_way_out_is_said() -> None:
+    model = within(DirectEncoder(T), keras.layers.Dense(N, name="front", trainable=False))
+    model.run_eagerly = True
+    with pytest.raises(UserError, match="behind layers with weights, compile that one with run_eagerly=False"):
+        model.fit(images(), np.ones((B, CLASSES), "f"), verbose=0)
+
+
 @pytest.mark.parametrize("front", [lambda: keras.layers.Rescaling(0.5),
                                    lambda: keras.layers.GaussianNoise(0.1)])  # whose seed is a variable
 @pytest.mark.parametrize("encoder", [PoissonEncoder(T), DirectEncoder(T)])

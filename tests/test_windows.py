@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import runs
+import tfspike
 from tfspike import distribution, models, training
 from tfspike.config import RunOptions, resolve
+from tfspike.engine import folding
 from tfspike.errors import UserError
 from tfspike.models import variables
 from tfspike.runs import checkpoints
@@ -48,6 +50,34 @@ def test_another_window_is_the_network_that_is_built_for_it(encoder: str) -> Non
             np.testing.assert_array_equal(count, wanted_counts[name])
     assert short.timesteps == 2 and sum(count.numpy().sum() for count in counts.values()) > 0
     assert short.spiking_layers == built.spiking_layers and short.name == built.name
+
+
+class Shaped(tfspike.SpikingModel):
+    """A network with a constructor of its own, as one is told to write in Keras."""
+
+    def __init__(self, timesteps: int = 4, **kwargs: Any):
+        image = keras.Input((6,))
+        x = tfspike.OverTime(keras.layers.Dense(8, kernel_initializer="ones"))(tfspike.DirectEncoder(timesteps)(image))
+        x = tfspike.LIF(0.9, learn=("leak",), surrogate="triangular")(x)
+        super().__init__(image, tfspike.Readout(0.9)(tfspike.OverTime(keras.layers.Dense(3))(x)), **kwargs)
+
+
+class Handed(tfspike.SpikingModel):
+    """One that hands on what it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+
+def test_a_subclass_with_a_constructor_of_its_own_has_other_windows_and_is_folded() -> None:
+    model, x = Shaped(), np.random.default_rng(0).uniform(0, 1, (2, 6)).astype("f")
+    for other, kind in ((model.with_timesteps(3), tfspike.SpikingModel), (folding.fold(model), tfspike.SpikingModel),
+                        (Handed(model.input, model.output).with_timesteps(3), Handed)):
+        assert type(other) is kind
+        np.testing.assert_allclose(other(x), other.call_layers(x), rtol=1e-5)
+    np.testing.assert_allclose(folding.fold(model)(x), model(x), rtol=1e-5)
+    with pytest.raises(UserError, match="functional model.*subclass of keras.Model"):
+        tfspike.SpikingModel()
 
 
 def test_two_windows_have_one_set_of_weights_and_one_count_of_training_calls() -> None:

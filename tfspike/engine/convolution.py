@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspike.engine import known
 from tfspike.neurons.custom_gradient import custom_gradient
 
 _LARGEST_MAP = 64  # pixels of y
@@ -31,6 +32,8 @@ def is_faster(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: A
       dtype: that it computes in.
     """
     if type(layer) is not keras.layers.Conv2D or tf.as_dtype(dtype) != tf.bfloat16:  # a subclass may compute otherwise
+        return False
+    if known.altered(layer):
         return False
     plain = (layer.dilation_rate == (1, 1) and layer.groups == 1 and not layer.use_bias
              and layer.activation is keras.activations.linear and layer.data_format == "channels_last"

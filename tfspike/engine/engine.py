@@ -397,7 +397,8 @@ class Engine:
         """Values of variables, those of synapses in their layer's compute dtype."""
         dtypes = {id(variable): call.layer.compute_dtype for call in self.plan.window
                   for variable in call.layer.variables if isinstance(call.layer, OverTime)}
-        return [tf.cast(value, dtypes.get(id(variable), variable.dtype)) for variable, value in zip(variables, values)]
+        return [tf.cast(value, dtypes.get(id(variable), variable.dtype)) if value.dtype.is_floating else value
+                for variable, value in zip(variables, values)]
 
     def _draw_masks(self, batch: tf.Tensor) -> dict[plans.Call, tf.Tensor]:
         return {call: call.layer.draw_mask((batch, *_feature_shape(call)))

@@ -62,7 +62,7 @@ def fold(model: Any) -> Any:
     inputs = [keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in plan.inputs]
     values = plans.run(calls, dict(zip(plan.inputs, inputs)), handler)
     outputs = keras.tree.pack_sequence_as(model.output, [values[output] for output in plan.outputs])
-    folded = model.__class__(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
+    folded = plans.rebuilt(model, inputs[0] if len(inputs) == 1 else inputs, outputs)
     for call in calls:
         if call.layer in copies and copies[call.layer].weights:
             norm = norms.get(call.output)

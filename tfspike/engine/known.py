@@ -61,15 +61,27 @@ def _is_linear_synapse(inner: keras.layers.Layer) -> bool:
         return all(map(_is_linear_synapse, inner.layers))
     if isinstance(inner, keras.layers.MaxPooling2D) and set(inner.pool_size) == {1}:
         return True  # picks pixels
-    if not isinstance(inner, _LINEAR) or own_synapse(inner):
+    if not isinstance(inner, _LINEAR) or _own_method(inner):
         return False
     return getattr(inner, "activation", None) in (None, keras.activations.linear)
 
 
 def own_synapse(layer: keras.layers.Layer) -> str | None:
-    """The first method that a subclass of one of Keras' linear layers has of its own, or None."""
+    """The first method that a subclass of one of Keras' linear layers has of its own, or what Keras does in place of
+    multiplying with `layer.kernel.value`; None where it does no more than that."""
+    return _own_method(layer) or altered(layer)
+
+
+def _own_method(layer: keras.layers.Layer) -> str | None:
     kind = next((kind for kind in _LINEAR if isinstance(layer, kind)), None)
     return None if kind is None else own_code(layer, kind)
+
+
+def altered(layer: keras.layers.Layer) -> str | None:
+    """The method of Keras that has put other weights in place of a layer's kernel, or None."""
+    if layer.quantization_mode is not None:
+        return "quantize"
+    return "enable_lora" if getattr(layer, "lora_enabled", False) else None
 
 
 def own_code(layer: Any, base: type | None = None) -> str | None:

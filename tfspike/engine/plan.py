@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,8 +21,6 @@ from tfspike.neurons.encoders import Encoder
 from tfspike.neurons.layers import OpenNeurons, Readout, SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime, WindowDropout, with_layers_inside
-
-_WITH_CONSTANTS = (Encoder, SpikingLayer, Readout, WindowDropout, ThresholdNorm)
 
 
 def _said(call: Call) -> str:
@@ -129,12 +126,6 @@ class Plan:
     def ours(self) -> tuple[Call, ...]:
         """The encoder, the window and the readout: what is run on spike trains."""
         return (self.encoder, *self.window, self.readout)
-
-    def constants(self) -> list[dict[str, Any]]:
-        """Thresholds, leaks, steps and whatever else layers of ours have as plain attributes, as they are now."""
-        return [{name: value for name, value in vars(call.layer).items()
-                 if name[0] != "_" and isinstance(value, (numbers.Real, str, tuple))}
-                for call in self.ours if isinstance(call.layer, _WITH_CONSTANTS)]
 
     def into_encoder(self, inputs: Any, handler: Handler = plain) -> Any:
         """What enters the encoder, `[B, ...]`, for what the model takes."""
@@ -325,3 +316,19 @@ def _is_special(call: Call) -> bool:
 def copy_of(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     """A new layer of the same configuration but for `changes`; its weights are its own."""
     return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def rebuilt(model: keras.Model, inputs: Any, outputs: Any) -> Any:
+    """A functional model of the name and the class of `model`, for another graph; where that class has a constructor
+    that takes none, of the nearest one in front of it that does."""
+    return next(kind for kind in type(model).__mro__ if _takes_graph(kind))(inputs, outputs, name=model.name)
+
+
+def _takes_graph(kind: type) -> bool:
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    try:
+        signature.bind(None, None, None, name="")
+    except TypeError:
+        return False
+    _, first, *_ = signature.parameters.values()
+    return first.kind is inspect.Parameter.VAR_POSITIONAL or list(signature.parameters)[1:3] == ["inputs", "outputs"]

@@ -18,10 +18,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfspike.checks import check_count
 from tfspike.models.advice import adapting, either
-from tfspike.models.diagnosis import Diverged, Watch, weight_names
+from tfspike.models.diagnosis import Diverged, Watch, layer_statistics, weight_names
 from tfspike.models.network import window_of
 from tfspike.neurons.encoders import unscaled
 from tfspike.neurons.layers import LIF
@@ -59,7 +60,7 @@ class FitAdvice:
         adapts = adapting(neurons, "give it homeostasis") if isinstance(neurons, LIF) else []
         if self.normalised:
             return either([f"more timesteps (now {self._model.timesteps})",
-                           f"a smaller learning rate (now {_learning_rate(self._model):g})", *adapts])
+                           _slower(self._model), *adapts])
         return either([f"give the synapses in front of it {_START} (Keras' own start is too weak to fire)",
                        "call tfspike.initialisation.initialise_rates(model, images) before fit",
                        f"lower its threshold{self._threshold(layer)}", *adapts])
@@ -70,9 +71,11 @@ class FitAdvice:
 
     def smaller_steps(self) -> str:
         optimizer = self._model.optimizer
+        if optimizer is None:
+            return _slower(self._model)
         clip = optimizer.clipnorm or optimizer.global_clipnorm
         bound = f"a smaller clipnorm (now {clip:g})" if clip else "clipnorm=1.0 in the optimizer (bounds every update)"
-        return f"a smaller learning rate (now {_learning_rate(self._model):g}) or {bound}"
+        return f"{_slower(self._model)} or {bound}"
 
     def _threshold(self, layer: str) -> str:
         value = getattr(self._neurons.get(layer), "threshold", None)  # of neurons of the user's own, anything
@@ -190,7 +193,7 @@ class Diagnosis(keras.callbacks.Callback):
         norms, self._sums = self._weights()
         found = {**getattr(self.model, "activity_statistics", dict)(),
                  **{f"weight_norm/{name}": norm for name, norm in norms.items()}}
-        if _learning_rate(self.model) > 0.0:  # else weights stand still whatever the gradient
+        if _learning_rate(self.model) != 0.0:  # else weights stand still whatever the gradient
             found |= {f"grad_norm/{name}": float(value != before[name]) for name, value in self._sums.items()}
         return found | ({"loss": float(logs["loss"])} if "loss" in logs else {})
 
@@ -269,8 +272,33 @@ def watched(model: Any, told: dict[str, Any], args: tuple[Any, ...], kwargs: Map
     return bound.args[1:], bound.kwargs
 
 
-def _learning_rate(model: Any) -> float:
+def keep_statistics(told: dict[str, Any], heard: dict[str, tf.Tensor], timesteps: int) -> None:
+    """Keeps what `SpikingModel.activity_statistics` tells, of spike counts and the size of pixels that a training step
+    heard of, in a variable among what is `told` of the model."""
+    largest = {name: heard.pop(name) for name in (LARGEST_INPUT,) if name in heard}
+    stats = {**layer_statistics(heard, timesteps, [], []), **largest}
+    if "statistics" not in told:
+        with tf.init_scope():  # outlives the graph that is being traced
+            told["statistics"] = list(stats), tf.Variable(tf.zeros(len(stats)), trainable=False)
+    told["statistics"][1].assign(tf.stack(list(stats.values())))
+
+
+def kept_statistics(told: Mapping[str, Any]) -> dict[str, float]:
+    """Them as they are now; {} before the first step."""
+    names, kept = told.get("statistics", ((), None))
+    return {} if kept is None else dict(zip(names, kept.numpy().tolist()))
+
+
+def _learning_rate(model: Any) -> float | None:
+    """None of a model without an optimizer, whose `train_step` is the user's own."""
+    if model.optimizer is None:
+        return None
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # a strategy has one per replica
+
+
+def _slower(model: Any) -> str:
+    rate = _learning_rate(model)
+    return "a smaller learning rate" + ("" if rate is None else f" (now {rate:g})")
 
 
 def _warn(text: str) -> None:

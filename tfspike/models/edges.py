@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -23,10 +25,14 @@ def one_input(inputs: Any, declared: Any) -> tf.Tensor:
     if isinstance(inputs, dict) and len(parts) != 1:
         raise UserError(f"The model takes one input. Received: {len(parts)}.")
     found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
-    found = tf.cast(tf.convert_to_tensor(found), declared.dtype)
-    refuse_shape(tuple(found.shape), declared.shape)
-    more = found.shape.rank - len(declared.shape)
-    return found[..., 0] if more > 0 else found[..., tf.newaxis] if more < 0 else found
+    return _with_rank(tf.cast(tf.convert_to_tensor(found), declared.dtype), declared.shape)
+
+
+def _with_rank(x: Any, declared: Shape) -> Any:
+    """An array or a tensor as declared, with or without an axis for the channel; refuses what `refuse_shape` does."""
+    refuse_shape(tuple(x.shape), declared)
+    more = len(x.shape) - len(declared)
+    return x[..., 0] if more > 0 else x[..., np.newaxis] if more < 0 else x
 
 
 def refuse_shape(shape: Shape, declared: Shape) -> None:
@@ -50,19 +56,52 @@ def refuse_shape(shape: Shape, declared: Shape) -> None:
                     f"Received: shape {shape}{hint}")
 
 
-def refuse_data(x: Any, declared: Shape) -> None:
-    """Raises UserError where the `x` of `fit`, `evaluate` or `predict` does not fit; looks at lists and arrays alone.
+def declared_data(x: Any, declared: Shape) -> Any:
+    """The `x` of `fit`, `evaluate` or `predict` in the shape that a model declares, where it is a list, an array, a
+    tensor or a `tf.data.Dataset`, whose batches may be `x` or `(x, ...)`; anything else as it is.
 
-    Keras takes a list as one array for each input, and a function that it has traced for two shapes fails at a third
-    one somewhere within its graph.
+    Keras takes a list as one array for each input. A function that it has traced for images with an axis for the
+    channel and without knows no shape any more, and so fails, as it does somewhere within its graph at a third shape.
+
+    Raises:
+      UserError: the shape is another one (`refuse_shape`).
     """
     if isinstance(x, (list, tuple)):
         if len(x) != 1:
             raise UserError("Keras takes a list as one array for each input, and the model has one input. Received: a "
                             f"list of {len(x)}; give one array, np.stack(x).")
         x = x[0]
-    if isinstance(x, np.ndarray) or tf.is_tensor(x):
-        refuse_shape(tuple(x.shape), declared)
+    if isinstance(x, tf.data.Dataset):
+        return _declared_batches(x, declared)
+    return _with_rank(x, declared) if isinstance(x, np.ndarray) or tf.is_tensor(x) else x
+
+
+def _declared_batches(x: tf.data.Dataset, declared: Shape) -> tf.data.Dataset:
+    parts = x.element_spec if isinstance(x.element_spec, tuple) else (x.element_spec,)
+    images = parts[0] if parts else None
+    if not isinstance(images, tf.TensorSpec) or images.shape.rank is None:
+        return x
+    refuse_shape(tuple(images.shape), declared)
+    if images.shape.rank == len(declared):
+        return x
+    if not isinstance(x.element_spec, tuple):
+        return x.map(lambda batch: _with_rank(batch, declared))
+    return x.map(lambda batch, *others: (_with_rank(batch, declared), *others))
+
+
+def declared_arguments(method: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+                       declared: Shape) -> inspect.BoundArguments:
+    """Arguments of `fit`, `evaluate` or `predict` of a model, with `declared_data` for `x` and `validation_data`."""
+    bound = inspect.signature(method).bind(model, *args, **kwargs)
+    given = bound.arguments
+    if "x" in given:
+        given["x"] = declared_data(given["x"], declared)
+    held_out = given.get("validation_data")
+    if isinstance(held_out, (list, tuple)) and held_out:
+        given["validation_data"] = (declared_data(held_out[0], declared), *held_out[1:])
+    elif isinstance(held_out, tf.data.Dataset):
+        given["validation_data"] = declared_data(held_out, declared)
+    return bound
 
 
 def with_time_exchanged(outputs: Any, declared: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -16,16 +16,10 @@ LOSSES = ("squared", "cross_entropy")
 _OF_PROBABILITIES = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy,
                      keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy,
                      keras.losses.sparse_categorical_crossentropy)
-
-
-# What compares targets with outputs number by number, and would repeat a label for every class
-_BY_NUMBER = (keras.losses.MeanSquaredError, keras.losses.MeanAbsoluteError, keras.losses.MeanSquaredLogarithmicError,
-              keras.losses.MeanAbsolutePercentageError, keras.losses.Huber, keras.losses.LogCosh, keras.losses.Hinge,
-              keras.losses.SquaredHinge, keras.losses.Poisson, keras.losses.BinaryCrossentropy)
-_FUNCTIONS_BY_NUMBER = (keras.losses.mean_squared_error, keras.losses.mean_absolute_error,
-                        keras.losses.mean_squared_logarithmic_error, keras.losses.mean_absolute_percentage_error,
-                        keras.losses.huber, keras.losses.log_cosh, keras.losses.hinge, keras.losses.squared_hinge,
-                        keras.losses.poisson, keras.losses.binary_crossentropy)
+SCORES_FOR_PROBABILITIES = (
+    "The loss takes probabilities, and what the Readout gives are scores of any size and sign, with which it hardly "
+    "learns: give it from_logits=True, as in keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+_OF_LABELS = ("sparse", "generalized", "ctc", "circle")  # in the names of losses whose targets are classes
 
 
 def per_record(kind: str, scores: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
@@ -70,25 +64,94 @@ def takes_probabilities(loss: Any) -> bool:
     return any(found is function for function in _OF_PROBABILITIES)
 
 
-def refuse_labels(loss: Any, targets: Any, outputs: Any) -> None:
-    """Raises UserError where targets are class labels `[B]` or `[B, 1]`, outputs scores `[B, classes]`, and the loss is
-    one of Keras' that compare number by number: every score would become the number of the class, without a word.
+class Compared(NamedTuple):
+    """An output of a batch that has a loss.
+
+    Attributes:
+      loss: as `keras.Model.compile` takes it.
+      target, output: of the batch.
+      symbol: the symbolic output, whose first axis is known where it is time.
+    """
+
+    loss: Any
+    target: Any
+    output: Any
+    symbol: Any
+
+
+def compared(loss: Any, targets: Any, outputs: Any, model: Any) -> list[Compared]:
+    """The outputs that have a loss, paired as Keras pairs them; [] where it will refuse them.
+
+    Args:
+      loss: as `keras.Model.compile` takes it; by name where it is a dict, and so are targets.
+      targets, outputs: of a batch.
+      model: a functional one, whose outputs these are.
+
+    Raises:
+      UserError: there is a loss, and no target.
+    """
+    if loss is None:
+        return []
+    if targets is None:
+        raise UserError("The loss compares outputs with targets, and none were given: fit and evaluate take them as y, "
+                        "fit(x, y), and data sets and generators as pairs (x, y).")
+    names = sorted(outputs) if isinstance(outputs, dict) else model.output_names
+    parts = []
+    for part in (loss, targets, outputs):
+        if isinstance(part, dict):
+            if set(part) != set(names):
+                return []
+            part = [part[name] for name in names]
+        parts.append(keras.tree.flatten(part))
+    kinds = parts[0] * len(parts[2]) if len(parts[0]) == 1 else parts[0]
+    if not len(kinds) == len(parts[1]) == len(parts[2]) == len(model.outputs):
+        return []
+    found = [Compared(*part) for part in zip(kinds, *parts[1:], model.outputs)]
+    return [one for one in found if one.loss is not None and one.target is not None]
+
+
+def refuse_targets(batch: Iterable[Compared]) -> None:
+    """Raises UserError where a loss of Keras' own compares targets with outputs number by number, and these are class
+    labels `[B]` or `[B, 1]` and scores `[B, classes]`, or have last axes of other lengths: Keras repeats an axis of
+    length 1, without a word, and of other lengths it is an operation of TensorFlow that fails."""
+    for kind, target, output, _ in batch:
+        wanted, found = tuple(target.shape), tuple(output.shape)
+        classes = found[-1] if len(found) > 1 else None
+        if classes is None or not _is_by_number(kind):
+            continue
+        if classes > 1 and ((len(wanted), len(found)) == (1, 2) or len(wanted) == len(found) and wanted[-1] == 1):
+            raise UserError(f"The targets are one number each, of shape {_shown(wanted)}, and the outputs are "
+                            f"{_shown(found)}: the loss would compare every output with that number. Give labels as "
+                            f"keras.utils.to_categorical(labels, {classes}), or take the loss "
+                            "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+        if len(wanted) == len(found) and wanted[-1] not in (None, classes):
+            raise UserError(f"The targets are {_shown(wanted)}, and the outputs are {_shown(found)}: the loss compares "
+                            f"them number by number. Give targets of {classes}, as keras.utils.to_categorical(labels, "
+                            f"{classes}) has them, or let the layer in front of the Readout have {wanted[-1]} units.")
+
+
+def refuse_unknown_classes(loss: Any, labels: Any, outputs: Any) -> None:
+    """Raises UserError where labels, an array of whole numbers, are of classes that a model has no output for, under
+    Keras' cross entropy of labels: on GPUs that is NaN, and on CPUs an operation within a graph fails.
 
     Args:
       loss: as `keras.Model.compile` takes it.
-      targets, outputs: of a batch, in the same structure.
+      labels: of all records, if they are labels.
+      outputs: the symbolic ones.
     """
-    kinds, targets, outputs = map(keras.tree.flatten, (loss, targets, outputs))
-    if len(targets) != len(outputs) or len(kinds) not in (1, len(outputs)):
+    kind = _found(loss)
+    sparse = isinstance(kind, keras.losses.SparseCategoricalCrossentropy)
+    if not sparse and kind is not keras.losses.sparse_categorical_crossentropy:
         return
-    for kind, target, output in zip(kinds if len(kinds) > 1 else kinds * len(outputs), targets, outputs):
-        wanted, found = tuple(target.shape), tuple(output.shape)
-        are_labels = (len(wanted), len(found)) == (1, 2) or (len(wanted) == len(found) > 1 and wanted[-1] == 1)
-        if are_labels and (found[-1] or 0) > 1 and _is_by_number(kind):
-            raise UserError(f"The targets are one number each, of shape {_shown(wanted)}, and the outputs are "
-                            f"{_shown(found)}: the loss would compare every output with that number. Give labels as "
-                            f"keras.utils.to_categorical(labels, {found[-1]}), or take the loss "
-                            "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+    if len(outputs) != 1 or not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or not labels.size:
+        return
+    if sparse and kind.get_config().get("ignore_class") is not None:
+        return
+    least, most, classes = int(labels.min()), int(labels.max()), outputs[0].shape[-1]
+    if least < 0 or most >= classes:
+        hint = "; where they begin with 1, give labels - 1" if (least, most) == (1, classes) else ""
+        raise UserError(f"The model has {classes} outputs, for labels from 0 to {classes - 1}. Received: labels from "
+                        f"{least} to {most}{hint}.")
 
 
 def _shown(shape: tuple[Any, ...]) -> str:
@@ -96,27 +159,21 @@ def _shown(shape: tuple[Any, ...]) -> str:
 
 
 def _is_by_number(loss: Any) -> bool:
+    """Whether a loss is Keras' own and its targets have the shape of the outputs."""
     found = _found(loss)
-    return isinstance(found, _BY_NUMBER) or any(found is function for function in _FUNCTIONS_BY_NUMBER)
+    name = type(found).__name__ if isinstance(found, keras.losses.Loss) else getattr(found, "__name__", "")
+    return _of_keras(found) and not any(part in name.lower() for part in _OF_LABELS)
 
 
-def refuse_swapped_time(loss: Any, targets: Any, outputs: Any, declared: Any) -> None:
+def refuse_swapped_time(batch: Iterable[Compared]) -> None:
     """Raises UserError where an output is a train `[T, B, ...]` and its targets are `[B, T, ...]`, under losses of
-    Keras' own: with T records in a batch, or one, they would compare other records and steps, and say nothing.
-
-    Args:
-      loss: as `keras.Model.compile` takes it.
-      targets, outputs: of a batch, in the same structure.
-      declared: the symbolic outputs, whose first axis is known where it is time.
-    """
-    kinds = keras.tree.flatten(loss)
-    if not all(kind is None or isinstance(kind, str) or _of_keras(kind) for kind in kinds):
-        return  # a user's own may know
-    sparse = any("sparse" in str(getattr(kind, "name", getattr(kind, "__name__", kind))) for kind in kinds)
-    targets, outputs, declared = map(keras.tree.flatten, (targets, outputs, declared))
-    for target, output, symbol in zip(targets, outputs, declared) if len(targets) == len(outputs) else ():
+    Keras' own: with T records in a batch, or one, they would compare other records and steps, and say nothing."""
+    for kind, target, output, symbol in batch:
+        if not _of_keras(_found(kind)):
+            continue  # a user's own may know
         steps, wanted, found = symbol.shape[0], tuple(target.shape), tuple(output.shape)
-        short = sparse or found[-1] == 1 and steps != 1  # one step of one number broadcasts as it should
+        # one step of one number broadcasts as it should
+        short = not _is_by_number(kind) or found[-1] == 1 and steps != 1
         ranks = (len(found), len(found) - short)
         if steps is not None and len(wanted) in ranks and wanted[1:2] == (steps,) and found[0] == steps:
             raise UserError(f"The targets are [B, T={steps}, ...], and the output is a train [T, B, ...]: Keras "

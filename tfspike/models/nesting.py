@@ -12,6 +12,9 @@ from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
 
 _READS = ("ReadVariableOp", "ResourceGather")
 
+INSTEAD = ("use model.call_layers(x), with encoder=\"direct\" or PoissonEncoder(..., straight_through=True); within "
+           "another model, behind layers with weights, compile that one with run_eagerly=False")
+
 
 def has_weights_in_front(inputs: Any) -> bool:
     """Whether a graph computes one of these tensors from a weight, be it trained or frozen: a tape watches both.

@@ -14,7 +14,7 @@ from tfspike.engine import plan as plans
 from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
-from tfspike.models import callbacks, diagnosis, edges, losses, nesting
+from tfspike.models import callbacks, constants, edges, losses, nesting, windows
 from tfspike.neurons.encoders import (
     Encoder,
     SpikeInput,
@@ -37,15 +37,26 @@ class SpikingModel(keras.Model):
     Functional and sequential models on its spike trains are as if their layers stood in their place.
     `tfspike.layers.SpikingLayer` shows how neurons of one's own keep the fast path.
 
-    A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, of
-    `fit`, `evaluate` and `predict` too.
+    A constant of a layer that is assigned later, such as `layer.threshold = 0.5`, counts from the next call on, in
+    `fit`, `evaluate` and `predict` from the next batch on. They are traced anew then, which takes seconds: a callback
+    should change one at the beginning of an epoch.
 
     Gradients are those of the weights. `call_layers` also has those of the input, for encoders that pass them on
     (`DirectEncoder`). An output that is a spike train is time-major, `[T, B, ...]`.
+
+    Raises:
+      UserError: there is no graph from inputs to outputs.
     """
 
     _chunk: int | None = None
     _kernel: str = "auto"
+
+    def __init__(self, inputs: Any = None, outputs: Any = None, name: str | None = None, **kwargs: Any):
+        if inputs is None or outputs is None:
+            raise UserError(f"{type(self).__name__} is a functional model, made of inputs and outputs, and was given "
+                            "none. A model that calls its layers in a `call` of its own is a subclass of keras.Model: "
+                            "the layers of tfspike work there too, layer by layer.")
+        super().__init__(inputs, outputs, name=name, **kwargs)
 
     @property
     def plan(self) -> plans.Plan | None:
@@ -69,8 +80,8 @@ class SpikingModel(keras.Model):
     @property
     def engine(self) -> Engine | None:
         """What runs the window; None where the model is computed layer by layer, which is said once, with the cause."""
-        self._follow_constants()
         found = self._read()
+        self._follow_constants()
         why = plans.hindrance(found) if isinstance(found, plans.Plan) else found
         if isinstance(why, str) or isinstance(found, str):
             self._say(f"{self.name} is computed layer by layer, which takes more time and memory: {why}.")
@@ -153,32 +164,41 @@ class SpikingModel(keras.Model):
         return (output, activity) if counts else output
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; refuses an array `x` of another shape than the model's inputs, and warns of one that holds
-        NaN, or unscaled pixels where an encoder codes them.
+        """`keras.Model.fit`; gives arrays, tensors and data sets `x` the axis for the channel that the model's inputs
+        have, refuses those of another shape, and warns of an array that holds NaN, or unscaled pixels where an encoder
+        codes them.
 
         It also warns, once, of a loss that takes scores for probabilities, and if other data than arrays are unscaled,
         a layer is silent, no gradient reaches any weight, or the loss or a weight is no finite number;
         `tfspike.Diagnosis` among the callbacks says more.
         """
         self._warn_of_loss()
-        not_finite = self._warns_of_values(args, kwargs)
+        args, kwargs, not_finite = self._looked_at(keras.Model.fit, args, kwargs)
         if not not_finite:
             args, kwargs = callbacks.watched(self, self._lazy(), args, kwargs, scale_is_known=not_finite is not None)
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.evaluate`; looks at arrays `x` as `fit` does."""
-        self._warns_of_values(args, kwargs)
+        """`keras.Model.evaluate`; looks at `x` as `fit` does."""
+        args, kwargs, _ = self._looked_at(keras.Model.evaluate, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.predict`; looks at arrays `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
-        self._warns_of_values(args, kwargs)
+        """`keras.Model.predict`; looks at `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
+        args, kwargs, _ = self._looked_at(keras.Model.predict, args, kwargs)
         return self._swapped(super().predict(*args, **kwargs))
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.train_on_batch`."""
+        return super().train_on_batch(self._as_taken(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.test_on_batch`."""
+        return super().test_on_batch(self._as_taken(x), *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """`keras.Model.predict_on_batch`."""
-        return self._swapped(super().predict_on_batch(x))
+        return self._swapped(super().predict_on_batch(self._as_taken(x)))
 
     def predict_step(self, data: Any) -> Any:
         """`keras.Model.predict_step`; spike trains are batch-major, as Keras joins batches along the first axis."""
@@ -196,54 +216,56 @@ class SpikingModel(keras.Model):
         """`keras.Model.compute_loss`.
 
         Raises:
-          UserError: targets are `[B, T, ...]` and the output is a train `[T, B, ...]`, or they are labels and the loss
-            compares them with scores.
+          UserError: there are no targets; the loss compares numbers, and they are labels or of another number than the
+            outputs; or they are `[B, T, ...]` and the output is a train `[T, B, ...]`.
         """
-        losses.refuse_labels(getattr(self, "loss", None), y, y_pred)
+        batch = losses.compared(self._loss, y, y_pred, self)
+        losses.refuse_targets(batch)
         if self.inputs[0].shape[0] is None:
-            losses.refuse_swapped_time(getattr(self, "loss", None), y, y_pred, self.outputs)
+            losses.refuse_swapped_time(batch)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def _warn_of_loss(self) -> None:
         if self.plan is None or self.plan.after:
             return
-        if any(map(losses.takes_probabilities, keras.tree.flatten(getattr(self, "loss", None)))):
-            self._say("The loss takes probabilities, and what the Readout gives are scores of any size and sign, with "
-                      "which it hardly learns: give it from_logits=True, as in "
-                      "keras.losses.SparseCategoricalCrossentropy(from_logits=True).")
+        if any(map(losses.takes_probabilities, keras.tree.flatten(self._loss))):
+            self._say(losses.SCORES_FOR_PROBABILITIES)
 
-    def _warns_of_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
-        """`warn_of_values` of the `x` of `fit`, `evaluate` or `predict`, where the encoder codes it as it is."""
+    @property
+    def _loss(self) -> Any:
+        """What `compile` was given; Keras has a method in its place where that was none."""
+        return vars(self).get("loss")
+
+    def _looked_at(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, bool | None]:
+        """Arguments of `fit`, `evaluate` or `predict` with data in the shape that the model declares, and
+        `warn_of_values` of `x` where the encoder codes it as it is."""
         if self.plan is None:
-            return None
-        x = kwargs.get("x", args[0] if args else None)
+            return args, kwargs, None
         if type(self).call is SpikingModel.call:
-            edges.refuse_data(x, self.plan.inputs[0].shape)
-        return None if self.plan.before else warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
+            bound = edges.declared_arguments(method, self, args, kwargs, self.plan.inputs[0].shape)
+            args, kwargs = bound.args[1:], bound.kwargs
+            losses.refuse_unknown_classes(self._loss, bound.arguments.get("y"), self.outputs)
+        if self.plan.before:
+            return args, kwargs, None
+        x = kwargs.get("x", args[0] if args else None)
+        return args, kwargs, warn_of_values(x, isinstance(self.plan.encoder.layer, SpikeInput))
+
+    def _as_taken(self, x: Any) -> Any:
+        if self.plan is None or type(self).call is not SpikingModel.call:
+            return x
+        return edges.declared_data(x, self.plan.inputs[0].shape)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_train_function`; constants that were changed count from the next `fit` on."""
-        self._follow_constants()
-        return super().make_train_function(force)
+        """`keras.Model.make_train_function`; constants that are changed count from the next batch on."""
+        return constants.keep_up(self, self._lazy(), "train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_test_function`; constants that were changed count from the next `evaluate` on."""
-        self._follow_constants()
-        return super().make_test_function(force)
+        """`keras.Model.make_test_function`; constants that are changed count from the next batch on."""
+        return constants.keep_up(self, self._lazy(), "test_function", super().make_test_function, force)
 
     def make_predict_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_predict_function`; constants that were changed count from the next `predict` on."""
-        self._follow_constants()
-        return super().make_predict_function(force)
-
-    def _follow_constants(self) -> None:
-        """Drops what was made of constants that have been changed since, such as `layer.threshold`."""
-        found = self._read()
-        now = found.constants() if isinstance(found, plans.Plan) else []
-        if self._lazy().setdefault("constants", now) != now:
-            self._lazy()["constants"] = now
-            self._lazy().pop("engine", None)
-            self.train_function = self.test_function = self.predict_function = None
+        """`keras.Model.make_predict_function`; constants that are changed count from the next batch on."""
+        return constants.keep_up(self, self._lazy(), "predict_function", super().make_predict_function, force)
 
     def train_step(self, data: Any) -> Any:
         """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
@@ -265,19 +287,13 @@ class SpikingModel(keras.Model):
         finally:
             del self._lazy()["heard"]
         if heard:
-            largest = {name: heard.pop(name) for name in (callbacks.LARGEST_INPUT,) if name in heard}
-            stats = {**diagnosis.layer_statistics(heard, self.timesteps, [], []), **largest}
-            if "statistics" not in self._lazy():
-                with tf.init_scope():  # outlives the graph that is being traced
-                    self._lazy()["statistics"] = list(stats), tf.Variable(tf.zeros(len(stats)), trainable=False)
-            self._lazy()["statistics"][1].assign(tf.stack(list(stats.values())))
+            callbacks.keep_statistics(self._lazy(), heard, self.timesteps)
         return logs
 
     def activity_statistics(self) -> dict[str, float]:
         """What `tfspike.diagnosis.layer_statistics` counts of every spiking layer, of the last batch of `fit` or
         `train_on_batch`, and the largest |x| that came to the encoder, `input/largest`; {} before the first."""
-        names, kept = self._lazy().get("statistics", ((), None))
-        return {} if kept is None else dict(zip(names, kept.numpy().tolist()))
+        return callbacks.kept_statistics(self._lazy())
 
     def observe(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None,
                 count_gradients: bool = True) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
@@ -312,19 +328,7 @@ class SpikingModel(keras.Model):
         Raises:
           UserError: the model takes spike trains, which have a length of their own.
         """
-        plan = self.required_plan()
-        if isinstance(plan.encoder.layer, SpikeInput):
-            raise UserError(f"{self.name} takes spike trains of {self.timesteps} steps, whose length is given: build "
-                            "the network for trains of another length.")
-        encoder = plans.copy_of(plan.encoder.layer, timesteps=check_count("timesteps", timesteps))
-        encoder.count_with(plan.encoder.layer)
-        as_built = plans.as_keras(None)
-        train = encoder(plan.into_encoder(self.inputs[0], as_built))
-        current = plan.run_window(train, as_built)[plan.readout.source]
-        outputs = plan.behind_readout(plan.readout.layer(current), as_built)
-        other = type(self)(self.input, self._as_declared(outputs), name=self.name)
-        other.configure_engine(*self.engine_options)
-        return other
+        return windows.of_length(self, timesteps)
 
     def _observe(self, engine: Engine | None, inputs: Any, training: bool | None, seed: Any,
                  counted: bool) -> tuple[Any, dict[str, tf.Tensor]]:
@@ -351,8 +355,7 @@ class SpikingModel(keras.Model):
             call.layer.add_loss(penalty)
         # Of the model's input, not the encoder's: a tape may watch frozen weights in between
         output = nan_where_not_finite(record.output, into)
-        output = refuse_gradient(output, inputs, "use model.call_layers(x), with encoder=\"direct\" or "
-                                                 "PoissonEncoder(..., straight_through=True)")
+        output = refuse_gradient(output, inputs, nesting.INSTEAD)
         activity = {call.name: state.count for call, state in zip(plan.spiking, record.states)}
         self._hear(activity)
         self._hear_input(plan.encoder.layer, into)
@@ -427,6 +430,13 @@ class SpikingModel(keras.Model):
             return super().export(filepath, format, verbose, input_signature, **kwargs)
         finally:
             self.configure_engine(self._chunk, kernel)
+
+    def _follow_constants(self) -> None:
+        """Drops an engine that was made of constants that have been changed since, such as `layer.threshold`."""
+        now = constants.of(self, self._lazy())
+        if self._lazy().setdefault("constants", now) != now:
+            self._lazy()["constants"] = now
+            self._lazy().pop("engine", None)
 
     def _read(self) -> plans.Plan | str:
         if "plan" not in self._lazy():

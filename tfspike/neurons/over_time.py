@@ -82,7 +82,10 @@ class OverTime(TimeMajor):
         self._refuse_state()
 
     def _refuse_state(self) -> None:
-        kept = [variable.name for variable in self.layer.variables if not _may_be_trained(variable, self.layer)]
+        rounded = {id(variable) for layer in with_layers_inside(self.layer) if layer.quantization_mode is not None
+                   for variable in layer.variables}  # by Keras' quantize, to integers and their scale
+        kept = [variable.name for variable in self.layer.variables
+                if id(variable) not in rounded and not _may_be_trained(variable, self.layer)]
         if kept:
             raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
                              "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "

@@ -20,12 +20,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike import distribution
-from tfspike.engine import kernels
+from tfspike.engine import kernels, known
 from tfspike.engine import plan as plans
 from tfspike.engine.events import columns as col
 from tfspike.engine.events.parts import Operation, Synapse, Unsupported
 from tfspike.engine.events.program import Program
 from tfspike.neurons.gradients import NeuronState
+from tfspike.neurons.over_time import OverTime
 
 MISSING = "it needs numba: pip install numba"
 _PACKED = 8  # steps of ternary input in one byte
@@ -79,6 +80,10 @@ class Runner:
     def _loaded(self, training: bool) -> _Loaded | str:
         if training and self.plan.norms:  # asked every time: layers may be frozen and freed
             return f"{self.plan.norms[0].name} (ThresholdNorm) looks at the currents of a whole window in training"
+        for call in self.plan.window:
+            method = known.altered(call.layer.layer) if isinstance(call.layer, OverTime) else None
+            if method is not None:
+                return f"Keras' `{method}` has put other weights in place of the kernel of {call.name}"
         if training not in self._programs:
             try:
                 self._programs[training] = _Loaded(Program(self.plan, self.gradient, training), self.timesteps)
