@@ -383,8 +383,9 @@ class SpikingModel(keras.Model):
                 return call.layer.with_gradient(train, given[0])
             outputs = around(call, args, kwargs)
             if isinstance(call.layer, SpikingLayer):
-                spikes = keras.tree.flatten(outputs)[0]  # a state may follow
-                activity[call.name] = tf.reduce_sum(tf.cast(spikes, tf.float32), axis=0)
+                spikes = tf.cast(keras.tree.flatten(outputs)[0], tf.float32)  # a state may follow
+                taken_back = tf.stop_gradient(2.0 * tf.nn.relu(-spikes))  # those of -1 are spikes, too
+                activity[call.name] = tf.reduce_sum(spikes + taken_back, axis=0)
             return nan_where_not_finite(outputs, *into) if plan is not None and call is plan.readout else outputs
 
         values = plans.run(calls, dict(zip(symbols, given)), handler)

@@ -62,7 +62,7 @@ def caveats(config: Config, info: Any, images: int) -> list[str]:
                      "of the training. One training was done.")
     else:
         found.append("One training was done; its seed's share in the accuracy is not known.")
-    found.append(f"Energy is arithmetic alone (45 nm CMOS, 32-bit; memory is not counted), measured on the first "
+    found.append(f"Energy is arithmetic alone (45 nm CMOS, 32-bit; memory is not counted), measured on "
                  f"{images:,} test images; that of the ANN is of the same layers, one pass.")
     return found
 
@@ -132,7 +132,7 @@ def _section(entry: Entry) -> list[str]:
                     f"{card['hours']:.2f} hours on {card['machine']}, {card['date']}",
         "spikes": f"{card['neuron_spikes_per_image']:,.0f} per image, of all neurons",
         "energy": f"{_nanojoules(energy['snn_pj_per_image'])} per image, {_nanojoules(energy['ann_pj_per_image'])} for "
-                  f"the ANN of the same layers (first {energy['images']:,} test images)",
+                  f"the ANN of the same layers ({energy['images']:,} test images)",
         "data": f"{data['title']}, <{data['source']}>",
         "licence of the data": data["licence"],
         "source": f"commit {card['commit'][:12]}, "

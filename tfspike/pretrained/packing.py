@@ -56,7 +56,8 @@ class PackOptions:
                                check=lambda v: v.isidentifier() and v.isascii() and v == v.lower())
     half: bool = setting(False, "Round kernels to float16, for a file of half the size; the test is of what is stored.",
                          group="What to pack")
-    images: int = setting(256, "Test images that energy is measured on, the first ones.", group="How", **COUNT)
+    images: int = setting(256, "Test images that energy is measured on: the first ones, or of data of your own evenly "
+                               "spread ones.", group="How", **COUNT)
     machine: str | None = setting(None, "Processor and threads, for runs that did not note their machine.",
                                   group="The card", legal="text")
     title: str | None = setting(None, "Name of the data and what to cite, for data not known here.", group="The card",
@@ -189,10 +190,10 @@ def _energy(model: Any, config: Config, test: Any, info: Any, images: int) -> di
     from tfspike import analysis
     from tfspike.analysis.energy import EnergyModel
 
-    count = min(images, len(test))
-    result = analysis.analyse(model, info.normalise(np.asarray(test.images[:count])), test.labels[:count],
-                              min(config.batch_size, count))
-    return {**result.energy_record(EnergyModel()), "images": count}
+    part = test.some(images)
+    result = analysis.analyse(model, info.normalise(np.asarray(part.images)), part.labels,
+                              min(config.batch_size, len(part)))
+    return {**result.energy_record(EnergyModel()), "images": len(part)}
 
 
 def _percent(share: float) -> float:
