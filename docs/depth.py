@@ -89,7 +89,7 @@ def _row(layer, currents, spikes, state, size: float, last: float) -> dict:
 def trained(folder: str, data_dir: str | None, count: int) -> list[dict]:
     """The rows of a run's best weights, on images that it was trained with."""
     model, config, info, _ = loading.load_run(folder, "best")
-    data = loading.load_data(config, info, "train", data_dir or config.data_dir).some(count)
+    data = loading.load_data(config, info, "train", data_dir).some(count)
     return measure(model, np.asarray(info.normalise(data.images), "f"), np.asarray(data.labels))
 
 

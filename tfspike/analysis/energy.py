@@ -36,6 +36,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike.checks import number
+from tfspike.engine import known
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.neurons.encoders import DirectEncoder, Encoder, LatencyEncoder, PoissonEncoder
@@ -43,12 +44,6 @@ from tfspike.neurons.layers import SpikingLayer
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime, WindowDropout
 
-_WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-             keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
-             keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-_GLOBAL_POOLINGS = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D,
-                    keras.layers.GlobalAveragePooling3D)
-_POOLINGS = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D, keras.layers.AveragePooling3D)
 # A normalisation folds into the weights in front of it (`tfspike.folding`), and a bias is no synaptic operation.
 _NO_SYNAPSES = (WindowDropout, ThresholdNorm)
 _SUMS = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average)
@@ -213,12 +208,12 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
         sums = "current" if {"current", "stored", "real"} & set(events) else "mixed"
         return groups, sums, np.ones(call.output.shape[2:], np.float32)
     events = ["current" if kind == "stored" else kind for kind in events]  # what is not added up is like any other
-    if isinstance(layer, (*_WEIGHTED, *_POOLINGS, *_GLOBAL_POOLINGS)):
+    if isinstance(layer, (*known.WEIGHTED, *known.POOLINGS, *known.GLOBAL_POOLINGS)):
         shape = present[0].shape
         dense = fan_out(layer, shape, zero_weights=True)
         kernel = getattr(layer, "kernel", None)  # counted anew only where a weight is exactly 0: once costs a graph
         effective = dense if kernel is None or np.all(kernel.numpy()) else fan_out(layer, shape)
-        if isinstance(layer, _WEIGHTED):
+        if isinstance(layer, known.WEIGHTED):
             kind = "weights"
         else:
             kind = "shortcut" if math.prod(getattr(layer, "pool_size", (0,))) == 1 else "pooling"
@@ -235,8 +230,8 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
     if is_operation and len(sources) > 1:
         raise UserError(f"The operations of {name!r}, which makes one train of several, cannot be counted; those of a "
                         "layer in its place can, such as keras.layers.Subtract()([a, b]) for a - b.")
-    known = next((kind for kind in ("current", "real", "mixed") if kind in events), None)
-    kind = known or ("mixed" if is_operation else "spikes")  # which an operation may make any values of
+    found = next((kind for kind in ("current", "real", "mixed") if kind in events), None)
+    kind = found or ("mixed" if is_operation else "spikes")  # which an operation may make any values of
     if isinstance(call.layer, _NO_SYNAPSES):
         return [], kind, present[0]
     ones = {x: tf.constant(there[np.newaxis, np.newaxis]) for x, there in zip(sources, present)}  # [1, 1, *positions]
@@ -261,9 +256,9 @@ def fan_out(layer: keras.layers.Layer, shape: tuple[int, ...], zero_weights: boo
       shape: of its input, without the batch.
       zero_weights: also count connections whose weight is exactly 0.
     """
-    if isinstance(layer, _GLOBAL_POOLINGS):
+    if isinstance(layer, known.GLOBAL_POOLINGS):
         return np.ones(shape, np.int64)
-    if isinstance(layer, _POOLINGS):
+    if isinstance(layer, known.POOLINGS):
         return _windows(layer, shape)
     # A copy, because activations would bend the count, and float32, because bfloat16 counts to 256 only
     counter = type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False, "dtype": "float32"})

@@ -55,9 +55,9 @@ def from_activations(network: Network, images: np.ndarray, percentile: float, en
                      start: float) -> dict[str, float]:
     """Scale = the percentile of a layer's positive activations; nothing is encoded, and nothing fires."""
     seen: dict[str, list[np.ndarray]] = {name: [] for name in network.relus}
-    for start in range(0, len(images), _PART):
+    for first in range(0, len(images), _PART):
         values = plans.run([step.call for step in network.steps],
-                           {network.input: tf.constant(images[start:start + _PART])}, _in_inference)
+                           {network.input: tf.constant(images[first:first + _PART])}, _in_inference)
         for neurons in network.neurons:
             if neurons.step.kind == "relu":
                 activations = values[neurons.step.call.output]

@@ -19,8 +19,6 @@ from tfspike.neurons.custom_gradient import custom_gradient
 
 _LARGEST_MAP = 64  # pixels of y
 _FEWEST_CHANNELS = 128
-DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
 
 def is_faster(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: Any) -> bool:
@@ -64,9 +62,9 @@ def macs_of(layer: keras.layers.Layer, input_shape: tuple[int, ...], output_shap
     if not kernels:
         return 0
     shape, channels = output_shape, getattr(layer, "filters", None) or getattr(layer, "units", None) or output_shape[-1]
-    if isinstance(layer, DEPTHWISE):
+    if isinstance(layer, known.DEPTHWISE):
         channels = math.prod(kernels[0][-2:])
-    elif isinstance(layer, TRANSPOSED):
+    elif isinstance(layer, known.TRANSPOSED):
         shape, channels = input_shape, kernels[0][-1]
     return sum(map(math.prod, kernels)) * math.prod(shape) // channels
 

@@ -11,15 +11,11 @@ import numpy as np
 
 from tfspike.engine import known
 from tfspike.engine import plan as plans
-from tfspike.engine.convolution import DEPTHWISE, TRANSPOSED
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
 from tfspike.neurons.layers import LIF
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime
-
-_FOLDABLE = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-             keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, *DEPTHWISE, *TRANSPOSED)
 
 
 def fold(model: Any) -> Any:
@@ -94,9 +90,9 @@ def merged(layer: keras.layers.Layer, factor: Any, offset: Any) -> list[np.ndarr
         offset = offset + factor * kernel
         *others, kernel = others
     shape: tuple[int, ...] = (-1,)
-    if isinstance(layer, DEPTHWISE):
+    if isinstance(layer, known.DEPTHWISE):
         shape = kernel.shape[-2:]  # which has its channels on two axes
-    elif isinstance(layer, TRANSPOSED):
+    elif isinstance(layer, known.TRANSPOSED):
         shape = (-1, 1)  # and this one in front of those of its input
     return [*others, kernel * factor.reshape(shape), offset]
 
@@ -111,7 +107,7 @@ def joined_once(calls: Iterable[plans.Call]) -> list[plans.Call]:
 
 def _refuse_unfoldable(calls: tuple[plans.Call, ...], norms: dict[Any, ThresholdNorm]) -> None:
     foldable = {call.output for call in joined_once(calls) if isinstance(call.layer, OverTime)
-                and isinstance(call.layer.layer, _FOLDABLE)
+                and isinstance(call.layer.layer, (*known.WEIGHTED, *known.SEPARABLE))
                 and call.layer.layer.activation is keras.activations.linear
                 and getattr(call.layer.layer, "data_format", None) != "channels_first"  # channels are normalised last
                 and not known.own_code(call.layer) and not known.own_synapse(call.layer.layer)}

@@ -28,12 +28,16 @@ _BASES: tuple[tuple[type, frozenset[str]], ...] = (
 _ON_EVERY_PATH = frozenset({"build", "quantize", "get_config", "from_config", "compute_output_shape",
                             "compute_output_spec", "get_build_config", "build_from_config"})
 
-_LINEAR = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
-           keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv1D,
-           keras.layers.SeparableConv2D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose,
-           keras.layers.Conv3DTranspose, keras.layers.AveragePooling1D, keras.layers.AveragePooling2D,
-           keras.layers.AveragePooling3D, keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D,
-           keras.layers.GlobalAveragePooling3D, keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D,
+# Keras' linear layers by kind
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)  # of two kernels
+WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+            *DEPTHWISE, *TRANSPOSED)  # of one kernel
+POOLINGS = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D, keras.layers.AveragePooling3D)
+GLOBAL_POOLINGS = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D,
+                   keras.layers.GlobalAveragePooling3D)
+_LINEAR = (*WEIGHTED, *SEPARABLE, *POOLINGS, *GLOBAL_POOLINGS, keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D,
            keras.layers.ZeroPadding3D, keras.layers.Cropping1D, keras.layers.Cropping2D, keras.layers.Cropping3D,
            keras.layers.UpSampling1D, keras.layers.UpSampling2D, keras.layers.UpSampling3D, keras.layers.Flatten,
            keras.layers.Reshape, keras.layers.Permute, keras.layers.Identity, keras.layers.Rescaling)
