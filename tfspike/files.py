@@ -1,7 +1,6 @@
 """Files that survive a kill, written aside, synced and renamed, and archives that others may have damaged.
 
-Nothing in a file is executed when it is read (no pickle, no objects). Also what an error says is full: a disk, or
-memory. Needs no TensorFlow.
+Nothing in a file is executed when it is read (no pickle, no objects). Needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import hashlib
 import json
 import os
 import struct
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,32 +46,6 @@ def write_file(path: str, content: str | bytes) -> None:
             os.remove(aside)
         raise
     sync_folder(os.path.dirname(path) or ".")
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error of the operating system (or of TensorFlow's writers) says that there is no room."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "No space left" in str(error) or "Disk quota" in str(error)
-
-
-def memory_is_full(error: BaseException) -> bool:
-    """Whether an error, Python's or TensorFlow's, says that there is no memory left."""
-    if isinstance(error, MemoryError):
-        return True
-    tf = sys.modules.get("tensorflow")
-    return tf is not None and isinstance(error, tf.errors.ResourceExhaustedError) and not disk_is_full(error)
-
-
-@contextlib.contextmanager
-def explained_where_memory_is_full(advice: str) -> Iterator[None]:
-    """Within it, running out of memory is a `UserError` that ends in `advice`."""
-    try:
-        yield
-    except Exception as error:
-        if not memory_is_full(error):
-            raise
-        raise UserError(f"Out of memory. {advice}") from error
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray], file: Any, compressed: bool = False) -> None:

@@ -24,7 +24,7 @@ from tfspike.conversion.options import ConversionOptions
 from tfspike.datasets import sampling, streams
 from tfspike.datasets.arrays import Normalised
 from tfspike.datasets.catalogue import facts
-from tfspike.errors import UserError
+from tfspike.errors import UserError, explained_where_memory_is_full
 from tfspike.models import variables
 from tfspike.output import counted
 from tfspike.runs import checkpoints, provenance, workdir
@@ -46,7 +46,7 @@ def run(options: ConversionOptions, say: workdir.Say = print) -> dict[str, Any]:
       UserError: the run, its data or the folder to write to cannot be used, the network cannot be converted, or memory
         is full.
     """
-    with files.explained_where_memory_is_full("Give fewer --timesteps or a smaller --calibration."):
+    with explained_where_memory_is_full("Give fewer --timesteps or a smaller --calibration."):
         return _run(options, say)
 
 
@@ -77,11 +77,11 @@ def _run(options: ConversionOptions, say: workdir.Say) -> dict[str, Any]:
 
 
 def _calibration(config: Config, info: Any, options: ConversionOptions) -> np.ndarray:
-    """Training images of the run, none of them held out for validation: the first ones, or evenly spread ones of the
-    user's own data, which often lie in the order of their classes."""
+    """Training images of the run, none of them held out for validation: the first ones, or evenly spread ones where
+    they may lie in the order of their classes."""
     train = run_loading.load_data(config, info, "train", options.data_dir)
     indices, _ = streams.split_indices(len(train), config.val_fraction, config.seed, train.name)
-    chosen = indices[sampling.some(len(indices), options.calibration, spread=facts(train.name).own)]
+    chosen = indices[sampling.some(len(indices), options.calibration, spread=facts(train.name).by_class)]
     return np.asarray(info.normalise(train.images[chosen]))
 
 

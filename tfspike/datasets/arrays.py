@@ -159,8 +159,8 @@ class Arrays:
         return dataclasses.replace(self, images=images, labels=self.labels[:count])
 
     def some(self, count: int | None) -> Arrays:
-        """As `first`, but evenly spread records of the user's own, which often lie in the order of their classes."""
-        if count is None or not facts(self.name).own or check_count("count", count) >= len(self):
+        """As `first`, but evenly spread records where they may lie in the order of their classes."""
+        if count is None or not facts(self.name).by_class or check_count("count", count) >= len(self):
             return self.first(count)
         chosen = sampling.some(len(self), count, spread=True)
         images = self.images.chosen(chosen) if isinstance(self.images, EventFrames) else self.images[chosen]
@@ -168,8 +168,7 @@ class Arrays:
 
     def share_of(self, every: Arrays) -> str:
         """What `some` has left of a split, in words: "the first 100 of 1,000"."""
-        words = "{:,} evenly spread of {:,}" if facts(self.name).own else "the first {:,} of {:,}"
-        return words.format(len(self), len(every))
+        return f"{taken(self.name, len(self))} of {len(every):,}"
 
     def fingerprint(self) -> dict[str, int]:
         """What config.json keeps of the contents of data that only their user has; nothing of other sets."""
@@ -178,6 +177,11 @@ class Arrays:
         pixels = (self.images.checksum() if isinstance(self.images, EventFrames) else
                   zlib.crc32(np.ascontiguousarray(self.images).data))
         return {"contents_crc32": zlib.crc32(self.labels.astype("<i4").data, pixels)}
+
+
+def taken(name: str, count: int) -> str:
+    """What `Arrays.some` takes of a data set of this name, in words: "the first 100"."""
+    return f"{count:,} evenly spread" if facts(name).by_class else f"the first {count:,}"
 
 
 class Normalised:

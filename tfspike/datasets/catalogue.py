@@ -56,6 +56,12 @@ class Dataset:
     mirrored: bool = True
     own: bool = False
 
+    @property
+    def by_class(self) -> bool:
+        """Whether its records may lie in the order of their classes, as those of the user's own often do: the first
+        ones would be all of one, so a part that stands for all of them is taken from everywhere."""
+        return self.own
+
 
 _MNIST = Dataset(
     Source("MNIST (LeCun, Bottou, Bengio, Haffner, Proceedings of the IEEE 86(11):2278-2324, 1998)",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfspike import distribution, files
-from tfspike.errors import UserError
+from tfspike import distribution
+from tfspike.errors import UserError, explained_where_memory_is_full
 from tfspike.evaluation import prediction
 from tfspike.evaluation.evaluator import Evaluator
 from tfspike.runs import loading, standing, workdir
@@ -34,7 +34,7 @@ def run(options: EvalOptions, load_weights: Callable[..., Any]) -> int:
       UserError: the run, its data or the weights cannot be used, or memory is full.
     """
     fewer = "fewer files at a time" if options.predict else "a smaller --batch_size"
-    with files.explained_where_memory_is_full(f"Give {fewer} or, of a spiking network, fewer --timesteps."):
+    with explained_where_memory_is_full(f"Give {fewer} or, of a spiking network, fewer --timesteps."):
         return _run(options, load_weights)
 
 

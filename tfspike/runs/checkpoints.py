@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from tfspike.errors import UserError
-from tfspike.files import Arrays, checksum, disk_is_full, read_arrays, sync_folder, write_arrays, write_bytes
+from tfspike.errors import UserError, disk_is_full
+from tfspike.files import Arrays, checksum, read_arrays, sync_folder, write_arrays, write_bytes
 
 VERSION = 1
 PARTS = ("model", "optimizer")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from tfspike import datasets, files
+from tfspike import datasets
 from tfspike.config.config import Config
 from tfspike.datasets import sampling, streams
 from tfspike.datasets.catalogue import facts
-from tfspike.errors import UserError
+from tfspike.errors import UserError, explained_where_memory_is_full
 from tfspike.models import own, variables
 from tfspike.output import counted
 from tfspike.runs import checkpoints, provenance, workdir
@@ -47,9 +47,9 @@ def run(config: Config, options: StdpOptions, training: dict[str, str], say: wor
     model = run_loading.build_model(config, info)
     rule = RULES[options.rule](options.steps, config.leak, config.seed)
     shown = train
-    if facts(data.name).own:  # which often lie in the order of their classes: the first ones would be all of one
+    if facts(data.name).by_class:
         shown = train[sampling.epoch_order(len(train), config.seed, 0)]
-    with files.explained_where_memory_is_full("Give fewer --images, --steps or --timesteps."):
+    with explained_where_memory_is_full("Give fewer --images, --steps or --timesteps."):
         found = stack.pretrain(model, info.normalise(data.images[shown[:options.images]]), rule, options.images, say)
     about = {"rule": options.rule, "images": options.images, "steps": options.steps, "commit": provenance.commit(),
              "command": provenance.without_paths(provenance.command())}

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from tfspike import distribution, files, output
+from tfspike import distribution, output
 from tfspike.config.config import Config, RunOptions
 from tfspike.distribution import Worker
-from tfspike.errors import UserError
+from tfspike.errors import UserError, disk_is_full, explained_where_memory_is_full
 from tfspike.models import diagnosis, variables
 from tfspike.runs import checkpoints, provenance, standing, starting, workdir
 from tfspike.runs import loading as run_loading
@@ -52,7 +52,7 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
     worker = distribution.this_worker(config.strategy)
     say = say or (output.line if worker.is_chief else lambda line: None)
     try:
-        with files.explained_where_memory_is_full("Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
+        with explained_where_memory_is_full("Give a smaller --batch_size, fewer --timesteps or --gradient=rate; "
                                                   "--dry_run shows what a setting needs."):
             return dry_run.run(config, options, say) if options.dry_run else _run(config, options, worker, say)
     except diagnosis.Diverged as error:
@@ -71,7 +71,7 @@ def run(config: Config, options: RunOptions | None = None, say: workdir.Say | No
               "the same command on every host again to continue from it.", file=sys.stderr)
         return 5
     except (OSError, tf.errors.ResourceExhaustedError) as error:
-        if files.disk_is_full(error):
+        if disk_is_full(error):
             raise _full(config) from error
         raise
 
