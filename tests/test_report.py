@@ -186,7 +186,8 @@ def test_a_record_of_some_images_is_not_taken_for_that_of_all(tmp_path, monkeypa
     record = {"facts": facts, "weights_sha256": "of these weights", "data_dir": "/data", "timesteps": 25, "images": 20}
     weights = SimpleNamespace(step=3, meta={}, weights_sha256="of these weights")
     monkeypatch.setattr(report.standing, "open_checkpoint", lambda *_: weights)
-    monkeypatch.setattr(config, "read_run", lambda _: SimpleNamespace(timesteps=25, data_dir="/data"))
+    run = SimpleNamespace(timesteps=25, data_dir="/data", dataset="mnist_subset")
+    monkeypatch.setattr(config, "read_run", lambda _: run)
 
     class AnalysedAnew(Exception):
         pass
@@ -212,6 +213,9 @@ def test_a_record_of_some_images_is_not_taken_for_that_of_all(tmp_path, monkeypa
     assert not taken(older, None)
     assert not taken({**whole, "weights_sha256": "of others"}, None)
     assert not taken({**whole, "data_dir": "/other"}, None) and not taken({**whole, "data_dir": None}, None)
+    run.dataset = "folder"  # of which other images were once chosen, the first ones
+    spread = {**record, "facts": {**facts, "part of the test set": "20 evenly spread of 1,000"}}
+    assert taken(spread, 20) and not taken(record, 20) and not taken(spread, 10) and taken(whole, None)
 
 
 def test_a_comparison_of_one_run_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from tfspike import config as config_lib
 from tfspike.analysis import simulation, speed
 from tfspike.analysis.energy import EnergyModel, Operations
 from tfspike.config.config import Config
-from tfspike.datasets.arrays import Normalised
+from tfspike.datasets.arrays import Normalised, taken
 from tfspike.errors import UserError
 from tfspike.evaluation import comparison, pages, plots, speed_section
 from tfspike.evaluation.options import EvalOptions
@@ -414,7 +414,8 @@ def _record(run: str, options: EvalOptions | None, say: Callable[[str], None]) -
         if (record["facts"][_CHECKPOINT] == _checkpoint(stands)
                 and all(record[name] == value for name, value in _source(settings, options, checkpoint).items())
                 and record["timesteps"] == (_option(options, "timesteps") or settings.timesteps)
-                and (whole and record["images"] <= (asked or math.inf) or record["images"] == asked)):
+                and (whole and record["images"] <= (asked or math.inf) or record["images"] == asked
+                     and record["facts"][_PART].startswith(taken(settings.dataset, asked)))):  # as they are chosen now
             return record
     except (OSError, ValueError, KeyError, TypeError):
         pass
