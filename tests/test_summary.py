@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfspike import models
-from tfspike.analysis import summary
+from tfspike.analysis import free_memory, summary
 from tfspike.engine import convolution
 from tfspike.errors import UserError
 
@@ -139,6 +139,38 @@ def test_a_batch_that_does_not_fit_is_told_what_would():
     text = summary.memory_warning(model, 64, available=half)
     assert "--batch_size=32" in text and "--gradient=rate" in text
     assert "--timesteps" in summary.memory_warning(model, 64, available=1)[-200:]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_the_least_that_the_machine_and_the_groups_around_leave(version, tmp_path, monkeypatch):
+    def write(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    def group(folder, limit, used, kept):
+        root, *names = (("groups/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+                        ("groups", "memory.max", "memory.current", "inactive_file"))[version - 1]
+        for name, text in zip((*names[:2], "memory.stat"),
+                              (limit, used, f"cache 7\ninactive_file_dirty 5\n{names[2]} {kept}\n")):
+            write(f"{root}/{folder}/{name}", f"{text}\n")
+
+    monkeypatch.setattr(free_memory, "PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(free_memory, "GROUPS", str(tmp_path / "groups"))
+    assert free_memory.free_memory() is None  # a system that says nothing
+    write("proc/meminfo", "MemTotal:  9 kB\nMemAvailable:    2 kB\n")
+    assert free_memory.free_memory() == 2048
+    write("proc/self/cgroup", ("3:cpu,cpuacct:/x\n4:memory:/a/b\n0::/\n", "0::/a/b\n")[version - 1])
+    assert free_memory.free_memory() == 2048
+    group("", (2**63 - 4096, "max")[version - 1], 0, 0)  # no limit
+    group("a/b", 3000, 2900, 5000)
+    assert free_memory.free_memory() == 2048
+    group("a", 3000, 2500, 200)  # the group around it has less
+    assert free_memory.free_memory() == 700
+    group("a", 3000, 3500, 0)
+    assert free_memory.free_memory() == 0
+    write("proc/self/cgroup", ("4:memory:/docker/c", "0::/docker/c")[version - 1])  # which is the root here
+    group("", 1500, 500, 0)
+    assert free_memory.free_memory() == 1000
 
 
 def test_a_model_without_a_window_is_refused():

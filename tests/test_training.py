@@ -568,7 +568,7 @@ def test_settings_that_the_data_forbid_are_refused(settings: dict[str, Any], sen
 
 
 def test_a_dry_run_tries_every_stage_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "_available", lambda: 50_000_000)
+    monkeypatch.setattr(summary, "free_memory", lambda: 50_000_000)
     temporary, lines = tmp_path / "temporary", []
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))

@@ -14,6 +14,7 @@ from typing import cast
 
 import keras
 
+from tfspike.analysis.free_memory import free_memory
 from tfspike.engine import kernels
 from tfspike.engine import plan as plans
 from tfspike.engine.convolution import macs_of
@@ -196,8 +197,8 @@ def _sentence(estimate: Memory, model: SpikingModel, batch_size: int, training: 
 
 def memory_warning(model: keras.Model, batch_size: int, optimizer: str = "sgd",
                    available: int | None = None) -> str | None:
-    """A sentence where training will probably not fit into `available` bytes (None: what this machine has free)."""
-    available = _available() if available is None else available
+    """A sentence where training will probably not fit into `available` bytes (None: `free_memory`)."""
+    available = free_memory() if available is None else available
     peak = memory(model, batch_size, True, optimizer).peak
     if available is None or peak <= available:
         return None
@@ -292,18 +293,6 @@ def _rule(layer: SpikingLayer) -> type[SlopeRule]:
 
 def _width(layer: keras.layers.Layer) -> int:
     return 2 if layer.compute_dtype in ("bfloat16", "float16") else 4
-
-
-def _available() -> int | None:
-    """Bytes this machine can still give, or None where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 # ---- text --------------------------------------------------------------------------------------------------------
