@@ -77,6 +77,19 @@ def test_images_come_with_an_axis_for_the_channel_and_without_one_after_the_othe
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_generator_may_mix_images_with_an_axis_for_the_channel_and_without_one() -> None:
+    """Keras takes the rank of the first two batches for that of all."""
+    model, x, y = of_one_channel()
+    loss = model.evaluate(x, y, verbose=0)
+    for ranks in ((x[..., 0], x), (x, x, x[..., 0])):
+        history = model.fit(((images, y) for images in ranks), validation_data=((images, y) for images in ranks), verbose=0,
+                            shuffle=False)
+        assert [history.history[name][0] for name in ("loss", "val_loss")] == pytest.approx([loss] * 2, rel=1e-5)
+    with pytest.raises(UserError, match=r"shape \[B, 6, 5, 1\]. Received: shape \(6, 7, 5\)"):
+        model.fit(((images, y) for images in (x, np.ones((6, 7, 5), "f"))), verbose=0, shuffle=False)
+
+
 def test_a_data_set_of_other_images_is_refused_before_it_is_read() -> None:
     model, x, y = of_one_channel()
     for method, data, words in ((model.fit, (x, y), r"of one alone: .*x\[np.newaxis\]"),

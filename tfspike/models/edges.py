@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -58,7 +59,7 @@ def refuse_shape(shape: Shape, declared: Shape) -> None:
 
 def declared_data(x: Any, declared: Shape) -> Any:
     """The `x` of `fit`, `evaluate` or `predict` in the shape that a model declares, where it is a list, an array, a
-    tensor or a `tf.data.Dataset`, whose batches may be `x` or `(x, ...)`; anything else as it is.
+    tensor, a generator or a `tf.data.Dataset`, whose batches may be `x` or `(x, ...)`; anything else as it is.
 
     Keras takes a list as one array for each input. A function that it has traced for images with an axis for the
     channel and without knows no shape any more, and so fails, as it does somewhere within its graph at a third shape.
@@ -73,6 +74,8 @@ def declared_data(x: Any, declared: Shape) -> Any:
         x = x[0]
     if isinstance(x, tf.data.Dataset):
         return _declared_batches(x, declared)
+    if isinstance(x, types.GeneratorType):
+        return _declared_one_by_one(x, declared)
     return _with_rank(x, declared) if isinstance(x, np.ndarray) or tf.is_tensor(x) else x
 
 
@@ -89,6 +92,15 @@ def _declared_batches(x: tf.data.Dataset, declared: Shape) -> tf.data.Dataset:
     return x.map(lambda batch, *others: (_with_rank(batch, declared), *others))
 
 
+def _declared_one_by_one(batches: Iterator[Any], declared: Shape) -> Iterator[Any]:
+    """A generator's batches, which may be with an axis for the channel and without in turn; Keras takes the first two
+    for the shape of all."""
+    for batch in batches:
+        x, *others = batch if isinstance(batch, tuple) and batch else (None,)
+        known = isinstance(x, np.ndarray) or tf.is_tensor(x)
+        yield (_with_rank(x, declared), *others) if known else batch
+
+
 def declared_arguments(method: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
                        declared: Shape) -> inspect.BoundArguments:
     """Arguments of `fit`, `evaluate` or `predict` of a model, with `declared_data` for `x` and `validation_data`."""
@@ -99,7 +111,7 @@ def declared_arguments(method: Callable[..., Any], model: Any, args: tuple[Any, 
     held_out = given.get("validation_data")
     if isinstance(held_out, (list, tuple)) and held_out:
         given["validation_data"] = (declared_data(held_out[0], declared), *held_out[1:])
-    elif isinstance(held_out, tf.data.Dataset):
+    elif isinstance(held_out, (tf.data.Dataset, types.GeneratorType)):
         given["validation_data"] = declared_data(held_out, declared)
     return bound
 
