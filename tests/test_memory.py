@@ -16,6 +16,7 @@ import tensorflow as tf
 
 import nets
 from tfspike.engine import kernels
+from tfspike.neurons import gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 T, B = 6, 2
@@ -102,6 +103,36 @@ def test_spikes_counts_and_membranes_are_the_same_bits_in_every_kernel(surrogate
     assert 0.02 < found["plain"][0].numpy().mean() < 0.9
     for plain, xla in zip(*found.values()):
         np.testing.assert_array_equal(plain, xla)
+
+
+@pytest.mark.parametrize(("surrogate", "gradient"), [("leak_aware", "event"), ("arctan", "event"), ("arctan", "rate")])
+def test_a_search_for_leak_and_threshold_compiles_once(surrogate: str, gradient: str,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled stays for good."""
+    made: list[Any] = []
+    function = tf.function
+    monkeypatch.setattr(tf, "function", lambda *args, **kwargs: made.append(args) or function(*args, **kwargs))
+    currents = tf.constant(np.random.default_rng(0).normal(0.2, 0.5, (4, 3, 11)).astype("f"))
+
+    def all_results(neuron: kernels.Neuron, kernel: str) -> list[Any]:
+        fired = kernels.fire(currents, gradients.initial_state((3, 11), neuron), neuron, gradient, kernel)
+        if gradient == "rate":
+            return [fired.spikes, *fired.state]
+        known = neuron.slope_rule.slope(*fired.state[1:], 4) if fired.derivatives is None else fired.derivatives
+        with tf.GradientTape() as tape:
+            tape.watch(currents)
+            train = kernels.replay_event(currents, fired.bits, known, tf.ones((3, 11)), neuron, lambda _: None, kernel)
+        return [fired.spikes, *fired.state, tape.gradient(train, currents)]
+
+    found = []
+    for leak, threshold in ((0.9, 0.5), (0.8, 0.5), (0.7, 0.7)):
+        before = len(made)
+        neuron = kernels.Neuron(leak, threshold, 2.0, surrogate)  # its gain is a constant of what surrogates give
+        found.append(all_results(neuron, "xla"))
+        for compiled, plain in zip(found[-1], all_results(neuron, "plain")):
+            np.testing.assert_allclose(compiled, plain, rtol=1e-5, atol=1e-6)
+        assert (len(made) > before) == (len(found) == 1)
+    assert all(np.any(found[0][i] != found[1][i]) for i in (1, -1))
 
 
 @pytest.mark.slow

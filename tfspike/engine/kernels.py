@@ -28,7 +28,6 @@ from tfspike.neurons import gradients
 from tfspike.neurons.custom_gradient import custom_gradient
 from tfspike.neurons.gradients import Neuron, NeuronState
 from tfspike.neurons.shared_function import shared
-from tfspike.neurons.slopes import SlopeRule
 from tfspike.neurons.surrogates import registered
 
 KERNELS = ("auto", "dense", "plain", "xla", "events")
@@ -99,7 +98,7 @@ def fire(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient: str 
             spikes, state, *_ = fire(currents[start:start + MOST_STEPS], state, neuron, gradient, kernel)
             parts.append(spikes)
         return Fired(tf.concat(parts, axis=0), state, None, None)
-    compiled = kernel == "xla" and not neuron.varies  # which keeps a tracing for every set of constants
+    compiled = kernel == "xla" and not neuron.varies
     return (_fire_xla if compiled else _fire_plain)(currents, state, neuron, gradient)
 
 
@@ -110,11 +109,12 @@ def _fire_xla(currents: tf.Tensor, state: NeuronState, neuron: Neuron, gradient:
     if rule.needs_potential:
         count = _count_xla(bits, state.count, steps)
         if gradient == "rate":
-            trace = _sum_xla(currents, state.membrane, state.count, trace, neuron, registered(neuron.surrogate))
+            add_up = _sum_in_time_xla if neuron.credit == "time" else _sum_xla
+            trace = add_up(currents, state.membrane, state.count, trace, registered(neuron.surrogate), neuron)
         elif gradient == "event":
-            derivatives = _derivatives_xla(currents, state.membrane, neuron, registered(neuron.surrogate))
+            derivatives = _derivatives_xla(currents, state.membrane, registered(neuron.surrogate), neuron)
     else:
-        count, trace = _tally_xla(bits, state.count, trace, steps, rule)
+        count, trace = _tally_xla(bits, state.count, trace, steps, neuron)
     return Fired(spikes, NeuronState(membrane, count, trace), bits if gradient == "event" else None, derivatives)
 
 
@@ -186,10 +186,10 @@ def _integrate(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron) -> tupl
 
 
 def _tally(bits: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, steps: int,
-           rule: SlopeRule) -> tuple[tf.Tensor, tf.Tensor]:
+           neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
     """`(count, trace)` after the packed spikes of a chunk, by a rule that needs no potentials."""
     for t in range(steps):
-        count, trace = rule.tally(count, trace, None, _bit(bits, t))
+        count, trace = neuron.slope_rule.tally(count, trace, None, _bit(bits, t))
     return count, trace
 
 
@@ -200,8 +200,8 @@ def _count(bits: tf.Tensor, count: tf.Tensor, steps: int) -> tf.Tensor:
     return count
 
 
-def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, neuron: Neuron,
-         _registered: int) -> tf.Tensor:
+def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.Tensor, _registered: int,
+         neuron: Neuron) -> tf.Tensor:
     """The trace after a chunk, by a rule that needs potentials.
 
     What is compiled is kept by its arguments: `_registered` tells functions of one name apart (`surrogates.register`).
@@ -212,7 +212,7 @@ def _sum(currents: tf.Tensor, membrane: tf.Tensor, count: tf.Tensor, trace: tf.T
     return trace
 
 
-def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, neuron: Neuron, _registered: int) -> tf.Tensor:
+def _derivatives(currents: tf.Tensor, membrane: tf.Tensor, _registered: int, neuron: Neuron) -> tf.Tensor:
     """The surrogate derivative at every step of a chunk, in the dtype of currents; `_registered` as in `_sum`."""
     found = []
     for t in range(currents.shape[0]):
@@ -270,11 +270,10 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
     @custom_gradient
     def replay(currents: tf.Tensor, *_learnt: tf.Tensor):
         def grad(upstream):
-            rule = neuron.slope_rule
             credit = _credit_xla if kernel == "xla" and not neuron.varies else _credit
-            delta, first = credit(bits, known, carry, upstream, rule)
+            delta, first = credit(bits, known, carry, upstream, neuron)
             give(first)
-            return (delta, *rule.credit_constants(known, train, upstream, delta, carry))
+            return (delta, *neuron.slope_rule.credit_constants(known, train, upstream, delta, carry))
         train = (_unpack_xla if kernel == "xla" else unpack)(bits, steps, dtype)
         train.set_shape(currents.shape)
         return train, grad
@@ -283,9 +282,9 @@ def replay_event(currents: tf.Tensor, bits: tf.Tensor, known: tf.Tensor, carry: 
 
 
 def _credit(bits: tf.Tensor, known: tf.Tensor, carry: tf.Tensor, upstream: tf.Tensor,
-            rule: SlopeRule) -> tuple[tf.Tensor, tf.Tensor]:
+            neuron: Neuron) -> tuple[tf.Tensor, tf.Tensor]:
     """`gradients.event_credit` on packed spikes: `(delta [steps, B, ...], delta of the first step)`."""
-    steps = upstream.shape[0]
+    steps, rule = upstream.shape[0], neuron.slope_rule
     deltas = [carry] * steps
     for t in reversed(range(steps)):
         carry = rule.credit(_bit(bits, t), rule.factor(known, t), tf.cast(upstream[t], tf.float32), carry)
@@ -293,10 +292,34 @@ def _credit(bits: tf.Tensor, known: tf.Tensor, carry: tf.Tensor, upstream: tf.Te
     return tf.stack(deltas), carry
 
 
-_integrate_xla, _unpack_xla = shared(_integrate, compiled=True), shared(unpack, compiled=True)
-_tally_xla, _count_xla = shared(_tally, compiled=True), shared(_count, compiled=True)
-_sum_xla, _derivatives_xla = shared(_sum, compiled=True), shared(_derivatives, compiled=True)
-_credit_xla = shared(_credit, compiled=True)
+def _for_all(function: Callable[..., Any], constants: tuple[str, ...]) -> Callable[..., Any]:
+    """A function whose last argument is a neuron, compiled once for all neurons that differ in these constants alone.
+
+    What is compiled stays for good: with the constants in it, a search for the best leak would take a second and
+    megabytes for every value that it tries. No function here reads `start`.
+    """
+    def of_values(*args: Any) -> Any:
+        *others, neuron = args
+        others, values = others[:-len(constants)], others[-len(constants):]
+        return function(*others, neuron._replace(**dict(zip(constants, values))))
+
+    compiled = shared(of_values, compiled=True)
+
+    def call(*args: Any) -> Any:
+        *others, neuron = args
+        values = [tf.constant(getattr(neuron, name), tf.float32) for name in constants]
+        return compiled(*others, *values, neuron._replace(**dict.fromkeys(constants, 1.0), start=0.0))
+
+    return call
+
+
+_unpack_xla, _count_xla = shared(unpack, compiled=True), shared(_count, compiled=True)
+_integrate_xla, _tally_xla, _credit_xla = (_for_all(function, ("leak", "threshold", "gain"))
+                                           for function in (_integrate, _tally, _credit))
+# The compiler makes one number of the gain and what a surrogate multiplies with, and of the leak and what it knows of
+# credit in time: with tensors in place of these constants the last bits would be others.
+_sum_xla, _derivatives_xla = (_for_all(function, ("leak", "threshold")) for function in (_sum, _derivatives))
+_sum_in_time_xla = _for_all(_sum, ("threshold",))
 
 
 class BatchSizes:
