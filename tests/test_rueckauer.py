@@ -17,6 +17,7 @@ from tfspike.conversion import command, options
 from tfspike.conversion.simplified import simplified
 from tfspike.errors import UserError
 from tfspike.neurons import gradients
+from tfspike.neurons.bipolar import BipolarIF
 from tfspike.neurons.gate import MaxPoolGate
 from tfspike.neurons.gradients import Neuron
 from tfspike.variants import VARIANTS, Block, Conv, Pool, Variant
@@ -186,6 +187,18 @@ def test_the_gate_sends_the_rate_of_the_maximum(shape: tuple[int, int], pool: di
     assert np.abs(counts - most).max() < 20 and np.abs(each - most).max() > 40
     if not pool:
         np.testing.assert_array_equal(out, gated(spikes))
+
+
+@pytest.mark.parametrize("pool", [{}, {"pool_size": 3, "strides": 2, "padding": "same"}])
+def test_the_gate_sends_what_the_highest_net_count_gains_at_least(pool: dict[str, Any]) -> None:
+    currents = np.random.default_rng(0).normal(0.1, 0.7, (60, 2, 6, 6, 3)).astype("f")
+    spikes = BipolarIF()(currents).numpy()
+    layer = keras.layers.MaxPooling2D(**pool)
+    counts = np.cumsum(spikes, 0).reshape(-1, 6, 6, 3)
+    gains = np.diff(layer(counts).numpy().reshape(60, 2, *layer(counts).shape[1:]), axis=0, prepend=0.0)
+    out = MaxPoolGate.like(layer)(spikes).numpy()
+    assert (out >= gains).all() and (gains == -1).sum() > 100
+    assert not (out == -1)[gains != -1].any() and 0 < (out != -1)[gains == -1].mean() < 0.5
 
 
 # ---- whole networks ------------------------------------------------------------------------------------------------

@@ -2,9 +2,18 @@
 
     c_t = c_(t-1) + s_t        out_t = s_t[argmax over the window of c_t], the first one at ties
 
-The count includes the step itself. At the end the window has sent about as many spikes as its most active position:
-the rate of the maximum. A maximum over the spikes of each step alone is another function: one spike anywhere in the
-window makes it 1, so that its rate comes near the sum of the rates. (In a network trained with it that is right.)
+The count includes the step itself. With M_t = max over the window of c_t, at every step
+
+    out_t >= M_t - M_(t-1),   so that   sum of out_t >= M_T
+
+since where M rises, every position with the highest count has just fired. The window never sends fewer spikes than its
+most active position, and one more whenever a position draws level with a later one: about the rate of the maximum.
+A maximum over the spikes of each step alone is another function: one spike anywhere in the window makes it 1, so that
+its rate comes near the sum of the rates. (In a network trained with it that is right.)
+
+Both hold behind neurons that take spikes back, too (`tfspike.neurons.bipolar`): counts are net and never below 0, and
+a spike of -1 passes only where M falls. Not wherever it falls: where an earlier position of the window is level with
+what remains, it is chosen and was silent, so that a spike sent too early stays.
 
 Source: B. Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for image
 classification", Front. Neurosci. 11:682 (2017); that the count includes the step is the way of the authors' toolbox.
