@@ -323,6 +323,19 @@ def test_neurons_that_cannot_be_ours_are_refused(change, message):
         nir_import.from_nir(graph, timesteps=3)
 
 
+class Doubled(keras.layers.Dense):
+    def call(self, x):
+        return 2.0 * super().call(x)
+
+
+def one_dense(layer, mode=None):
+    inputs = keras.Input((3, 4))
+    x = tfspike.OverTime(layer, name="hidden")(tfspike.SpikeInput(3)(inputs))
+    if mode:
+        layer.quantize(mode)
+    return tfspike.SpikingModel(inputs, tfspike.Readout()(tfspike.LIF()(x)))
+
+
 def test_what_nir_cannot_hold_is_refused(tmp_path):
     x = inputs = keras.Input((4, 6, 6, 2))
     x = tfspike.SpikeInput(4)(x)
@@ -331,6 +344,11 @@ def test_what_nir_cannot_hold_is_refused(tmp_path):
     model = tfspike.SpikingModel(inputs, tfspike.Readout()(tfspike.OverTime(keras.layers.Dense(2))(x)))
     with pytest.raises(UserError, match="NIR pads all sides alike"):
         nir_graph.to_nir(model)
+    for mode in ("int8", "int4"):
+        with pytest.raises(UserError, match="'hidden', whose weights Keras' quantize has rounded"):
+            nir_graph.to_nir(one_dense(keras.layers.Dense(2), mode))
+    with pytest.raises(UserError, match="'hidden', a Doubled, which has a `call` of its own"):
+        nir_graph.to_nir(one_dense(Doubled(2)))
     with pytest.raises(UserError, match="`target` must be one of nir, norse"):
         nir_graph.to_nir(network(), target="loihi")
     (tmp_path / "text.nir").write_text("no HDF5")

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfspike.engine import known
 from tfspike.engine import plan as plans
 from tfspike.engine.precision import in_float32
 from tfspike.errors import UserError
@@ -224,6 +225,13 @@ class _Writer:
     # ---- synapses ----------------------------------------------------------------------------------------------
 
     def _synapse(self, name: str, layer: Any, source: _Wire, shape: tuple[int, ...]) -> _Wire:
+        method = known.own_synapse(layer)
+        if method == "quantize":
+            raise UserError(f"NIR has no counterpart of {name!r}, whose weights Keras' quantize has rounded: write the "
+                            "graph before, or export saved_model.")
+        if method not in (None, "enable_lora"):  # which is part of `layer.kernel`
+            raise UserError(f"NIR has no counterpart of {name!r}, a {type(layer).__name__}, which has a `{method}` of "
+                            "its own.")
         if isinstance(layer, keras.layers.ZeroPadding2D):
             (top, bottom), (left, right) = layer.padding
             if (top, left) != (bottom, right):
