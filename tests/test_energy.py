@@ -275,6 +275,31 @@ def test_a_layer_that_cannot_be_counted_is_named():
         energy.synapses(model.plan)
 
 
+def dense_net(dense=keras.layers.Dense):
+    inputs = keras.Input((4,))
+    x = layers.LIF()(layers.OverTime(dense(5, use_bias=False), name="hidden")(encoders.create("poisson", 3)(inputs)))
+    return models.SpikingModel(inputs, layers.Readout()(layers.OverTime(keras.layers.Dense(2, use_bias=False))(x)))
+
+
+@pytest.mark.parametrize("method, argument", [("quantize", "int8"), ("quantize", "int4"), ("enable_lora", 1)])
+def test_weights_that_keras_has_changed_are_refused(method, argument):
+    model = dense_net()
+    getattr(model.get_layer("hidden").layer, method)(argument)
+    with pytest.raises(UserError, match=f"'hidden', whose weights Keras' {method} has changed, .*the network before"):
+        energy.synapses(model.plan)
+
+
+def test_frozen_weights_are_weights():
+    model = dense_net()
+    model.get_layer("hidden").layer.kernel.assign(np.eye(4, 5))
+    images, labels = np.ones((2, 4), "f"), np.zeros(2, int)
+    wanted = analysis.analyse(model, images, labels).neurobench()
+    assert (wanted["parameter_count"], wanted["footprint_bytes"]) == (30, 120)
+    assert wanted["connection_sparsity"] == 16 / 30
+    model.get_layer("hidden").trainable = False
+    assert analysis.analyse(model, images, labels).neurobench() == wanted
+
+
 def test_targets_of_a_strided_kernel_of_few_channels_are_counted_in_a_process_that_lives_on():
     layer = keras.layers.Conv2D(8, 1, 2, use_bias=False)
     layer.build((None, 12, 12, 4))

@@ -304,3 +304,6 @@ def test_spike_trains_are_the_model_s_own(model, images):
 
 def test_the_filters_are_those_of_the_first_convolution(model):
     assert first_filters(model).shape == (5, 5, 1, 20)
+    model.get_layer("conv1_1").trainable = False
+    assert first_filters(model).shape == (5, 5, 1, 20)
+    model.get_layer("conv1_1").trainable = True

@@ -165,8 +165,8 @@ def synapses(plan: plans.Plan) -> list[Synapse]:
     """Every group of connections of a network, in the order of the forward pass.
 
     Raises:
-      UserError: a layer has weights but is none whose operations can be counted, or an operation of Keras makes one
-        train of several.
+      UserError: a layer has weights but is none whose operations can be counted, Keras has quantised them or
+        added to them (LoRA), or an operation of Keras makes one train of several.
     """
     found: list[dict[str, Any]] = []
     events = {plan.encoder.output: _encoded(plan.encoder.layer)}
@@ -209,6 +209,9 @@ def _through(call: plans.Call, sources: list[keras.KerasTensor], events: list[st
         return groups, sums, np.ones(call.output.shape[2:], np.float32)
     events = ["current" if kind == "stored" else kind for kind in events]  # what is not added up is like any other
     if isinstance(layer, (*known.WEIGHTED, *known.POOLINGS, *known.GLOBAL_POOLINGS)):
+        if method := known.altered(layer):
+            raise UserError(f"The operations of layer {name!r}, whose weights Keras' {method} has changed, cannot be "
+                            "counted: look at the network before, which has the same connections.")
         shape = present[0].shape
         dense = fan_out(layer, shape, zero_weights=True)
         kernel = getattr(layer, "kernel", None)  # counted anew only where a weight is exactly 0: once costs a graph

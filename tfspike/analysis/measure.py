@@ -90,7 +90,7 @@ class Analysis:
       margins: lead of the largest over the second largest membrane potential of the readout, `[N, T]`.
       spikes: spikes of all layers, the input included, until and with every step, `[N, T]`.
       num_classes: C.
-      parameters: weights of the model.
+      parameters: weights of the model, trained or frozen; statistics and counters are none.
       zero_parameters: how many of them are exactly 0.
       footprint_bytes: memory of the weights as stored.
       effective: operations of the synapses with weights alone, as NeuroBench counts them.
@@ -380,7 +380,8 @@ class _Tally:
         predictions, margins, spikes = (np.concatenate(column) for column in zip(*self.columns))
         counted = self._counted(len(labels))
         weighted = [(synapse, ops) for synapse, ops in counted if synapse.kind == "weights"]
-        weights = [tf.convert_to_tensor(weight.value).numpy() for weight in model.trainable_weights]
+        # As they were made, not as they may be trained now: a frozen layer computes with its weights as any other
+        weights = [tf.convert_to_tensor(weight.value).numpy() for weight in model.weights if weight.value.trainable]
         return Analysis(
             self.layers(len(labels)), labels, predictions, margins, spikes, num_classes=classes,
             parameters=sum(weight.size for weight in weights),

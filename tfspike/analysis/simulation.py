@@ -267,7 +267,7 @@ def spike_trains(model: keras.Model, example: Any, neurons: int = _RASTER_NEURON
 
 def first_filters(model: keras.Model) -> np.ndarray | None:
     """The first convolution's kernel, `[height, width, channels, filters]`; None where the net has none."""
-    for variable in model.trainable_variables:
+    for variable in model.variables:  # also of a frozen layer
         if len(variable.shape) == 4:
             return np.asarray(tf.cast(tf.convert_to_tensor(variable.value), tf.float32))
     return None
