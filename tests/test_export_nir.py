@@ -323,6 +323,23 @@ def test_neurons_that_cannot_be_ours_are_refused(change, message):
         nir_import.from_nir(graph, timesteps=3)
 
 
+@pytest.mark.parametrize("size, dilation", [((2, 3), 1), ((4, 2), 2), ((3, 3), 2)])
+def test_same_pads_one_more_behind_where_the_kernel_is_even(size, dilation):
+    rng = np.random.default_rng(0)
+    kernel, spikes = rng.normal(size=(2, 1, *size)).astype("f"), (rng.random((2, 3, 7, 8, 1)) < 0.5).astype("f")
+    conv = nir.Conv2d((7, 8), kernel, 1, "same", dilation, 1, np.zeros(2, "f"))
+    shape = np.array([2, 7, 8])
+    graph = nir.NIRGraph({"in": nir.Input({"input": np.array([1, 7, 8])}), "conv": conv,
+                          "if": nir.IF(*[np.full(shape, value, "f") for value in (1e4, 0.5, 0.0)]),
+                          "out": nir.Output({"output": shape})}, [("in", "conv"), ("conv", "if"), ("if", "out")])
+    model = nir_import.from_nir(graph, timesteps=3)
+    current = keras.ops.conv(spikes.reshape(6, 7, 8, 1), kernel.transpose(2, 3, 1, 0), 1, "same", dilation_rate=dilation)
+    wanted = tfspike.LIF(1.0, 0.5)(np.moveaxis(np.reshape(current, (2, 3, 7, 8, 2)), 1, 0)).numpy()
+    np.testing.assert_allclose(model(spikes), wanted.mean(0), atol=1e-6)
+    found, *_ = simulate_nir.simulate(graph, np.moveaxis(spikes, (1, 4), (0, 2)), 1e-4)
+    np.testing.assert_array_equal(np.moveaxis(found, 2, -1), wanted)
+
+
 class Doubled(keras.layers.Dense):
     def call(self, x):
         return 2.0 * super().call(x)

@@ -162,11 +162,12 @@ class _Reader:
     def _conv(self, name: str, node: Any, x: Any) -> Any:
         kernel = np.moveaxis(np.asarray(node.weight), (0, 1), (3, 2))
         stride, dilation = (tuple(int(n) for n in np.broadcast_to(v, 2)) for v in (node.stride, node.dilation))
-        if isinstance(node.padding, str):
-            padding = tuple((k - 1) // 2 * d if node.padding == "same" else 0 for k, d in zip(kernel.shape, dilation))
+        if isinstance(node.padding, str):  # of an even kernel "same" pads one more behind
+            around = [d * (k - 1) if node.padding == "same" else 0 for k, d in zip(kernel.shape, dilation)]
+            padding = tuple((n // 2, n - n // 2) for n in around)
         else:
-            padding = tuple(int(n) for n in np.broadcast_to(node.padding, 2))
-        if any(padding):
+            padding = tuple((int(n), int(n)) for n in np.broadcast_to(node.padding, 2))
+        if np.any(padding):
             x = OverTime(keras.layers.ZeroPadding2D(padding), name=f"{_legal(name)}_pad")(x)
         biased = bool(np.any(node.bias))
         layer = keras.layers.Conv2D(kernel.shape[-1], kernel.shape[:2], stride, "valid", dilation_rate=dilation,

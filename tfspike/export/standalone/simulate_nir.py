@@ -105,10 +105,15 @@ def _constants(node: Any, dt: float) -> tuple[Array, Array, Array]:
 
 
 def _patches(x: Array, size: Any, stride: Any, padding: Any, dilation: Any = (1, 1)) -> Array:
-    """Windows `[N, C, H', W', kH, kW]` of images `[N, C, H, W]`."""
-    (top, left), (h, w) = np.broadcast_to(padding, 2), np.broadcast_to(dilation, 2)
-    x = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
+    """Windows `[N, C, H', W', kH, kW]` of images `[N, C, H, W]`; padding is a number, two, or a word."""
+    h, w = np.broadcast_to(dilation, 2)
     size = ((size[0] - 1) * h + 1, (size[1] - 1) * w + 1)
+    if isinstance(padding, str):  # of an even kernel "same" pads one more behind
+        around = [(n - 1) * (padding == "same") for n in size]
+        sides = [(n // 2, n - n // 2) for n in around]
+    else:
+        sides = [(n, n) for n in np.broadcast_to(padding, 2)]
+    x = np.pad(x, ((0, 0), (0, 0), *sides))
     down, right = np.broadcast_to(stride, 2)
     return sliding_window_view(x, size, axis=(2, 3))[:, :, ::down, ::right, ::h, ::w]
 
@@ -117,11 +122,9 @@ def conv(node: Any, train: Array, dt: float) -> Array:
     """Conv2d on `[T, B, C, H, W]`, a step at a time to save memory."""
     weight = np.asarray(node.weight, np.float32)
     groups = int(np.asarray(node.groups))
-    padding = node.padding if not isinstance(node.padding, str) else [
-        (k - 1) // 2 if node.padding == "same" else 0 for k in weight.shape[2:]]
 
     def step(x: Array) -> Array:
-        parts = np.split(_patches(x, weight.shape[2:], node.stride, padding, node.dilation), groups, axis=1)
+        parts = np.split(_patches(x, weight.shape[2:], node.stride, node.padding, node.dilation), groups, axis=1)
         maps = [np.tensordot(part, kernel, ((1, 4, 5), (1, 2, 3)))
                 for part, kernel in zip(parts, np.split(weight, groups))]
         return np.moveaxis(np.concatenate(maps, axis=-1), -1, 1) + np.reshape(node.bias, (-1, 1, 1))
