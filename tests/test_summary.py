@@ -123,6 +123,15 @@ def test_adam_costs_two_more_values_per_weight():
     assert adam - sgd == 2 * 4 * 517_500
 
 
+def test_a_frozen_layer_has_its_parameters_and_no_gradients():
+    model = models.create("lenet", (28, 28, 1), 10, 4)
+    before, trained = summary.layers(model, 8), summary.memory(model, 8).weights
+    model.get_layer("conv1_1").trainable = False
+    assert [row.parameters for row in summary.layers(model, 8)] == [row.parameters for row in before]
+    assert trained - summary.memory(model, 8).weights == 2 * 4 * 500
+    assert summary.memory(model, 8, training=False).weights == 4 * 517_500
+
+
 def test_the_table_shows_shapes_totals_rates_and_the_estimate():
     model = models.create("lenet", (28, 28, 1), 10, 25, gradient="rate")
     text = summary.layer_table(model, 32, rates={"pool1": 0.125})

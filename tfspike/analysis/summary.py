@@ -54,7 +54,7 @@ class LayerRow:
       name: of the layer.
       kind: its class; for `OverTime` that of the layer inside.
       output_shape: of one sample at one step (of one sample behind the readout).
-      parameters: trainable numbers.
+      parameters: numbers that are trained or frozen.
       macs_per_step: multiply-accumulates of the synapses per image and step, all inputs taken as active.
       memory: bytes for the whole batch by part: "weights" (with gradients and optimiser), "states" (membrane, count,
         trace; dropout masks), "record" (packed spikes of the window, and a surrogate's values), "chunk" (spikes of a
@@ -173,7 +173,7 @@ def _ann_table(model: ReluModel) -> str:
     """The layers of a network without time. Its memory is not estimated: it is that of any Keras model."""
     rows = []
     for layer in model.layers:
-        shape, parameters = tuple(layer.output.shape[1:]), sum(math.prod(v.shape) for v in layer.trainable_variables)
+        shape, parameters = tuple(layer.output.shape[1:]), _parameters(layer)
         given = [tuple(x.shape[1:]) for x in keras.tree.flatten(layer.input)] or [shape]  # an InputLayer is given none
         rows.append((layer.name, type(layer).__name__, shape, parameters, macs_of(layer, given[0], shape)))
     cells = [[name, kind, "x".join(map(str, shape)), _whole(parameters), _short(macs)]
@@ -252,8 +252,8 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     inner = layer.layer if isinstance(layer, OverTime) else layer
     shape = _sample(call)
     neurons = context.batch * math.prod(shape)
-    parameters = sum(math.prod(variable.shape) for variable in layer.trainable_variables)
-    sizes = {"weights": _weight_bytes(parameters, inner, context), "states": 0, "record": 0, "chunk": 0}
+    parameters = _parameters(layer)
+    sizes = {"weights": _weight_bytes(parameters, layer, inner, context), "states": 0, "record": 0, "chunk": 0}
     if isinstance(layer, SpikingLayer):
         sizes["states"] = 3 * 4 * neurons
         if context.training and context.gradient == "event":
@@ -271,14 +271,18 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
     return LayerRow(layer.name, type(inner).__name__, shape, parameters, macs, sizes)
 
 
-def _weight_bytes(parameters: int, layer: keras.layers.Layer, context: _Context) -> int:
-    values = 4
-    if context.training:
-        # the gradient, and its sum over chunks ("event") or the step's copy of the weights ("rate")
-        values += 4 * (2 + context.slots)
-    if layer.compute_dtype != "float32":
-        values += 8 if context.training else 2  # weights and gradients in 16 bits, and their way back to 32
-    return parameters * values
+def _parameters(layer: keras.layers.Layer) -> int:
+    """Of weights as they were made: a layer that is frozen holds as many."""
+    return sum(math.prod(variable.shape) for variable in layer.variables if variable.value.trainable)
+
+
+def _weight_bytes(parameters: int, layer: keras.layers.Layer, inner: keras.layers.Layer, context: _Context) -> int:
+    trained = sum(math.prod(variable.shape) for variable in layer.trainable_variables) if context.training else 0
+    # the gradient, and its sum over chunks ("event") or the step's copy of the weights ("rate")
+    size = 4 * parameters + 4 * (2 + context.slots) * trained
+    if inner.compute_dtype != "float32":
+        size += 2 * parameters + 6 * trained  # weights and gradients in 16 bits, and their way back to 32
+    return size
 
 
 def _sample(call: plans.Call) -> tuple[int, ...]:
