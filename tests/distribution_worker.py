@@ -253,5 +253,5 @@ if __name__ == "__main__":
             "normalisation": lambda: {gradient: {first: normalisation(gradient, first) for first in (B, 6, 2 * B)}
                                       for gradient in ("event", "rate")},
             "learning": learning, "validation": validation, "noise": noise, "long": long,
-            "fit": lambda: fitted("adapting", "learnt"), "fit_more": lambda: fitted("by layers", "moving"), "callbacks": keras_fit}
+            "fit": lambda: fitted("adapting"), "fit_more": lambda: fitted("by layers", "moving", "learnt"), "callbacks": keras_fit}
     print(json.dumps({what: WHAT[what]() for what in sys.argv[1:]}))

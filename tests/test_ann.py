@@ -16,8 +16,9 @@ import nets
 import oracle
 import runs
 import tfspike
-from tfspike import config, evaluation, export, models, training
+from tfspike import config, distribution, evaluation, export, models, training
 from tfspike.config import Config, RunOptions
+from tfspike.distribution import Worker
 from tfspike.errors import UserError
 from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
@@ -27,6 +28,7 @@ from tfspike.neurons import encoders, layers
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.runs import checkpoints, initial_weights
 from tfspike.runs import loading as run_loading
+from tfspike.training.trainer import Trainer
 from tfspike.variants import VARIANTS
 
 EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg16", "resnet18", "resnet56")))
@@ -279,12 +281,18 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(run: Path, tmp_path: Path) 
 def test_its_weights_are_scaled_to_the_rate_that_is_asked_for_and_those_of_a_spiking_network_are_not(
         run: Path, tmp_path: Path) -> None:
     settings = runs.tiny(tmp_path / "run", init="rate", epochs=1)
-    for source, folder, scaled in ((run, "run", True), (run / "model.keras", "file", True),
-                                   (tmp_path / "run", "further", False)):
+
+    def started(source: Path, folder: str) -> list[str]:
         lines: list[str] = []
         here = dataclasses.replace(settings, workdir=str(tmp_path / folder))
-        assert training.run(here, RunOptions(init_from=str(source)), lines.append) == 0
-        assert ("First weights scaled to 0.1 spikes per step in 2 layers." in lines) is scaled, lines[:5]
+        Trainer(here, distribution.make_strategy("one"), Worker(), lines.append).initialise(str(source))
+        return lines
+
+    scaled = "First weights scaled to 0.1 spikes per step in 2 layers."
+    lines: list[str] = []
+    assert training.run(settings, RunOptions(init_from=str(run)), lines.append) == 0
+    assert scaled in lines and scaled in started(run / "model.keras", "file")
+    assert scaled not in started(tmp_path / "run", "further")
 
 
 def test_evaluation_takes_the_folder(run: Path) -> None:

@@ -405,6 +405,7 @@ def test_the_command_compares_the_ann_and_the_spiking_network_over_time(converte
     assert "ANN" in text and "spikes per image" in text and "conv2_1_lif" in text
 
 
+@pytest.mark.slow
 def test_another_network_in_the_same_folder_is_not_compared_by_the_report_of_the_one_before(run: Path,
                                                                                             tmp_path: Path) -> None:
     out = str(tmp_path / "out")

@@ -81,6 +81,7 @@ def dead_links(folder: Path) -> list[tuple[str, str]]:
     return dead
 
 
+@pytest.mark.slow
 def test_no_link_and_no_anchor_is_dead(site: Path) -> None:
     assert sum(len(Page(path).links) for path in site.rglob("*.html")) > 5000
     assert not dead_links(site)
@@ -123,6 +124,7 @@ def test_the_build_itself_refuses_a_dead_link(tmp_path: Path) -> None:
 # ---- what it shows -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_module_has_a_page_and_a_subject(site: Path) -> None:
     build = build_module()
     for module in build.modules():
@@ -142,6 +144,7 @@ def test_a_module_without_a_subject_is_named() -> None:
         build.by_subject()
 
 
+@pytest.mark.slow
 def test_the_index_is_in_the_order_of_a_reader(site: Path) -> None:
     nav = (site / "index.html").read_text(encoding="utf-8").partition("md-nav--primary")[2]
     order = ("Quick start", "The method", "Tutorial", "How deep networks learn", "Results", "Trained weights",
@@ -151,6 +154,7 @@ def test_the_index_is_in_the_order_of_a_reader(site: Path) -> None:
     assert all(places) and [place.start() for place in places if place] == sorted(place.start() for place in places if place)
 
 
+@pytest.mark.slow
 def test_the_quick_start_is_that_of_the_readme(site: Path) -> None:
     page = re.sub(r"<[^>]+>", "", (site / "index.html").read_text(encoding="utf-8"))
     assert all(words in page for words in ("pip install -r requirements.txt", "python eval.py --workdir",
@@ -163,6 +167,7 @@ def test_a_section_that_the_readme_has_no_more_is_named() -> None:
         build_module().readme_section("Nowhere")
 
 
+@pytest.mark.slow
 def test_the_tutorial_has_all_of_its_code(site: Path) -> None:
     shown = re.findall(r"^```python\n(.*?)\n```", build_module().tutorial(), re.DOTALL | re.MULTILINE)
     source = (ROOT / "docs" / "tutorial.py").read_text(encoding="utf-8")
@@ -172,6 +177,7 @@ def test_the_tutorial_has_all_of_its_code(site: Path) -> None:
     assert len("".join(shown).splitlines()) > 60 and 'id="the-network"' in (site / "tutorial.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_search_finds_prose_and_names(site: Path) -> None:
     entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     places = {entry["location"].partition("#")[0] for entry in entries}
@@ -181,6 +187,7 @@ def test_search_finds_prose_and_names(site: Path) -> None:
     assert "api/neurons.layers.html#tfspike.neurons.layers.LIF" in text
 
 
+@pytest.mark.slow
 def test_equations_and_pages_need_no_network(site: Path) -> None:
     page = (site / "mathematics.html").read_text(encoding="utf-8")
     assert page.count("<math") > 40 and "FORMULA" not in page
@@ -189,6 +196,7 @@ def test_equations_and_pages_need_no_network(site: Path) -> None:
         assert not re.search(r'(?:src|<link[^>]*href)="?http', path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.slow
 def test_examples_are_shown_as_code(site: Path) -> None:
     """`>>>` outside a section "Examples" of a docstring would be three quotations in each other."""
     for path in (site / "api").glob("*.html"):
