@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 import runs
-from tfspike import datasets, models
+from tfspike import LIF, datasets, models
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -93,6 +94,28 @@ def test_the_network_of_the_readme_can_be_built(readme: tuple[list[dict[str, Any
     assert names["model"].output_shape == (None, 10)
     image = np.random.default_rng(0).uniform(0, 1, (2, 28, 28, 1)).astype("float32")
     assert all(np.sum(count) > 0 for count in names["model"].observe(image)[1].values())
+
+
+@pytest.mark.parametrize("page, text", [("README.md", "PoissonEncoder("), ("docs/howto.md", "def network")])
+def test_first_weights_of_a_stacked_network_follow_the_seed(page: str, text: str) -> None:
+    """Keras' initialisers repeat themselves: layers that shared one would begin equal, under every seed."""
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks(ROOT / page) if text in block), names)
+
+    def first_weights(seed: int) -> list[np.ndarray]:
+        keras.utils.set_random_seed(seed)
+        model = names["network"](LIF(leak=0.9)) if "network" in names else names["model"]
+        synapses = [layer.layer for layer in model.layers if getattr(getattr(layer, "layer", None), "weights", ())]
+        starts.extend(synapse.kernel_initializer for synapse in synapses)
+        return [synapse.kernel.numpy() for synapse in synapses]
+
+    starts: list[Any] = []
+    once, again, other = (first_weights(seed) for seed in (0, 0, 1))
+    if "network" in names:
+        assert all(map(np.array_equal, once, again)) and not any(map(np.array_equal, once, other))
+    else:
+        starts = starts[:len(once)]
+    assert len(set(map(id, starts))) == len(starts) > 1
 
 
 def test_the_first_lines_of_python_in_the_readme_learn(readme: tuple[list[dict[str, Any]], Path]) -> None:
