@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ def test_a_keras_network_of_ones_own_is_converted_as_the_page_says() -> None:
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
+    shutil.copytree(ROOT / "tests" / "goldens" / "run", tmp_path / "runs" / "mine")
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"), \
             pytest.warns(UserWarning, match="readout.* is called with more than its input"):
         *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
@@ -153,6 +155,7 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
     assert ((potentials > 1.0) == spikes).all() and spikes.any() and names["output"].shape == (6, 2, 10)
     assert Path("raster.png").stat().st_size > 10_000 and list(Path("logs").rglob("events.*"))
+    assert names["tuned"].engine is not None and names["tuned"].output_shape == (None, 5)
     assert names["vgg"].plan.spiking[0].layer.neuron.threshold == 0.5 and np.isfinite(names["loss"])
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
     assert names["longer"].timesteps == 12 and 0.0 < names["nanojoules"] < 1e4
