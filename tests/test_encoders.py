@@ -408,6 +408,18 @@ def test_a_record_that_is_no_number_has_no_score(encoder: Any) -> None:
         np.testing.assert_allclose(scores[[0, 2]], whole[[0, 2]], rtol=1e-6, atol=1e-7)
 
 
+def test_who_lets_tensorflow_look_for_nan_finds_none_of_ours() -> None:
+    """`tf.debugging.enable_check_numerics` stopped at the constant that marks records, in every first step."""
+    tf.debugging.enable_check_numerics()
+    try:
+        marked = tf.function(lambda x: encoders.nan_where_not_finite(tf.abs(x), x))
+        np.testing.assert_array_equal(marked(-tf.ones((2, 3))), np.ones((2, 3)))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+            marked(tf.constant([[1.0, np.nan, 1.0]]))
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
 @pytest.mark.parametrize("batch", [2, 4])
 def test_predicted_spike_trains_are_those_of_a_call(batch: int) -> None:
     model = one_layer(DirectEncoder(4))

@@ -18,7 +18,7 @@ from tfspike.checks import check_choice, check_count, check_positive
 from tfspike.errors import UserError
 from tfspike.neurons import noise
 from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
-from tfspike.neurons.shared_function import shared
+from tfspike.neurons.shared_function import shared, watched
 
 
 class Encoder(noise.NoisyLayer):
@@ -275,8 +275,10 @@ def nan_where_not_finite(outputs: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
 
     Any other network does so by itself. A neuron fires where u > threshold, which NaN never is: it would end as
     silence, and scores and loss would look like those of an image.
+
+    Graphs in which TensorFlow itself looks for NaN are left alone: it would find the constant that marks such records.
     """
-    if not inputs.dtype.is_floating:
+    if not inputs.dtype.is_floating or not tf.executing_eagerly() and watched():
         return outputs
     # Not tf.math.is_finite, for which LiteRT has no operation
     finite = tf.reduce_all(tf.abs(inputs) <= inputs.dtype.max, axis=list(range(1, len(inputs.shape))))
