@@ -10,17 +10,19 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 import runs
-from tfspike import datasets, models
+from tfspike import LIF, datasets, models
 from tfspike.config import flags
 from tfspike.errors import UserError
 from tfspike.evaluation import options as eval_options
@@ -95,6 +97,28 @@ def test_the_network_of_the_readme_can_be_built(readme: tuple[list[dict[str, Any
     assert all(np.sum(count) > 0 for count in names["model"].observe(image)[1].values())
 
 
+@pytest.mark.parametrize("page, text", [("README.md", "PoissonEncoder("), ("docs/howto.md", "def network")])
+def test_first_weights_of_a_stacked_network_follow_the_seed(page: str, text: str) -> None:
+    """Keras' initialisers repeat themselves: layers that shared one would begin equal, under every seed."""
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks(ROOT / page) if text in block), names)
+
+    def first_weights(seed: int) -> list[np.ndarray]:
+        keras.utils.set_random_seed(seed)
+        model = names["network"](LIF(leak=0.9)) if "network" in names else names["model"]
+        synapses = [layer.layer for layer in model.layers if getattr(getattr(layer, "layer", None), "weights", ())]
+        starts.extend(synapse.kernel_initializer for synapse in synapses)
+        return [synapse.kernel.numpy() for synapse in synapses]
+
+    starts: list[Any] = []
+    once, again, other = (first_weights(seed) for seed in (0, 0, 1))
+    if "network" in names:
+        assert all(map(np.array_equal, once, again)) and not any(map(np.array_equal, once, other))
+    else:
+        starts = starts[:len(once)]
+    assert len(set(map(id, starts))) == len(starts) > 1
+
+
 def test_the_first_lines_of_python_in_the_readme_learn(readme: tuple[list[dict[str, Any]], Path]) -> None:
     names = having(readme[0], ".fit(")
     assert names["model"].history.history["accuracy"][0] > 0.5
@@ -123,6 +147,7 @@ def test_a_keras_network_of_ones_own_is_converted_as_the_page_says() -> None:
 def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(surrogates, "DERIVATIVES", dict(surrogates.DERIVATIVES))
+    shutil.copytree(ROOT / "tests" / "goldens" / "run", tmp_path / "runs" / "mine")
     with pytest.warns(UserWarning, match="learnt .* has a `call` of its own"), \
             pytest.warns(UserWarning, match="readout.* is called with more than its input"):
         *_, names = ran(ROOT / "docs" / "howto.md", {"__name__": "howto"})
@@ -130,6 +155,7 @@ def test_the_answers_of_the_page_how_to_are_true(tmp_path: Path, monkeypatch: py
     assert potentials.shape == names["membranes"].shape == spikes.shape == (6, 2, 12, 12, 8)
     assert ((potentials > 1.0) == spikes).all() and spikes.any() and names["output"].shape == (6, 2, 10)
     assert Path("raster.png").stat().st_size > 10_000 and list(Path("logs").rglob("events.*"))
+    assert names["tuned"].engine is not None and names["tuned"].output_shape == (None, 5)
     assert names["vgg"].plan.spiking[0].layer.neuron.threshold == 0.5 and np.isfinite(names["loss"])
     assert 0.0 < names["history"]["rate/lif"][0] < 1.0
     assert names["longer"].timesteps == 12 and 0.0 < names["nanojoules"] < 1e4

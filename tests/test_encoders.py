@@ -23,7 +23,10 @@ from tfspike import (
     UserError,
     models,
 )
+from tfspike.analysis.measure import analyse
+from tfspike.export.window import Window
 from tfspike.neurons import encoders, noise
+from tfspike.neurons.encoders import Encoder
 from tfspike.neurons.over_time import OverTime, WindowDropout
 
 T, B = 12, 4
@@ -150,6 +153,64 @@ def test_the_described_shape_is_the_real_one(kind: str | None) -> None:
     shape = (T, 5, 3) if kind is None else (5, 3)
     assert encoders.create(kind, T)(keras.Input(shape)).shape == (T, None, 5, 3)
     assert encoders.create(kind, T)(tf.zeros((B, *shape))).shape == (T, B, 5, 3)
+
+
+@keras.saving.register_keras_serializable("test_encoders")
+class Regular(Encoder):
+    """Evenly spread spikes, of as many steps as the graph will know when it runs."""
+
+    draws = False
+
+    def encode(self, inputs: Any, key: Any, start: Any, steps: int) -> Any:
+        t = tf.reshape(tf.cast(tf.range(start, start + steps), "float32"), [-1] + [1] * len(inputs.shape))
+        return tf.cast(tf.floor((t + 1) * inputs) - tf.floor(t * inputs), self.compute_dtype)
+
+
+def with_encoder(encoder: Encoder, gradient: str = "rate") -> SpikingModel:
+    pixels = keras.Input((3, 3, 1))
+    x = OverTime(keras.layers.Flatten())(encoder(pixels))
+    for units in (8, 2):
+        start = keras.initializers.HeNormal(seed=units)
+        x = OverTime(keras.layers.Dense(units, use_bias=False, kernel_initializer=start))(x)
+        x = LIF(0.9, gradient=gradient, surrogate="arctan", reset="subtract")(x) if units == 8 else x
+    return SpikingModel(pixels, Readout(0.9)(x))
+
+
+@pytest.mark.parametrize("gradient", ["rate", "event", "eprop"])
+def test_an_encoder_of_ones_own_need_not_know_its_steps_before_it_runs(gradient: str) -> None:
+    model, x = with_encoder(Regular(6), gradient), np.abs(images(3, 3, 1))
+    reference = model.call_layers(x)
+    model.configure_engine(chunk=2)
+
+    @tf.function
+    def trained(x: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            scores = model(x, training=True)
+        return scores, tape.gradient(scores, model.trainable_variables)
+
+    scores, gradients = trained(x)
+    np.testing.assert_allclose(scores, reference, atol=1e-6)
+    assert model.engine is not None and all(np.any(value) for value in gradients)
+
+
+def test_such_an_encoder_is_analysed_and_exported(tmp_path: Path) -> None:
+    model, x = with_encoder(Regular(6)), np.abs(images(3, 3, 1))
+    found = analyse(model, x, [0] * B)
+    np.testing.assert_array_equal(found.predictions[:, -1], np.argmax(model(x), axis=1))
+    window = Window(model)
+    state = tf.function(lambda x: window.run(window.encoder_of(x, 0), 2, 3, window.initial_state(B)))(tf.constant(x))
+    np.testing.assert_allclose(window.outputs(state)["scores"], model(x), atol=1e-6)
+
+
+def test_an_encoder_that_gives_other_steps_than_it_is_asked_for_is_refused() -> None:
+    class Whole(Regular):
+        def encode(self, inputs: Any, key: Any, start: Any, steps: int) -> Any:
+            return tf.repeat(inputs[tf.newaxis], self.timesteps, axis=0)
+
+    model = with_encoder(Whole(6))
+    model.configure_engine(chunk=2)
+    with pytest.raises(UserError, match="`encode` of Whole must give the steps that it is asked for.* 2 from"):
+        model(np.abs(images(3, 3, 1)))
 
 
 def test_direct_repeats_the_image() -> None:
@@ -345,6 +406,18 @@ def test_a_record_that_is_no_number_has_no_score(encoder: Any) -> None:
         scores = np.asarray(scores)
         assert np.isnan(scores[[1, 3]]).all()
         np.testing.assert_allclose(scores[[0, 2]], whole[[0, 2]], rtol=1e-6, atol=1e-7)
+
+
+def test_who_lets_tensorflow_look_for_nan_finds_none_of_ours() -> None:
+    """`tf.debugging.enable_check_numerics` stopped at the constant that marks records, in every first step."""
+    tf.debugging.enable_check_numerics()
+    try:
+        marked = tf.function(lambda x: encoders.nan_where_not_finite(tf.abs(x), x))
+        np.testing.assert_array_equal(marked(-tf.ones((2, 3))), np.ones((2, 3)))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+            marked(tf.constant([[1.0, np.nan, 1.0]]))
+    finally:
+        tf.debugging.disable_check_numerics()
 
 
 @pytest.mark.parametrize("batch", [2, 4])

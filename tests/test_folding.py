@@ -3,14 +3,18 @@ test_normalisation.py, those through every path in test_paths.py."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 import nets
-from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, ThresholdNorm
+import runs
+from tfspike import LIF, OverTime, Readout, SpikeInput, SpikingModel, ThresholdNorm, datasets
 from tfspike.engine.folding import fold
 from tfspike.errors import UserError
+from tfspike.runs import load_run
 
 T = 3
 
@@ -95,3 +99,12 @@ def test_how_the_engine_was_configured_is_kept() -> None:
 def test_a_normalisation_behind_anything_else_is_named(between) -> None:
     with pytest.raises(UserError, match="'n' cannot be folded: it must follow an OverTime"):
         fold(network(*between()))
+
+
+def test_a_run_that_is_to_be_trained_further_is_loaded_as_it_was(tmp_path: Path) -> None:
+    info = datasets.describe(datasets.load("mnist_subset", "train").first(20))
+    folder = runs.untrained(tmp_path / "run", info, norm="tdbn", encoder="direct", timesteps=2)
+    folded, model = (load_run(folder, say=lambda line: None, **options)[0] for options in ({}, {"fold": False}))
+    assert model.plan.norms and not folded.plan.norms
+    images = np.random.default_rng(0).uniform(0, 1, (2, 28, 28, 1)).astype("float32")
+    np.testing.assert_allclose(model(images), folded(images), atol=1e-5)

@@ -83,7 +83,7 @@ class Simulation:
 
     def run(self, inputs: tf.Tensor, key: tf.Tensor, first: Any, steps: int, state: State) -> Stretch:
         """Steps first..first+steps-1 of the window, from this state on."""
-        return stepper.advance(self.plan, self.encoder.encode(inputs, key, first, steps), state)
+        return stepper.advance(self.plan, self.encoder.stretch(inputs, key, first, steps), state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _threshold(call: plans.Call, neuron: int) -> float:
 
 def _windows(simulation: Simulation, image: Any, seed: int) -> Iterator[Stretch]:
     inputs, key, _ = simulation.start(np.asarray(image)[np.newaxis], seed)
-    trains = (simulation.encoder.encode(inputs, key, first, steps) for first, steps in simulation.chunks(1))
+    trains = (simulation.encoder.stretch(inputs, key, first, steps) for first, steps in simulation.chunks(1))
     return stepper.through(simulation.plan, trains, 1)
 
 
@@ -223,7 +223,7 @@ def _encoded(plan: plans.Plan, inputs: tf.Tensor, length: int) -> Iterator[tf.Te
     encoder = plan.encoder.layer
     key = encoder.key(False, 0)
     for first in range(0, encoder.timesteps, length):
-        yield encoder.encode(inputs, key, first, min(length, encoder.timesteps - first))
+        yield encoder.stretch(inputs, key, first, min(length, encoder.timesteps - first))
 
 
 def distributions(model: keras.Model, example: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def from_currents(network: Network, images: np.ndarray, percentile: float, encod
     """Layer by layer: scale = the percentile of the positive currents of all steps, then fire with that threshold."""
     slices = [slice(start, start + _PART) for start in range(0, len(images), _PART)]
     key = encoder.key(False, 0)
-    signed = [encoder.encode(tf.constant(images[part]), noise.derive(key, i), 0, encoder.timesteps)
+    signed = [encoder.stretch(tf.constant(images[part]), noise.derive(key, i), 0, encoder.timesteps)
               for i, part in enumerate(slices)]
     if isinstance(encoder, encoders.PoissonEncoder):
         signed = [tf.cast(train, tf.int8) for train in signed]

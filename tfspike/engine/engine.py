@@ -197,7 +197,7 @@ class Engine:
             return normalised
 
         def body(i: tf.Tensor, steps: int, before: Carried) -> tuple[tf.Tensor, Carried]:
-            train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
+            train = self.plan.encoder.layer.stretch(given.inputs, given.key, i * chunk, steps)
             states = dict(zip(spiking, before.states))
             fired: dict[plans.Call, kernels.Fired] = {}
 
@@ -267,7 +267,7 @@ class Engine:
 
         def body(i: tf.Tensor, steps: int, carries: list[tf.Tensor],
                  sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-            train = self.plan.encoder.layer.encode(given.inputs, given.key, i * chunk, steps)
+            train = self.plan.encoder.layer.stretch(given.inputs, given.key, i * chunk, steps)
             bits = {call: kernels.restored(bits[i], state.membrane, self.kernel)
                     for call, bits, state in zip(spiking, record.bits, record.states)}
             known = {**slopes, **{call: derivatives[i][:steps] for call, derivatives
@@ -312,7 +312,7 @@ class Engine:
         given = given._replace(values=self._cast(given.weights, given.values))
 
         def encode(start: tf.Tensor, steps: int) -> tf.Tensor:
-            return self.plan.encoder.layer.encode(given.inputs, given.key, start, steps)
+            return self.plan.encoder.layer.stretch(given.inputs, given.key, start, steps)
 
         def walk(train: tf.Tensor, neurons: Any) -> tf.Tensor:
             with given.substituted():

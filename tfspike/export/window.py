@@ -122,7 +122,7 @@ class Window:
         """What `run` asks for input: the model's own encoder on normalised images or event data `[B, ...]`."""
         layer, source = self.plan.encoder.layer, self.plan.into_encoder(inputs)
         key = layer.key(seed=seed)
-        return lambda start, steps: layer.encode(source, key, start, steps)
+        return lambda start, steps: layer.stretch(source, key, start, steps)
 
     @property
     def chunk(self) -> int:

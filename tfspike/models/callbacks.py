@@ -216,8 +216,8 @@ class FiringRates(keras.callbacks.Callback):
         history["rate/lif"]
 
     Rates are those of the training steps themselves, and cost a read of one small variable per batch. Put it in front
-    of callbacks that write logs, such as `CSVLogger` and `TensorBoard`. A model that counts no spikes (`ReluModel`, or
-    any under a distribution strategy) logs none.
+    of callbacks that write logs, such as `CSVLogger` and `TensorBoard`. A model that counts no spikes (`ReluModel`, one
+    of several inputs or Readouts, or any under a distribution strategy) logs none.
     """
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

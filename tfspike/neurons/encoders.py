@@ -18,7 +18,7 @@ from tfspike.checks import check_choice, check_count, check_positive
 from tfspike.errors import UserError
 from tfspike.neurons import noise
 from tfspike.neurons.custom_gradient import WithGradient, custom_gradient
-from tfspike.neurons.shared_function import shared
+from tfspike.neurons.shared_function import shared, watched
 
 
 class Encoder(noise.NoisyLayer):
@@ -49,12 +49,27 @@ class Encoder(noise.NoisyLayer):
         return self.inference_key(0 if seed is None else seed) if self.draws else tf.zeros(2, tf.int32)
 
     def encode(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
-        """Steps start..start+steps-1 of the window, `[steps, B, ...]` (0 is the first)."""
+        """Steps start..start+steps-1 of the window, `[steps, B, ...]` (0 is the first). An encoder of one's own
+        overrides this alone, and remembers nothing from one call to the next; `start` may be a tensor."""
         raise NotImplementedError
+
+    def stretch(self, inputs: tf.Tensor, key: tf.Tensor, start: int | tf.Tensor, steps: int) -> tf.Tensor:
+        """`encode`, of a length that graphs know: that of `tf.range(start, start + steps)` they do not.
+
+        Raises:
+          UserError: it is of another length.
+        """
+        train = self.encode(inputs, key, start, steps)
+        if train.shape[0] is None:
+            return tf.ensure_shape(train, (steps, *train.shape[1:]))
+        if train.shape[0] != steps:
+            raise UserError(f"`encode` of {type(self).__name__} must give the steps that it is asked for, of [steps, "
+                            f"B, ...]: {steps} from `start` on. Received: shape {tuple(train.shape)}.")
+        return train
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         """The whole window, `[T, B, ...]`; inference repeats for the same `seed` (0 unless given)."""
-        return self.with_gradient(self.encode(inputs, self.key(training, seed), 0, self.timesteps), inputs)
+        return self.with_gradient(self.stretch(inputs, self.key(training, seed), 0, self.timesteps), inputs)
 
     def with_gradient(self, train: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
         """The train `[T, B, ...]` of `inputs`, with the gradient that the encoder passes on to them."""
@@ -260,8 +275,10 @@ def nan_where_not_finite(outputs: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
 
     Any other network does so by itself. A neuron fires where u > threshold, which NaN never is: it would end as
     silence, and scores and loss would look like those of an image.
+
+    Graphs in which TensorFlow itself looks for NaN are left alone: it would find the constant that marks such records.
     """
-    if not inputs.dtype.is_floating:
+    if not inputs.dtype.is_floating or not tf.executing_eagerly() and watched():
         return outputs
     # Not tf.math.is_finite, for which LiteRT has no operation
     finite = tf.reduce_all(tf.abs(inputs) <= inputs.dtype.max, axis=list(range(1, len(inputs.shape))))

@@ -27,7 +27,7 @@ def shared(function: Callable[..., Any], compiled: bool = False, any_batch: bool
         key = tuple(tf.TensorSpec(_shape(arg, any_batch and i == 0), arg.dtype) if tf.is_tensor(arg) else arg
                     for i, arg in enumerate(args))
         if key not in traced:
-            if _watched():
+            if watched():
                 return function(*args)
 
             def of_tensors(*tensors: tf.Tensor) -> Any:
@@ -46,7 +46,7 @@ def shared(function: Callable[..., Any], compiled: bool = False, any_batch: bool
     return call
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether TensorFlow adds operations of its own to graphs (`tf.debugging.enable_check_numerics`).
 
     XLA does not know them, and what is traced now would keep them for good.

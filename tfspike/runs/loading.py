@@ -43,8 +43,8 @@ def build_model(config: Config, info: Any, timesteps: int | None = None) -> Any:
                                              timesteps or config.timesteps, dtype=config.precision, **others))
 
 
-def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
-             say: Say = print) -> tuple[Any, Config, Any, Checkpoint]:
+def load_run(workdir: str, which: str = "best", timesteps: int | None = None, say: Say = print,
+             fold: bool = True) -> tuple[Any, Config, Any, Checkpoint]:
     """A trained network from its workdir alone.
 
     Args:
@@ -52,15 +52,17 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
       which: "best" by validation, or "last".
       timesteps: another window than the run's.
       say: takes warnings.
+      fold: whether normalisation is folded into the weights, for inference; False keeps its layers and their running
+        statistics, so that training can go on. A converted network has none.
 
     Returns:
-      The model, with normalisation folded into its weights, its configuration, its `datasets.DatasetInfo`, and the
-      checkpoint its weights are from.
+      The model, from images `[B, H, W, C]` of about [-1, 1] to V_T / T `[B, classes]`; its configuration; its
+      `datasets.DatasetInfo`, whose `normalise` makes such images of pixels; and the checkpoint its weights are from.
 
     Raises:
       UserError: there is no run, or what is needed of it is damaged.
     """
-    from tfspike.engine.folding import fold
+    from tfspike.engine import folding
 
     config = config_lib.read_run(workdir)
     info = data_info(workdir)
@@ -79,7 +81,7 @@ def load_run(workdir: str, which: str = "best", timesteps: int | None = None,
         say(f"Warning: the module of {name} was changed since the run in {workdir} was begun with it.")
     if config.is_spiking and config.kernel == "auto":
         model.configure_engine(kernel=kernel_of(checkpoint))
-    return (fold(model) if model.is_spiking else model), config, info, checkpoint
+    return (folding.fold(model) if fold and model.is_spiking else model), config, info, checkpoint
 
 
 def changed_code(config: Config) -> list[str]:

@@ -189,14 +189,14 @@ class Runner:
             packed, total = self._packed(inputs, key)
             return tf.zeros([0], tf.float32), packed, total / self.timesteps
         if layout == col.CONSTANT:
-            train = tf.cast(encoder.encode(inputs, key, 0, 1)[0], tf.float32)
+            train = tf.cast(encoder.stretch(inputs, key, 0, 1)[0], tf.float32)
             return tf.reshape(train, [-1]), nothing, train
-        train = tf.cast(encoder.encode(inputs, key, 0, self.timesteps), tf.float32)
+        train = tf.cast(encoder.stretch(inputs, key, 0, self.timesteps), tf.float32)
         return tf.reshape(train, [-1]), nothing, tf.reduce_mean(train, axis=0)
 
     def _packed(self, inputs: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`(spikes of 1 and of -1 as bits of 8 steps, [chunks, 2, B, ...] uint8; their sum over time)`."""
-        encode, count, rest = self.plan.encoder.layer.encode, *divmod(self.timesteps, _PACKED)
+        encode, count, rest = self.plan.encoder.layer.stretch, *divmod(self.timesteps, _PACKED)
 
         def body(i: tf.Tensor, steps: int, total: tf.Tensor, array: tf.TensorArray) -> tuple[Any, Any, Any]:
             train = encode(inputs, key, i * _PACKED, steps)
