@@ -21,10 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfspike.checks import check_count
+from tfspike.engine.plan import Plan
 from tfspike.models.advice import adapting, either
 from tfspike.models.diagnosis import Diverged, Watch, layer_statistics, weight_names
 from tfspike.models.network import window_of
-from tfspike.neurons.encoders import unscaled
+from tfspike.neurons.encoders import SpikeInput, unscaled
 from tfspike.neurons.layers import LIF
 from tfspike.neurons.slopes import kind_of
 
@@ -277,10 +278,25 @@ def keep_statistics(told: dict[str, Any], heard: dict[str, tf.Tensor], timesteps
     heard of, in a variable among what is `told` of the model."""
     largest = {name: heard.pop(name) for name in (LARGEST_INPUT,) if name in heard}
     stats = {**layer_statistics(heard, timesteps, [], []), **largest}
-    if "statistics" not in told:
-        with tf.init_scope():  # outlives the graph that is being traced
-            told["statistics"] = list(stats), tf.Variable(tf.zeros(len(stats)), trainable=False)
-    told["statistics"][1].assign(tf.stack(list(stats.values())))
+    kept = _room(told, len(stats))
+    told["statistics"] = list(stats), kept
+    kept.assign(tf.stack(list(stats.values())))
+
+
+def make_room(told: dict[str, Any], plan: Plan) -> None:
+    """Makes the variable of `keep_statistics` before a step of this model is traced, which it would be again."""
+    layers = {call.name: tf.zeros([1, 1]) for call in plan.spiking}
+    codes = not isinstance(plan.encoder.layer, SpikeInput)
+    kept = _room(told, len(layer_statistics(layers, plan.encoder.layer.timesteps, [], [])) + codes)
+    told.setdefault("statistics", ([], kept))
+
+
+def _room(told: Mapping[str, Any], size: int) -> tf.Variable:
+    _, kept = told.get("statistics", ([], None))
+    if kept is not None and kept.shape[0] == size:
+        return kept
+    with tf.init_scope():  # outlives the graph that is being traced
+        return tf.Variable(tf.zeros(size), trainable=False)
 
 
 def kept_statistics(told: Mapping[str, Any]) -> dict[str, float]:

@@ -257,11 +257,18 @@ class SpikingModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """`keras.Model.make_train_function`; constants that are changed count from the next batch on."""
-        return constants.keep_up(self, self._lazy(), "train_function", super().make_train_function, force)
+        return constants.keep_up(self, self._lazy(), "train_function", super().make_train_function, force,
+                                 self._is_as_made("train_step"))
 
     def make_test_function(self, force: bool = False) -> Any:
         """`keras.Model.make_test_function`; constants that are changed count from the next batch on."""
-        return constants.keep_up(self, self._lazy(), "test_function", super().make_test_function, force)
+        return constants.keep_up(self, self._lazy(), "test_function", super().make_test_function, force,
+                                 self._is_as_made("test_step"))
+
+    def _is_as_made(self, step: str) -> bool:
+        """Whether a subclass leaves a step, and what it calls, as they are."""
+        return all(getattr(type(self), name) is getattr(SpikingModel, name)
+                   for name in ("call", step, "compute_metrics"))
 
     def make_predict_function(self, force: bool = False) -> Any:
         """`keras.Model.make_predict_function`; constants that are changed count from the next batch on."""

@@ -1,0 +1,94 @@
+"""`fit` and `evaluate` trace a step once, so that nobody waits for it twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel
+from tfspike.models import first_trace
+
+X = np.random.default_rng(0).uniform(0, 2, (8, 4)).astype("f")
+CLASSES = np.arange(8) % 3
+ONE_HOT = np.eye(3, dtype="f")[CLASSES]
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(outputs: int = 1) -> SpikingModel:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = LIF(0.9, gradient="rate", surrogate="arctan", name="lif")(OverTime(keras.layers.Dense(5, kernel_initializer="ones"))(
+        DirectEncoder(3)(inputs)))
+    scores = Readout(0.9)(OverTime(keras.layers.Dense(3))(x))
+    return SpikingModel(inputs, scores if outputs == 1 else {"a": scores, "b": keras.layers.Rescaling(2.0)(scores)})
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Calls of a model: one in every graph."""
+    seen: list[Any] = []
+    call = SpikingModel.call
+
+    def counted(self: SpikingModel, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpikingModel, "call", counted)
+    return seen
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+@pytest.mark.parametrize(("y", "loss", "metrics"), [
+    (ONE_HOT, "mse", None), (ONE_HOT, "mse", ["accuracy", "mae"]), (CLASSES, SPARSE, ["accuracy"]),
+    (CLASSES[:, None], SPARSE, ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2)])])
+def test_a_step_is_traced_once_and_computes_the_same(y: Any, loss: Any, metrics: Any, dataset: bool, traces: list[Any],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    data: Any = (tf.data.Dataset.from_tensor_slices((X, y)).batch(4),) if dataset else (X, y)
+    found = []
+    for graphs in (1, 2):
+        model = net()
+        model.compile("adam", loss, metrics=metrics)
+        traces.clear()
+        kept = model.fit(*data, batch_size=None if dataset else 4, epochs=2, shuffle=False, verbose=0).history
+        assert len(traces) == graphs
+        kept["tested"] = model.evaluate(*data, verbose=0, return_dict=True)
+        assert len(traces) == graphs + 1
+        found.append((kept, model.get_weights(), [v.numpy() for v in model.optimizer.variables]))
+        monkeypatch.setattr(first_trace, "prepare", lambda *args: None)
+    keras.tree.map_structure(np.testing.assert_array_equal, *found)
+    assert net().observe(X)[1]["lif"].numpy().any()
+
+
+def test_metrics_of_several_outputs_by_their_names(traces: list[Any]) -> None:
+    model = net(outputs=2)
+    model.compile("adam", {"a": "mse", "b": "mse"}, metrics={"a": ["accuracy"], "b": ["mae"]})
+    logs = model.fit(X, {"a": ONE_HOT, "b": ONE_HOT}, verbose=0).history
+    assert {"a_accuracy", "b_mae"} <= logs.keys()
+
+
+def test_a_first_evaluation_is_traced_once(traces: list[Any]) -> None:
+    model = net()
+    model.compile("adam", "mse", metrics=["accuracy"])
+    model.evaluate(X, ONE_HOT, verbose=0)
+    assert len(traces) == 1 and not model.optimizer.built
+
+
+def test_a_step_of_ones_own_makes_what_it_needs_itself() -> None:
+    class Own(SpikingModel):
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x, training=True) - y))
+            last = self.trainable_variables[-1:]
+            self.optimizer.apply(tape.gradient(loss, last), last)
+            return {"loss": loss}
+
+    model = net()
+    own = Own(model.input, model.output)
+    own.compile("adam", None)
+    own.fit(X, ONE_HOT, verbose=0)
+    assert len(own.optimizer.variables) == 4, "moments of one weight, iterations and learning rate"
