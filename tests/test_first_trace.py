@@ -70,6 +70,13 @@ def test_metrics_of_several_outputs_by_their_names(traces: list[Any]) -> None:
     assert {"a_accuracy", "b_mae"} <= logs.keys()
 
 
+def test_targets_that_do_not_fit_are_explained_by_the_step() -> None:
+    model = net(outputs=2)
+    model.compile("adam", {"a": "mse", "b": "mse"}, metrics={"a": ["accuracy"], "b": ["mae"]})
+    with pytest.raises(ValueError, match="different structures"):  # not a KeyError
+        model.fit(X, {"a": ONE_HOT}, verbose=0)
+
+
 def test_a_first_evaluation_is_traced_once(traces: list[Any]) -> None:
     model = net()
     model.compile("adam", "mse", metrics=["accuracy"])

@@ -6,6 +6,7 @@ metrics to the first step, so that one would wait for it twice: seconds, of a de
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -37,5 +38,6 @@ def prepare(model: Any, told: dict[str, Any], batches: Any, trains: bool) -> Non
     if not found or not all(isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None for spec in found):
         return
     symbols = keras.tree.map_structure(lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), targets)
-    for metric in unbuilt:
-        metric.build(symbols, model.output)
+    with contextlib.suppress(Exception):  # targets of another structure: the step itself says so, in better words
+        for metric in unbuilt:
+            metric.build(symbols, model.output)
