@@ -26,6 +26,7 @@ from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons import noise
 from tfspike.neurons.encoders import DirectEncoder
+from tfspike.neurons.over_time import may_be_trained
 
 SHARES = (0.9, 0.95, 0.99, 1.0)
 
@@ -380,8 +381,8 @@ class _Tally:
         predictions, margins, spikes = (np.concatenate(column) for column in zip(*self.columns))
         counted = self._counted(len(labels))
         weighted = [(synapse, ops) for synapse, ops in counted if synapse.kind == "weights"]
-        # As they were made, not as they may be trained now: a frozen layer computes with its weights as any other
-        weights = [tf.convert_to_tensor(weight.value).numpy() for weight in model.weights if weight.value.trainable]
+        weights = [tf.convert_to_tensor(weight.value).numpy() for weight in model.weights
+                   if may_be_trained(weight, model)]  # a frozen layer computes with its weights as any other
         return Analysis(
             self.layers(len(labels)), labels, predictions, margins, spikes, num_classes=classes,
             parameters=sum(weight.size for weight in weights),

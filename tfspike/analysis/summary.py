@@ -22,7 +22,7 @@ from tfspike.models.ann import ReluModel
 from tfspike.models.network import Network
 from tfspike.models.spiking_model import SpikingModel
 from tfspike.neurons.layers import SpikingLayer
-from tfspike.neurons.over_time import OverTime, WindowDropout
+from tfspike.neurons.over_time import OverTime, WindowDropout, may_be_trained
 from tfspike.neurons.slopes import SlopeRule, kind_of
 
 # Bytes that do not follow from shapes, fitted to measured processes: allocator, thread pools, traced and optimised
@@ -272,8 +272,8 @@ def _row(call: plans.Call, context: _Context) -> LayerRow:
 
 
 def _parameters(layer: keras.layers.Layer) -> int:
-    """Of weights as they were made: a layer that is frozen holds as many."""
-    return sum(math.prod(variable.shape) for variable in layer.variables if variable.value.trainable)
+    """Of a layer's weights; one that is frozen holds as many."""
+    return sum(math.prod(variable.shape) for variable in layer.variables if may_be_trained(variable, layer))
 
 
 def _weight_bytes(parameters: int, layer: keras.layers.Layer, inner: keras.layers.Layer, context: _Context) -> int:

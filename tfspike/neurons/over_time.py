@@ -85,7 +85,7 @@ class OverTime(TimeMajor):
         rounded = {id(variable) for layer in with_layers_inside(self.layer) if layer.quantization_mode is not None
                    for variable in layer.variables}  # by Keras' quantize, to integers and their scale
         kept = [variable.name for variable in self.layer.variables
-                if id(variable) not in rounded and not _may_be_trained(variable, self.layer)]
+                if id(variable) not in rounded and not may_be_trained(variable, self.layer)]
         if kept:
             raise ValueError(f"OverTime takes stateless layers, and {type(self.layer).__name__} keeps {kept}. For "
                              "dropout use WindowDropout, which holds one mask for the whole window, and to normalise "
@@ -135,7 +135,7 @@ def _sizes(values: tf.Tensor, first: int) -> list[Any]:
     return [tf.shape(values)[axis] if size is None else size for axis, size in enumerate(values.shape) if axis >= first]
 
 
-def _may_be_trained(variable: keras.Variable, layer: keras.layers.Layer) -> bool:
+def may_be_trained(variable: keras.Variable, layer: keras.layers.Layer) -> bool:
     """Whether a variable of this layer is a weight, frozen or not, in place of a statistic or a seed."""
     value = variable.value
     if isinstance(value, tf.Variable):
