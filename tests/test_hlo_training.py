@@ -92,14 +92,41 @@ def test_pictures_come_back_to_the_bit(channels: int, tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(known, labels)
 
 
+def trained_there(packed: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """The command that trains a packed run with JAX, begun."""
+    return subprocess.Popen([JAX, "-m", "benchmarks.hlo.train", str(packed / "run"), "--data", str(packed / "data"), "--out", str(out),
+                             "--platform=cpu", *options], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.equipped
+@pytest.mark.skipif(JAX is None, reason="needs JAX: tools/equipped_tests.sh")
+def test_a_run_waits_for_another_and_begins_with_its_best_weights(packed: Path, tmp_path: Path) -> None:
+    assert pack.main(["data", str(packed / "data"), "--", *FLAGS]) == 0
+    first, second, done = tmp_path / "first", tmp_path / "second", tmp_path / "done"
+    waiting = trained_there(packed, second, "--after", str(done), "--begin_with", str(first), "--rates=0", "--epochs=1")
+    with trained_there(packed, first) as before:
+        assert before.wait() == 0, before.stderr.read()
+    assert waiting.poll() is None and not second.exists()
+    done.touch()
+    assert waiting.wait() == 0, waiting.stderr.read()
+    waiting.communicate()
+    kept = [dict(np.load(out / "weights.npz")) for out in (first, second)]
+    with np.load(packed / "run" / "start.npz") as start:
+        assert any(np.abs(kept[0][name] - start[f"v{name}"]).max() > 0 for name in kept[0] if start[f"v{name}"].ndim > 1)
+    for name, value in kept[0].items():  # the learning rate is 0: what it ends with is what it began with
+        if value.ndim > 1:
+            np.testing.assert_array_equal(kept[1][name], value)
+    assert json.loads((second / "record.json").read_text())["init_from"] == str(first)
+    assert json.loads((first / "record.json").read_text())["init_from"] is None
+
+
 @pytest.mark.equipped
 @pytest.mark.skipif(JAX is None, reason="needs JAX: tools/equipped_tests.sh")
 def test_it_is_the_run_of_train_py(packed: Path, tmp_path: Path) -> None:
     assert pack.main(["data", str(packed / "data"), "--", *FLAGS]) == 0
-    done = subprocess.run([JAX, "-m", "benchmarks.hlo.train", str(packed / "run"), "--data", str(packed / "data"),
-                           "--out", str(tmp_path / "out"), "--platform=cpu"], cwd=ROOT, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
+    with trained_there(packed, tmp_path / "out") as running:
+        assert running.wait() == 0, running.stderr.read()
     assert pack.main(["take", str(tmp_path / "out"), "--", *FLAGS, f"--workdir={tmp_path / 'taken'}"]) == 0
     settings, options, *_ = pack.flags.parse([*FLAGS, "--jit=on", f"--workdir={tmp_path / 'ours'}"])
     assert training.run(settings, options, lambda line: None) == 0

@@ -10,6 +10,12 @@ with `--jit=on`, to rounding. Weights stay on the device. With --minutes, as man
 time of a few steps that are then forgotten, and the schedule of the learning rate is that of so many. Of several packed
 runs, which differ in their first weights alone, and of several learning rates, all pairs are tried for some hundred
 steps, and the one with the best validation accuracy is trained from its beginning.
+
+Where a card is lent by the minute, a run compiles beside another and then waits for its turn (--after), and begins with
+the best weights of one that ended there (--begin_with), as --init_from has it:
+
+    (python3 -m benchmarks.hlo.train packed/SHORT --data packed/data --out SHORT; touch SHORT.done) &
+    python3 -m benchmarks.hlo.train packed/LONG --data packed/data --out LONG --after SHORT.done --begin_with SHORT
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import gzip
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +41,7 @@ DIVERGED = 4  # exit code
 _PACED = 20  # steps that are timed before the first one that counts
 _SPARE = 0.93  # share of the time that epochs are planned for
 _AHEAD = 16  # steps that may wait on the device
+_POLLED = 0.2  # seconds between two looks for a file
 
 
 class Program:
@@ -67,15 +74,24 @@ class Run:
       folder: of the packed run.
       data: folder of the pictures.
       platform: "gpu" or "cpu".
+      after: files to wait for once the programs are compiled; data and first weights are read then.
+      trained: what this command wrote of another run of the same layers, whose best weights this one begins with.
     """
 
-    def __init__(self, folder: Path, data: Path, platform: str):
+    def __init__(self, folder: Path, data: Path, platform: str, after: Iterable[Path] = (),
+                 trained: Path | None = None):
         client = runner.connect(platform)
         import jax
 
         self._jax, self.device, self.jax_version = jax, client.local_devices()[0], jax.__version__
         self.plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        self.config = SimpleNamespace(**self.plan["config"])
+        self.config, self._trained = SimpleNamespace(**self.plan["config"]), trained
+        begin = time.perf_counter()
+        self.step, self.validation = (Program(client, folder, name, self.plan[name]) for name in ("step", "validation"))
+        self.compile_s = time.perf_counter() - begin
+        for path in after:
+            while not path.exists():
+                time.sleep(_POLLED)
         images, labels = pictures.read(data)
         self.images = self._put(images)
         self.info, config = DatasetInfo.from_dict(self.plan["info"]), self.config
@@ -83,16 +99,16 @@ class Run:
                                                             self.info.name)
         self.stream = streams.TrainStream(images, labels, train_index, config.batch_size, config.seed, self.info)
         self.begin_with(folder)
-        begin = time.perf_counter()
-        self.step, self.validation = (Program(client, folder, name, self.plan[name]) for name in ("step", "validation"))
-        self.compile_s = time.perf_counter() - begin
         self._batch = jax.jit(self._pixels)
 
     def begin_with(self, folder: Path) -> None:
-        """Takes the first weights of a packed run."""
-        with np.load(folder / "start.npz") as start:
-            values = [start[f"v{i}"] for i in range(len(start.files))]
-        self.state = [self._put(value.astype(np.float32) if value.dtype == np.float16 else value) for value in values]
+        """Takes the first weights of a packed run, the model's of the run that this one goes on from."""
+        values = _arrays(folder / "start.npz", "v")
+        if self._trained is not None:
+            values |= _arrays(self._trained / "weights.npz")
+            self.plan["init_from"] = str(self._trained)
+        self.state = [self._put(values[i].astype(np.float32) if values[i].dtype == np.float16 else values[i])
+                      for i in range(len(values))]
 
     def _put(self, value: Any) -> Any:
         return self._jax.device_put(value, self.device)
@@ -178,6 +194,12 @@ class Run:
     def weights(self, which: Any) -> list[np.ndarray]:
         """Values of some variables."""
         return [np.asarray(self.state[i]) for i in which]
+
+
+def _arrays(path: Path, prefix: str = "") -> dict[int, np.ndarray]:
+    """The arrays of a file, by the number of the variable."""
+    with np.load(path) as kept:
+        return {int(name.removeprefix(prefix)): kept[name] for name in kept.files}
 
 
 def travelling(value: np.ndarray, half: bool) -> np.ndarray:
@@ -295,14 +317,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="at most; default: the run's own")
     parser.add_argument("--rates", default="", help="learning rates to try; default: the run's own")
     parser.add_argument("--tried", type=int, default=300, help="steps of a trial; default: %(default)s")
+    parser.add_argument("--after", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="compile, and then wait for these files; the time of --minutes begins with them")
+    parser.add_argument("--begin_with", type=Path, metavar="OUT", help="best weights of a run that was trained there")
     parser.add_argument("--platform", choices=("gpu", "cpu"), default="gpu", help="default: %(default)s")
     given = parser.parse_args(argv)
     begin = time.perf_counter()
     try:
-        run = Run(given.runs[0], given.data, given.platform)
+        run = Run(given.runs[0], given.data, given.platform, given.after, given.begin_with)
     except runner.Unusable as error:
         print(error, file=sys.stderr)
         return runner.UNUSABLE
+    if given.after:
+        begin = time.perf_counter()
     given.out.mkdir(parents=True, exist_ok=True)
     run.config.epochs = given.epochs or run.config.epochs
     tried = choose(run, given.runs, [float(rate) for rate in given.rates.split(",") if rate], given.tried)
