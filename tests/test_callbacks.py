@@ -267,6 +267,16 @@ def test_a_saturated_layer_is_named() -> None:
     assert text.startswith("a: 80 % of neurons saturated") and "a higher threshold (now 1)" in text and "--" not in text
 
 
+def test_rates_that_only_rise_are_named_in_terms_of_python() -> None:
+    model = net()
+    watch, said = FitWatch(model), list[str]()
+    stats = {f"{kind}/{name}": value for name in "abc" for kind, value in (("rate", 0.1), ("silent", 0.1), ("saturated", 0.0))}
+    for step in range(0, 150, 10):
+        said += watch.update(step, {**stats, "rate/a": 0.1 + 0.003 * step})
+    (text,) = said
+    assert text.startswith("a: neurons fire 4.6 times as often as at first") and "AdamW(weight_decay=1.0)" in text and "--" not in text
+
+
 class OwnThresholds(SpikingLayer):
     """One for every channel, as a weight."""
 

@@ -274,6 +274,38 @@ def test_a_saturated_layer_is_named_with_what_helps(lenet):
     assert "--kappa" in text and "--threshold" in text and "--init=rate" in text
 
 
+def rises(watch, model, steps=range(0, 200, 10), start=0.1):
+    """What is said where the first layer's rate grows from `start` by .04 spikes per step every ten steps."""
+    return [text for step in steps for text in watch.update(step, healthy(model, rate__conv1_1_lif=start + 0.004 * step))]
+
+
+@pytest.mark.parametrize("optimizer, remedy", [
+    ("adam", "--optimizer=adamw --weight_decay=1 or a smaller --learning_rate (now 0.1)"),
+    ("adamw", "more --weight_decay (now 0) or a smaller --learning_rate"), ("sgd", "more --weight_decay (now 0)")])
+def test_rates_that_nothing_turns_back_are_named_with_what_helps(lenet, optimizer, remedy):
+    (text,) = rises(Watch(lenet, Config(optimizer=optimizer)), lenet)
+    assert text.startswith("conv1_1_lif: neurons fire 5.0 times as often as at first, 0.5 spikes per step. The slope")
+    assert remedy in text
+
+
+def test_what_a_surrogate_or_a_normalisation_turns_back_is_left_in_peace(lenet):
+    assert not rises(Watch(lenet, Config(surrogate="arctan")), lenet)
+    assert not rises(Watch(lenet, Config(norm="tdbn")), lenet)
+    assert not rises(Watch(lenet, Config()), lenet, start=0.3)  # which began high
+    assert not rises(Watch(lenet, Config()), lenet, range(0, 100, 10), start=0.0)  # a network that wakes up
+
+
+def test_the_first_rates_of_a_run_are_those_of_its_first_part(lenet):
+    first, second, older = (Watch(lenet, Config()) for _ in range(3))
+    assert not rises(first, lenet, range(0, 100, 10))
+    state = json.loads(json.dumps(first.state()))
+    second.restore(state)
+    assert len(rises(second, lenet, range(100, 200, 10))) == 1
+    del state["first_rate"]  # as earlier versions wrote it
+    older.restore(state)
+    assert not rises(older, lenet, range(100, 200, 10))
+
+
 def test_neurons_that_hardly_ever_fire_are_named(lenet):
     watch, said = Watch(lenet, Config()), []
     for step in range(0, 60, 10):

@@ -49,6 +49,10 @@ class Advice(Protocol):
         """What makes a layer fire less."""
         ...
 
+    def smaller_weights(self) -> str:
+        """What keeps weights from growing."""
+        ...
+
     def smaller_steps(self) -> str:
         """What makes updates smaller, or their cause."""
         ...
@@ -123,6 +127,12 @@ class RunAdvice:
         if self.config.threshold <= 1.0:
             ways.append(f"lower --threshold (now {self.config.threshold:g})")
         return either([*ways, *adapting(self.config, "--homeostasis")])
+
+    def smaller_weights(self) -> str:
+        """Flags that keep weights from growing; L2 in a gradient that Adam divides by its size hardly does."""
+        decay = ("--optimizer=adamw --weight_decay=1" if self.config.optimizer == "adam" else
+                 f"more --weight_decay (now {self.config.weight_decay:g})")
+        return either([decay, f"a smaller --learning_rate (now {self.config.learning_rate:g})"])
 
     def smaller_steps(self) -> str:
         """Flags that make updates smaller, or their cause."""

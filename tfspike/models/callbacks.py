@@ -70,6 +70,9 @@ class FitAdvice:
         return ("smaller first weights, tfspike.initialisation.initialise_rates(model, images) before fit, or a higher "
                 f"threshold{self._threshold(layer)}")
 
+    def smaller_weights(self) -> str:
+        return either(["weight decay, as of keras.optimizers.AdamW(weight_decay=1.0)", _slower(self._model)])
+
     def smaller_steps(self) -> str:
         optimizer = self._model.optimizer
         if optimizer is None:

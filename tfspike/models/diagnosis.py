@@ -31,6 +31,8 @@ SILENT_SHARE = 0.95      # share of silent neurons from which a layer is warned 
 SATURATED_SHARE = 0.5    # share of saturated neurons, likewise
 NO_GRADIENT_SHARE = 0.99  # share of neuron-samples without gradient, likewise
 GROWTH = 3.0             # factor on a layer's weight norm that start values do not explain
+RISEN_RATE = 0.3         # spikes per step from which a layer is warned about that began to learn
+RISEN = 3.0              # times less active
 PATIENCE = 50            # steps a state must last before it is called lasting
 COLLAPSE_PATIENCE = 20   # the same where no gradient reaches any weight: longer than Adam's momentum carries on
 CUT_PATIENCE = 10        # the same where no spike at all comes through a layer that did fire before
@@ -169,6 +171,7 @@ class Watch:
         self._said: set[tuple[str, str]] = set()
         self._alive: set[str] = set()                 # layers that were seen firing
         self._first_step: int | None = None
+        self._first_rate: dict[str, float] = {}
         layers = [] if window is None else [call.layer for call in window.spiking]
         self._fall = max((longest_fall(layer.homeostasis) for layer in layers), default=0)
         self._collapse_patience += self._fall  # thresholds may still fall until neurons fire
@@ -198,8 +201,8 @@ class Watch:
         stats = {name: float(value) for name, value in stats.items()}
         self._first_step = step if self._first_step is None else self._first_step
         self._refuse_nonfinite(step, stats)
-        warnings = [*self._silent(step, stats), *self._saturated(step, stats), *self._starved(step, stats),
-                    *self._steps_too_large(step, stats), *self._collapse(step, stats)]
+        warnings = [*self._silent(step, stats), *self._saturated(step, stats), *self._rising(step, stats),
+                    *self._starved(step, stats), *self._steps_too_large(step, stats), *self._collapse(step, stats)]
         self._remember(stats)
         return warnings
 
@@ -257,6 +260,22 @@ class Watch:
                     f"{layer}: {percent(share)} of neurons saturated (above {SATURATED_RATE} spikes per step) "
                     f"{self._duration(layer, 'saturated', step)}, so they tell little about the image. "
                     f"{self._why_saturated(layer, stats)}")
+        return warnings
+
+    def _rising(self, step: int, stats: Mapping[str, float]) -> list[str]:
+        """Rates that nothing turns back: a slope of spikes does not fall where a neuron can hardly fire more often."""
+        unbounded = self._advice.needs_spikes and not self._advice.normalised
+        warnings = []
+        for layer in self._layers(stats) if unbounded else ():
+            rate = stats.get(f"rate/{layer}", 0.0)
+            first = self._first_rate.setdefault(layer, rate)
+            self._mark(layer, "rising", step, rate if 0.0 < RISEN * first <= rate else 0.0, RISEN_RATE)
+            if self._due(layer, "rising", step):
+                self._said.add((layer, "rising"))
+                warnings.append(
+                    f"{layer}: neurons fire {factor(rate / first)} as often as at first, {rate:.2g} spikes per step. "
+                    "The slope of spikes does not end where they can hardly fire more often, so rates may rise until "
+                    f"they tell little about the image. Keep the weights small: {self._advice.smaller_weights()}.")
         return warnings
 
     def _starved(self, step: int, stats: Mapping[str, float]) -> list[str]:
@@ -318,13 +337,14 @@ class Watch:
         and the network as it was; plain JSON."""
         return {"since": [[*state, step] for state, step in self._since.items()], "said": sorted(map(list, self._said)),
                 "alive": sorted(self._alive), "first_step": self._first_step, "start_norm": self._start_norm,
-                "last_living": self.last_living}
+                "first_rate": self._first_rate, "last_living": self.last_living}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`."""
         self._since = {(layer, name): step for layer, name, step in state["since"]}
         self._said, self._alive = {(layer, name) for layer, name in state["said"]}, set(state["alive"])
         self._first_step, self._start_norm = state["first_step"], dict(state["start_norm"])
+        self._first_rate = dict(state.get("first_rate", {}))  # which earlier versions did not keep
         self.last_living = state["last_living"]
 
     def saved(self, path: str | None) -> None:
