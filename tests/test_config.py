@@ -304,6 +304,9 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
     for path in (str(tmp_path / "absent.json"), str(tmp_path)):
         with pytest.raises(UserError, match=os.path.basename(path)):
             resolve(config_file=path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is needed: give '.*config\.json'\."):  # the folder of a run
+        resolve(config_file=str(tmp_path))
 
 
 def test_a_pipe_as_config_file_is_refused_and_not_waited_for(tmp_path):

@@ -272,8 +272,9 @@ def test_spike_input_of_a_length_that_no_graph_knows_is_refused_when_it_comes(le
         assert model.evaluate(data, verbose=0) == pytest.approx(float(np.mean(np.square(model(record[0])))), rel=1e-5)
         return
     for act in (model.evaluate, model.fit):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=rf"T = {T} steps. Received: shape\] \[{B} {length} 5\]"):
+        with pytest.raises(UserError, match=rf"T = {T} steps. Received: shape \({B}, {length}, 5\): give trains of {T}") as refused:
             act(data, verbose=0)
+        assert "\n" not in str(refused.value)  # as in the pages of TensorFlow's that it stands for
 
 
 @pytest.mark.parametrize("timesteps", [0, -3, 2.5, "10", True, None])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel
-from tfspike.models import first_trace
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, UserError
+from tfspike.models import ann, first_trace
 
 X = np.random.default_rng(0).uniform(0, 2, (8, 4)).astype("f")
 CLASSES = np.arange(8) % 3
@@ -31,26 +31,32 @@ def net(outputs: int = 1) -> SpikingModel:
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Calls of a model: one in every graph."""
     seen: list[Any] = []
-    call = SpikingModel.call
 
-    def counted(self: SpikingModel, *args: Any, **kwargs: Any) -> Any:
-        seen.append(self)
-        return call(self, *args, **kwargs)
+    def count(kind: type[keras.Model]) -> None:
+        call = kind.call
 
-    monkeypatch.setattr(SpikingModel, "call", counted)
+        def counted(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self)
+            return call(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "call", counted)
+
+    count(SpikingModel)
+    count(ann.ReluModel)
     return seen
 
 
 @pytest.mark.parametrize("dataset", [False, True])
-@pytest.mark.parametrize(("y", "loss", "metrics"), [
-    (ONE_HOT, "mse", None), (ONE_HOT, "mse", ["accuracy", "mae"]), (CLASSES, SPARSE, ["accuracy"]),
-    (CLASSES[:, None], SPARSE, ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2)])])
-def test_a_step_is_traced_once_and_computes_the_same(y: Any, loss: Any, metrics: Any, dataset: bool, traces: list[Any],
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("made", "y", "loss", "metrics"), [
+    (net, ONE_HOT, "mse", None), (net, ONE_HOT, "mse", ["accuracy", "mae"]), (net, CLASSES, SPARSE, ["accuracy"]),
+    (net, CLASSES[:, None], SPARSE, ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2)]),
+    (lambda: ann.twin(net()), CLASSES, SPARSE, ["accuracy"])])
+def test_a_step_is_traced_once_and_computes_the_same(made: Any, y: Any, loss: Any, metrics: Any, dataset: bool,
+                                                     traces: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     data: Any = (tf.data.Dataset.from_tensor_slices((X, y)).batch(4),) if dataset else (X, y)
     found = []
     for graphs in (1, 2):
-        model = net()
+        model = made()
         model.compile("adam", loss, metrics=metrics)
         traces.clear()
         kept = model.fit(*data, batch_size=None if dataset else 4, epochs=2, shuffle=False, verbose=0).history
@@ -99,3 +105,25 @@ def test_a_step_of_ones_own_makes_what_it_needs_itself() -> None:
     own.compile("adam", None)
     own.fit(X, ONE_HOT, verbose=0)
     assert len(own.optimizer.variables) == 4, "moments of one weight, iterations and learning rate"
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_a_model_that_refused_targets_takes_those_that_fit(method: str, as_dataset: bool) -> None:
+    """As in a notebook, where the cell is mended and run again: Keras kept metrics of the first targets, or a function
+    that would make no variables any more."""
+    model, other = net(), net()
+    for each in (model, other):
+        each.compile("adam", "mse", metrics=["accuracy"])
+
+    def given(targets: Any) -> Any:
+        return (tf.data.Dataset.from_tensor_slices((X, targets)).batch(4),) if as_dataset else (X, targets)
+
+    with pytest.raises(UserError, match="to_categorical"):
+        getattr(model, method)(*given(CLASSES), verbose=0)
+    found = [getattr(each, method)(*given(ONE_HOT), verbose=0) for each in (model, other)]
+    if method == "fit":
+        found = [history.history for history in found]
+    assert found[0] == found[1]
+    for a, b in zip(model.get_weights(), other.get_weights()):
+        np.testing.assert_array_equal(a, b)

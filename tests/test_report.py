@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+import runs
 from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, analysis, config, datasets, models
 from tfspike.analysis import simulation
 from tfspike.analysis.energy import EnergyModel, Operations
@@ -164,6 +165,21 @@ def test_a_comparison_has_every_run_and_the_right_ratio(compared):
     first, second = table["energy per image, pJ"]
     assert second == pytest.approx(2 * first) and first > 0
     assert table["test accuracy"][1] == 0.5
+
+
+def test_a_comparison_says_in_which_settings_the_runs_differ(page, tmp_path):
+    record = json.loads(read(os.path.join(os.path.dirname(page), report.RECORD)))
+    configs = [runs.tiny(tmp_path / name, seed=seed, export=("nir",) * seed, lr_milestones=(1,) * seed) for seed, name in enumerate("ab")]
+    settings = comparison.differences(configs)
+    assert settings == {"seed": ["0", "1"], "lr_milestones": ["none", "1"]}  # and not their folders or exports
+    records = {"first": record, "second": {**record, "accuracy": 0.5}}
+    said = comparison.lines(records, None, settings)
+    assert said[:2] == ["run 1: first", "run 2: second"] and said[2].split() == ["run", "1", "run", "2"]
+    assert "--seed 0 1".split() in [line.split() for line in said] and len({len(line) for line in said[2:]}) == 1
+    assert next(line for line in said if line.startswith("test accuracy")).endswith("50.00 %")
+    written = comparison.compare_report(records, str(tmp_path), settings=settings)
+    assert "<th>--seed</th>" in read(written)
+    assert json.loads(read(tmp_path / comparison.RECORD))["settings"] == settings
 
 
 def test_the_same_accuracy_is_looked_for_from_where_every_run_stays_at_it():

@@ -189,6 +189,17 @@ def test_the_gate_sends_the_rate_of_the_maximum(shape: tuple[int, int], pool: di
         np.testing.assert_array_equal(out, gated(spikes))
 
 
+@pytest.mark.parametrize(("steps", "more"), [(16, 0.08), (128, 0.02)])
+def test_the_gate_sends_some_spikes_more_than_the_exact_maximum(steps: int, more: float) -> None:
+    """The figures of docs/conversion.md."""
+    rng = np.random.default_rng(0)
+    rates = np.minimum(rng.exponential(0.2, (1, 16, 16, 16, 8)), 1.0)
+    spikes = (rng.random((steps, *rates.shape[1:])) < rates).astype("f")
+    exact = keras.layers.MaxPooling2D(2)(spikes.sum(0)).numpy()
+    passed = MaxPoolGate()(spikes).numpy().sum(0)
+    assert (passed >= exact).all() and passed.sum() / exact.sum() - 1 == pytest.approx(more, abs=0.005)
+
+
 @pytest.mark.parametrize("pool", [{}, {"pool_size": 3, "strides": 2, "padding": "same"}])
 def test_the_gate_sends_what_the_highest_net_count_gains_at_least(pool: dict[str, Any]) -> None:
     currents = np.random.default_rng(0).normal(0.1, 0.7, (60, 2, 6, 6, 3)).astype("f")

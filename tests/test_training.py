@@ -31,6 +31,7 @@ from tfspike.runs import checkpoints, initial_weights, standing, workdir
 from tfspike.runs import loading as run_loading
 from tfspike.runs.run_log import RunLog
 from tfspike.training import command, dry_run, optimisation, schedule
+from tfspike.training import trainer as trainer_module
 from tfspike.training.progress import Sums
 from tfspike.training.signals import Signals
 from tfspike.training.trainer import Trainer
@@ -204,9 +205,23 @@ def test_images_known_by_heart_are_said_with_what_is_not_used_yet(dataset: str, 
                                                                   remedies: str) -> None:
     info = datasets.DatasetInfo(dataset, (28, 28, 1), 10, tuple("abcdefghij"), (0.01,), (0.0,), dataset == "cifar10",
                                 100, 0, dataset == "nmnist")
-    said = known_by_heart(0.99, 0.7, info, has_dropout)
+    said = known_by_heart(0.99, 0.7, 1000, info, has_dropout)
     assert said is not None and said.endswith(f"What helps: {remedies}") and "99.0 %" in said and "70.0 %" in said
-    assert known_by_heart(0.80, 0.7, info, has_dropout) is None
+    assert known_by_heart(0.80, 0.7, 1000, info, has_dropout) is None
+    assert known_by_heart(1.0, 0.8, 5, info, has_dropout) is None  # one of five is wrong
+    assert known_by_heart(1.0, 0.0, 5, info, has_dropout) is not None
+
+
+@pytest.mark.parametrize("steps, known", [(2, False), (4, True)])
+def test_images_are_known_by_heart_when_they_were_seen_several_times(tmp_path: Path, steps: int, known: bool,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then more epochs are no remedy."""
+    monkeypatch.setattr(trainer_module, "known_by_heart", lambda *args: "by heart")
+    said: list[str] = []
+    config = runs.tiny(tmp_path, threshold=500.0, on_collapse="continue", steps_per_epoch=steps, epochs=1)
+    monkeypatch.setattr(trainer_module, "_KNOWN", 3 * config.batch_size / 6000)
+    assert training.run(config, say=said.append) == 0
+    assert ("by heart" in said) == known and any("learnt nothing yet that shows" in line for line in said) != known
 
 
 def test_few_images_are_seen_several_times_in_an_epoch() -> None:

@@ -53,7 +53,9 @@ def read_text(path: str) -> str:
       UserError: it cannot be read, or is no text.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
-        raise UserError(f"{shown(path)} is not a file; a JSON file of settings is needed.")
+        of_run = os.path.join(path, "config.json")
+        hint = f": give {shown(of_run)}" if os.path.isfile(of_run) else ""
+        raise UserError(f"{shown(path)} is not a file; a JSON file of settings is needed{hint}.")
     try:
         with open(path, encoding="utf-8-sig") as file:  # some editors put a byte order mark in front
             return file.read(1_000_001)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfspike.analysis.energy import EnergyModel, Operations
 from tfspike.analysis.measure import settled
+from tfspike.config.config import FIELDS, Config
+from tfspike.config.settings import plain
 from tfspike.evaluation import pages, plots
 from tfspike.evaluation.pages import Picture
 
@@ -49,14 +51,17 @@ def same_accuracy(records: Mapping[str, Mapping[str, Any]]) -> SameAccuracy:
                if _fires(layer)} for record, step in zip(records.values(), reached)))
 
 
-def compare_report(records: Mapping[str, Mapping[str, Any]], out: str, energy: EnergyModel | None = None) -> str:
+def compare_report(records: Mapping[str, Mapping[str, Any]], out: str, energy: EnergyModel | None = None,
+                   settings: Mapping[str, Sequence[str]] | None = None) -> str:
     """Writes `compare.html`, its PNGs and `compare.json` into `out`; returns the path of the HTML file.
 
     Args:
       records: `Analysis.to_dict()` with `title` and `facts`, by the name of the run.
       out: folder.
       energy: constants; None takes those of 45 nm.
+      settings: `differences` of the runs.
     """
+    settings = settings or {}
     energy = energy or EnergyModel()
     table = comparison(records, energy)
     names, same = list(records), same_accuracy(records)
@@ -75,12 +80,37 @@ def compare_report(records: Mapping[str, Mapping[str, Any]], out: str, energy: E
                 "Accuracy against the spikes spent until then, all layers and the input."),
         Picture("compare_layers", plots.compared_layers(dict(zip(names, same.layers))),
                 f"Spikes per image by layer, until {100 * same.accuracy:.2f} % are reached for good.")]
-    page = pages.render("compare.html.j2", names=names, records=records, table=table, layers=_compared_layers(records),
-                        sections=pages.written([("Side by side", "", pictures)], out), made=pages.now())
-    plain = {"runs": names, "energy_constants": dataclasses.asdict(energy), "same_accuracy": dataclasses.asdict(same),
+    page = pages.render("compare.html.j2", names=names, records=records, table=table, settings=settings,
+                        layers=_compared_layers(records), made=pages.now(),
+                        sections=pages.written([("Side by side", "", pictures)], out))
+    written = {"runs": names, "energy_constants": dataclasses.asdict(energy), "same_accuracy": dataclasses.asdict(same),
+             "settings": {name: list(values) for name, values in settings.items()},
              "table": [{"measure": measure, "values": values} for measure, values, _ in table]}
-    pages.write_file(os.path.join(out, RECORD), json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    pages.write_file(os.path.join(out, RECORD), json.dumps(written, indent=1, allow_nan=False) + "\n")
     return pages.write_file(os.path.join(out, PAGE), page)
+
+
+def differences(configs: Sequence[Config]) -> dict[str, list[str]]:
+    """The settings of the experiments that differ: what each of these runs has, by the name of the flag.
+
+    Runs of one data set and network have names that agree but for some digits, which say nothing.
+    """
+    values = {name: [plain(getattr(config, name)) for config in configs] for name, field in FIELDS.items()
+              if field.metadata["experiment"] or name == "epochs"}
+    return {name: every for name, every in values.items() if any(each != every[0] for each in every)}
+
+
+def lines(records: Mapping[str, Mapping[str, Any]], energy: EnergyModel | None = None,
+          settings: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """The table for a terminal: a number for every run, and columns of that number."""
+    heads = [f"run {number}" for number in range(1, len(records) + 1)]
+    rows = [("", heads), *((f"--{name}", list(texts)) for name, texts in (settings or {}).items()),
+            *((measure.replace(", pJ", ""), texts) for measure, _, texts in comparison(records, energy))]
+    first = max(len(name) for name, _ in rows)
+    widths = [max(len(texts[run]) for _, texts in rows) for run in range(len(records))]
+    return [*(f"{head}: {name}" for head, name in zip(heads, records)),
+            *("  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(texts, widths))])
+              for name, texts in rows)]
 
 
 def comparison(records: Mapping[str, Mapping[str, Any]],

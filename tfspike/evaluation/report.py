@@ -362,7 +362,7 @@ def _neurobench_rows(result: analysis.Analysis) -> list[tuple[str, str]]:
 
 def compare(runs: Sequence[str], out: str, options: EvalOptions | None = None, energy: EnergyModel | None = None,
             say: Callable[[str], None] = print) -> str:
-    """Puts two or more runs side by side.
+    """Puts two or more runs side by side, and says the table.
 
     A run whose report was written for the same weights, window and images, in the same folder of data, is read from
     there; others are analysed.
@@ -380,8 +380,11 @@ def compare(runs: Sequence[str], out: str, options: EvalOptions | None = None, e
     """
     folders = require_several(runs)
     require_spikes(folders)
-    records = [_record(run, options, say) for run in folders]
-    return comparison.compare_report(dict(zip(_names(folders), records)), out, energy)
+    records = dict(zip(_names(folders), [_record(run, options, say) for run in folders]))
+    settings = comparison.differences([config_lib.read_run(run) for run in folders])
+    for line in comparison.lines(records, energy, settings):
+        say(line)
+    return comparison.compare_report(records, out, energy, settings)
 
 
 def _names(folders: Sequence[str]) -> list[str]:

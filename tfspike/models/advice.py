@@ -160,16 +160,20 @@ def adapting(neurons: Any, option: str) -> list[str]:
     return [f"{option}=0.01 (lowers thresholds of channels that do not fire)"]
 
 
-def known_by_heart(training: float, validation: float, info: DatasetInfo, has_dropout: bool) -> str | None:
+def known_by_heart(training: float, validation: float, records: int, info: DatasetInfo,
+                   has_dropout: bool) -> str | None:
     """What to do about a network that knows its training images alone, in flags of train.py; None about any other.
 
     Args:
       training: accuracy of the last epoch on its training images, of 0 to 1.
-      validation: the same on records held out.
+      validation: the same on records held out; so few of them that chance alone may explain the difference are not
+        believed.
+      records: how many were held out.
       info: of the data, as the network was trained on them.
       has_dropout: whether neurons were silenced in training.
     """
-    if training - validation < _BY_HEART:
+    share = (validation * records + 1) / (records + 2)  # Laplace's, as none or all of a few are no certainty
+    if training - validation < max(_BY_HEART, 2.0 * math.sqrt(share * (1.0 - share) / max(records, 1))):
         return None
     unused = [] if info.augment or info.event_based else [
         f"--augment (shifted{' and mirrored' if info.mirrored else ''} images)"]

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.models.spiking_model import SpikingModel
+from tfspike.models.traced_once import TracedOnce
 from tfspike.neurons.layers import LIF, PoolingIF
 from tfspike.neurons.normalisation import ThresholdNorm
 from tfspike.neurons.over_time import OverTime, WindowDropout
@@ -32,11 +33,13 @@ _STEPWISE = (keras.layers.Add, keras.layers.Subtract, keras.layers.Average, kera
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class ReluModel(keras.Model):
+class ReluModel(TracedOnce):
     """`ReluModel(inputs, outputs)`: a functional Keras model that is a `tfspike.models.network.Network`.
 
     An ordinary Keras model in every way; it has one step of time and no spiking layers.
     """
+
+    _is_made_here = True
 
     @property
     def is_spiking(self) -> bool:

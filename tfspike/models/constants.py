@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
 from typing import Any
 
-from tfspike.models import first_trace
 from tfspike.models.network import window_of
 from tfspike.neurons.encoders import Encoder
 from tfspike.neurons.layers import Readout, SpikingLayer
@@ -33,35 +31,3 @@ def of(model: Any, told: dict[str, Any]) -> list[tuple[Any, ...]]:
 def _place(layer: Any) -> tuple[Any, list[str]]:
     return vars(layer), [name for name, value in vars(layer).items()
                          if name[0] != "_" and isinstance(value, (numbers.Real, str, tuple))]
-
-
-def keep_up(model: Any, told: dict[str, Any], name: str, make: Callable[..., Any], force: bool,
-            prepared: bool = False) -> Any:
-    """Gives a model a function of Keras' that is traced anew whenever constants have changed, between two batches too,
-    and otherwise once.
-
-    Args:
-      model, told: as of `of`.
-      name: of the attribute that holds the function, which Keras sets to None where it must be made again.
-      make: makes it, `keras.Model.make_train_function` or its like.
-      force: make it again in any case.
-      prepared: make before what Keras would make in its first step.
-    """
-    if getattr(model, name) is not None and not force:
-        return getattr(model, name)
-    traced: Any = None
-    traced_for: list[Any] = []
-
-    def function(*args: Any) -> Any:
-        nonlocal traced, traced_for
-        now = of(model, told)
-        if traced is None and prepared:
-            first_trace.prepare(model, told, args[0], name == "train_function")
-        if traced is None or now != traced_for:
-            make(force=True)
-            traced, traced_for = getattr(model, name), now
-            setattr(model, name, function)
-        return traced(*args)
-
-    setattr(model, name, function)
-    return function

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,12 +13,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfspike.engine.plan import Plan
 from tfspike.errors import UserError
+from tfspike.neurons.encoders import SpikeInput
 
 Shape = tuple[int | None, ...]
 
 
-def one_input(inputs: Any, declared: Any) -> tf.Tensor:
+def one_input(inputs: Any, plan: Plan) -> tf.Tensor:
     """The one input as the graph declares it: out of a list or dict, of its type, with an axis for the channel.
 
     Raises:
@@ -26,21 +30,33 @@ def one_input(inputs: Any, declared: Any) -> tf.Tensor:
     if isinstance(inputs, dict) and len(parts) != 1:
         raise UserError(f"The model takes one input. Received: {len(parts)}.")
     found = parts[0] if isinstance(inputs, dict) or len(parts) == 1 else inputs  # rows in a list are one tensor
-    return _with_rank(tf.cast(tf.convert_to_tensor(found), declared.dtype), declared.shape)
+    return _with_rank(tf.cast(tf.convert_to_tensor(found), plan.inputs[0].dtype), plan)
 
 
-def _with_rank(x: Any, declared: Shape) -> Any:
+def _with_rank(x: Any, plan: Plan) -> Any:
     """An array or a tensor as declared, with or without an axis for the channel; refuses what `refuse_shape` does."""
-    refuse_shape(tuple(x.shape), declared)
-    more = len(x.shape) - len(declared)
+    refuse_shape(tuple(x.shape), plan)
+    more = len(x.shape) - len(plan.inputs[0].shape)
     return x[..., 0] if more > 0 else x[..., np.newaxis] if more < 0 else x
 
 
-def refuse_shape(shape: Shape, declared: Shape) -> None:
-    """Raises UserError where inputs of this shape, batch first, are not what a model declares.
+def _takes_trains(plan: Plan) -> bool:
+    """Whether a model's input is the spike train itself, `[B, T, ...]`."""
+    return isinstance(plan.encoder.layer, SpikeInput) and plan.encoder.source is plan.inputs[0]
 
-    An axis of size 1 for the channel may be missing, or be one too many.
+
+def refuse_shape(shape: Shape, plan: Plan) -> None:
+    """Raises UserError where inputs of this shape, batch first, are not what a model of this plan declares.
+
+    An axis of size 1 for the channel may be missing, or be one too many. The steps of spike trains are those that the
+    network was built for, also where its `keras.Input` leaves them open.
     """
+    declared = tuple(plan.inputs[0].shape)
+    sizes = [str(size) for size in declared[1:]]
+    if _takes_trains(plan):
+        steps = plan.encoder.layer.timesteps
+        declared = (declared[0], steps, *declared[2:])
+        sizes[0] = f"T={steps}"
     found = shape
     if len(shape) == len(declared) + 1 and shape[-1] == 1:
         found = shape[:-1]
@@ -51,21 +67,23 @@ def refuse_shape(shape: Shape, declared: Shape) -> None:
     hint = "."
     if declared[1:] in (shape, (*shape, 1)):
         hint = ", of one alone: give it an axis for the batch, x[np.newaxis]."
+    elif _takes_trains(plan) and len(found) == len(declared) and found[1] != declared[1]:
+        hint = f": give trains of {declared[1]} steps, or build the network for {found[1]}."
     elif len(shape) > 2 and declared[1:] == (*shape[2:], shape[1]):
         hint = ", with channels in front of the pixels: give np.moveaxis(x, 1, -1)."
-    raise UserError(f"The model takes inputs of shape [{', '.join(['B', *map(str, declared[1:])])}]. "
-                    f"Received: shape {shape}{hint}")
+    raise UserError(f"The model takes inputs of shape [{', '.join(['B', *sizes])}]. Received: shape {shape}{hint}")
 
 
-def declared_data(x: Any, declared: Shape) -> Any:
+def declared_data(x: Any, plan: Plan) -> Any:
     """The `x` of `fit`, `evaluate` or `predict` in the shape that a model declares, where it is a list, an array, a
-    tensor, a generator or a `tf.data.Dataset`, whose batches may be `x` or `(x, ...)`; anything else as it is.
+    tensor, a generator, a `keras.utils.PyDataset` or a `tf.data.Dataset`, whose batches may be `x` or `(x, ...)`;
+    anything else as it is.
 
     Keras takes a list as one array for each input. A function that it has traced for images with an axis for the
     channel and without knows no shape any more, and so fails, as it does somewhere within its graph at a third shape.
 
     Raises:
-      UserError: the shape is another one (`refuse_shape`).
+      UserError: the shape is another one (`refuse_shape`); where it shows with later batches alone, when these come.
     """
     if isinstance(x, (list, tuple)):
         if len(x) != 1:
@@ -73,46 +91,102 @@ def declared_data(x: Any, declared: Shape) -> Any:
                             f"list of {len(x)}; give one array, np.stack(x).")
         x = x[0]
     if isinstance(x, tf.data.Dataset):
-        return _declared_batches(x, declared)
+        return _declared_batches(x, plan)
     if isinstance(x, types.GeneratorType):
-        return _declared_one_by_one(x, declared)
-    return _with_rank(x, declared) if isinstance(x, np.ndarray) or tf.is_tensor(x) else x
+        return (_declared_batch(batch, plan) for batch in x)
+    if isinstance(x, keras.utils.PyDataset):
+        return _DeclaredBatches(x, plan)
+    return _declared_array(x, plan)
 
 
-def _declared_batches(x: tf.data.Dataset, declared: Shape) -> tf.data.Dataset:
+def _declared_array(x: Any, plan: Plan) -> Any:
+    return _with_rank(x, plan) if isinstance(x, np.ndarray) or tf.is_tensor(x) else x
+
+
+def _declared_batch(batch: Any, plan: Plan) -> Any:
+    """A batch of a generator, which may be with an axis for the channel or without; Keras takes the first two for the
+    shape of all."""
+    if not isinstance(batch, tuple) or not batch:
+        return batch
+    return _declared_array(batch[0], plan), *batch[1:]
+
+
+class _DeclaredBatches(keras.utils.PyDataset):
+    """The batches of another one in the shape that a model declares."""
+
+    def __init__(self, batches: keras.utils.PyDataset, plan: Plan):
+        super().__init__(batches.workers, batches.use_multiprocessing, batches.max_queue_size)
+        self._batches, self._plan = batches, plan
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._batches.num_batches
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._batches[index]  # a list or an array is a tuple to Keras
+        batch = tuple(batch) if isinstance(batch, list) else (batch,) if isinstance(batch, np.ndarray) else batch
+        return _declared_batch(batch, self._plan)
+
+    def on_epoch_begin(self) -> None:
+        self._batches.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._batches.on_epoch_end()
+
+
+def _declared_batches(x: tf.data.Dataset, plan: Plan) -> tf.data.Dataset:
     parts = x.element_spec if isinstance(x.element_spec, tuple) else (x.element_spec,)
     images = parts[0] if parts else None
-    if not isinstance(images, tf.TensorSpec) or images.shape.rank is None:
+    if not isinstance(images, tf.TensorSpec):
         return x
-    refuse_shape(tuple(images.shape), declared)
-    if images.shape.rank == len(declared):
-        return x
+    if images.shape.rank is not None:
+        refuse_shape(tuple(images.shape), plan)
+        if images.shape.rank == len(plan.inputs[0].shape):
+            return x
     if not isinstance(x.element_spec, tuple):
-        return x.map(lambda batch: _with_rank(batch, declared))
-    return x.map(lambda batch, *others: (_with_rank(batch, declared), *others))
+        return x.map(lambda batch: _declared_tensor(batch, plan))
+    return x.map(lambda batch, *others: (_declared_tensor(batch, plan), *others))
 
 
-def _declared_one_by_one(batches: Iterator[Any], declared: Shape) -> Iterator[Any]:
-    """A generator's batches, which may be with an axis for the channel and without in turn; Keras takes the first two
-    for the shape of all."""
-    for batch in batches:
-        x, *others = batch if isinstance(batch, tuple) and batch else (None,)
-        known = isinstance(x, np.ndarray) or tf.is_tensor(x)
-        yield (_with_rank(x, declared), *others) if known else batch
+def _declared_tensor(x: tf.Tensor, plan: Plan) -> tf.Tensor:
+    """A batch of a data set, whose rank may be unknown: `tf.py_function` and `tf.io.decode_image` give such."""
+    if x.shape.rank is not None:
+        return _with_rank(x, plan)
+    known = tf.numpy_function(lambda batch: _with_rank(batch, plan), [x], x.dtype, stateful=False)
+    known.set_shape([None, *plan.inputs[0].shape[1:]])
+    return known
+
+
+# Of `_with_rank` within a data set, and of an encoder within a graph
+_REFUSALS = (re.compile(r"UserError: (.+)"), re.compile(r"assertion failed: \[(.+ shape)\] \[([\d ]*)\] \[(.+?)\]"))
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Within it, a refusal that a graph or a data set raises is the `UserError` that it is, without TensorFlow's pages
+    around it."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        for match in filter(None, (pattern.search(error.message) for pattern in _REFUSALS)):
+            words, *rest = match.groups()
+            shape, after = rest or ("", "")
+            raise UserError(f"{words} ({', '.join(shape.split())}){after}" if rest else words) from None
+        raise
 
 
 def declared_arguments(method: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-                       declared: Shape) -> inspect.BoundArguments:
+                       plan: Plan) -> inspect.BoundArguments:
     """Arguments of `fit`, `evaluate` or `predict` of a model, with `declared_data` for `x` and `validation_data`."""
     bound = inspect.signature(method).bind(model, *args, **kwargs)
     given = bound.arguments
     if "x" in given:
-        given["x"] = declared_data(given["x"], declared)
+        given["x"] = declared_data(given["x"], plan)
     held_out = given.get("validation_data")
     if isinstance(held_out, (list, tuple)) and held_out:
-        given["validation_data"] = (declared_data(held_out[0], declared), *held_out[1:])
-    elif isinstance(held_out, (tf.data.Dataset, types.GeneratorType)):
-        given["validation_data"] = declared_data(held_out, declared)
+        given["validation_data"] = (declared_data(held_out[0], plan), *held_out[1:])
+    elif held_out is not None:
+        given["validation_data"] = declared_data(held_out, plan)
     return bound
 
 

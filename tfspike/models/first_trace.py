@@ -13,20 +13,22 @@ import keras
 import tensorflow as tf
 
 from tfspike.models import callbacks
+from tfspike.models.network import window_of
 
 
 def prepare(model: Any, told: dict[str, Any], batches: Any, trains: bool) -> None:
     """Builds the optimiser and the metrics of a compiled model, and what keeps its statistics.
 
     Args:
-      model: a `SpikingModel` whose steps and metrics are those of its class.
+      model: a `TracedOnce` whose steps and metrics are those of its class.
       told: what is told of it, as of `callbacks.keep_statistics`.
       batches: what its step will be given; its targets are known where it is an iterator of `tf.data`.
       trains: whether it will be trained.
     """
     optimizer, weights = model.optimizer, model.trainable_variables
-    if trains and model.plan is not None:
-        callbacks.make_room(told, model.plan)
+    window = window_of(model)
+    if trains and window is not None:
+        callbacks.make_room(told, window)
     if trains and weights and optimizer is not None and not optimizer.built:
         optimizer.build(weights)
     specs = getattr(batches, "element_spec", None)
@@ -41,3 +43,10 @@ def prepare(model: Any, told: dict[str, Any], batches: Any, trains: bool) -> Non
     with contextlib.suppress(Exception):  # targets of another structure: the step itself says so, in better words
         for metric in unbuilt:
             metric.build(symbols, model.output)
+
+
+def forget(model: Any) -> None:
+    """Has metrics built anew by the next step: those of a step that failed are of its targets."""
+    for metric in model.metrics:
+        if getattr(metric, "built", False):
+            metric.built = False

@@ -111,10 +111,15 @@ def compared(loss: Any, targets: Any, outputs: Any, model: Any) -> list[Compared
 
 
 def refuse_targets(batch: Iterable[Compared]) -> None:
-    """Raises UserError where a loss of Keras' own compares targets with outputs number by number, and these are class
-    labels `[B]` or `[B, 1]` and scores `[B, classes]`, or have last axes of other lengths: Keras repeats an axis of
-    length 1, without a word, and of other lengths it is an operation of TensorFlow that fails."""
+    """Raises UserError where the targets have no known rank, or where a loss of Keras' own compares them with outputs
+    number by number, and these are class labels `[B]` or `[B, 1]` and scores `[B, classes]`, or have last axes of other
+    lengths: Keras repeats an axis of length 1, without a word, and of other lengths it is an operation of TensorFlow
+    that fails."""
     for kind, target, output, _ in batch:
+        if getattr(target.shape, "rank", 0) is None:
+            like = [None, *output.shape[1:]] if _is_by_number(kind) else [None]
+            raise UserError("Targets need a known number of axes, and those of the data set have none, as what comes "
+                            f"out of tf.py_function: tell it in the data set's map, y = tf.ensure_shape(y, {like}).")
         wanted, found = tuple(target.shape), tuple(output.shape)
         classes = found[-1] if len(found) > 1 else None
         if classes is None or not _is_by_number(kind):

@@ -15,6 +15,7 @@ from tfspike.engine.engine import Engine
 from tfspike.engine.events.choice import Choice, choose
 from tfspike.errors import UserError
 from tfspike.models import callbacks, constants, edges, losses, nesting, windows
+from tfspike.models.traced_once import TracedOnce
 from tfspike.neurons.encoders import (
     Encoder,
     SpikeInput,
@@ -27,7 +28,7 @@ from tfspike.neurons.layers import SpikingLayer
 
 
 @keras.saving.register_keras_serializable("tfspike")
-class SpikingModel(keras.Model):
+class SpikingModel(TracedOnce):
     """`SpikingModel(inputs, outputs)`: a functional model with one encoder and one readout, computed in chunks of time.
 
     It is an ordinary Keras model in every other way: `fit`, `predict`, `summary`, `.keras` files. `call_layers` is the
@@ -48,6 +49,7 @@ class SpikingModel(keras.Model):
       UserError: there is no graph from inputs to outputs.
     """
 
+    _is_made_here = True
     _chunk: int | None = None
     _kernel: str = "auto"
 
@@ -163,10 +165,11 @@ class SpikingModel(keras.Model):
         output, activity = self._observe(engine, inputs, training, seed, counts and count_gradients)
         return (output, activity) if counts else output
 
+    @edges.in_a_sentence()
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; gives arrays, tensors and data sets `x` the axis for the channel that the model's inputs
-        have, refuses those of another shape, and warns of an array that holds NaN, or unscaled pixels where an encoder
-        codes them.
+        """`keras.Model.fit`; gives arrays, tensors, generators and data sets `x` the axis for the channel that the
+        model's inputs have, refuses those of another shape, and warns of an array that holds NaN, or unscaled pixels
+        where an encoder codes them.
 
         It also warns, once, of a loss that takes scores for probabilities, and if other data than arrays are unscaled,
         a layer is silent, no gradient reaches any weight, or the loss or a weight is no finite number;
@@ -178,11 +181,13 @@ class SpikingModel(keras.Model):
             args, kwargs = callbacks.watched(self, self._lazy(), args, kwargs, scale_is_known=not_finite is not None)
         return super().fit(*args, **kwargs)
 
+    @edges.in_a_sentence()
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.evaluate`; looks at `x` as `fit` does."""
         args, kwargs, _ = self._looked_at(keras.Model.evaluate, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
+    @edges.in_a_sentence()
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.predict`; looks at `x` as `fit` does. Outputs that are spike trains are `[T, N, ...]`."""
         args, kwargs, _ = self._looked_at(keras.Model.predict, args, kwargs)
@@ -242,7 +247,7 @@ class SpikingModel(keras.Model):
         if self.plan is None:
             return args, kwargs, None
         if type(self).call is SpikingModel.call:
-            bound = edges.declared_arguments(method, self, args, kwargs, self.plan.inputs[0].shape)
+            bound = edges.declared_arguments(method, self, args, kwargs, self.plan)
             args, kwargs = bound.args[1:], bound.kwargs
             losses.refuse_unknown_classes(self._loss, bound.arguments.get("y"), self.outputs)
         if self.plan.before:
@@ -253,26 +258,7 @@ class SpikingModel(keras.Model):
     def _as_taken(self, x: Any) -> Any:
         if self.plan is None or type(self).call is not SpikingModel.call:
             return x
-        return edges.declared_data(x, self.plan.inputs[0].shape)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_train_function`; constants that are changed count from the next batch on."""
-        return constants.keep_up(self, self._lazy(), "train_function", super().make_train_function, force,
-                                 self._is_as_made("train_step"))
-
-    def make_test_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_test_function`; constants that are changed count from the next batch on."""
-        return constants.keep_up(self, self._lazy(), "test_function", super().make_test_function, force,
-                                 self._is_as_made("test_step"))
-
-    def _is_as_made(self, step: str) -> bool:
-        """Whether a subclass leaves a step, and what it calls, as they are."""
-        return all(getattr(type(self), name) is getattr(SpikingModel, name)
-                   for name in ("call", step, "compute_metrics"))
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        """`keras.Model.make_predict_function`; constants that are changed count from the next batch on."""
-        return constants.keep_up(self, self._lazy(), "predict_function", super().make_predict_function, force)
+        return edges.declared_data(x, self.plan)
 
     def train_step(self, data: Any) -> Any:
         """`keras.Model.train_step`; keeps what `activity_statistics` tells, but under a distribution strategy.
@@ -414,7 +400,7 @@ class SpikingModel(keras.Model):
             self._hear({callbacks.LARGEST_INPUT: largest_of(inputs)})
 
     def _one_input(self, inputs: Any) -> tf.Tensor:
-        return edges.one_input(inputs, self.required_plan().inputs[0])
+        return edges.one_input(inputs, self.required_plan())
 
     def _as_declared(self, outputs: list[tf.Tensor]) -> Any:
         """Outputs in the structure that the model was made with: one, a list or a dict."""
@@ -457,7 +443,3 @@ class SpikingModel(keras.Model):
         if what not in said:
             said.add(what)
             warnings.warn(what, stacklevel=3)
-
-    def _lazy(self) -> dict[str, Any]:
-        # Keras tracks attributes of a model; a plan refers to layers that are tracked already
-        return self.__dict__.setdefault("_derived", {})

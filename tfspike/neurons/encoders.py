@@ -231,16 +231,20 @@ class SpikeInput(Encoder):
         if inputs.shape[1] is not None:
             return inputs
         shape = tf.shape(inputs)
-        right = tf.debugging.Assert(tf.equal(shape[1], self.timesteps), [f"{self._wanted()} Received: shape", shape])
+        right = tf.debugging.Assert(tf.equal(shape[1], self.timesteps),
+                                    [f"{self._wanted()} Received: shape", shape, self._remedy()])
         with tf.control_dependencies([right]):
             return tf.ensure_shape(inputs, (inputs.shape[0], self.timesteps, *inputs.shape[2:]))
 
     def _wanted(self) -> str:
         return f"The input must be a spike train `[B, T, ...]` with T = {self.timesteps} steps."
 
+    def _remedy(self) -> str:
+        return f": give trains of {self.timesteps} steps, or build the network for the length of these."
+
     def _check_length(self, shape: tuple[int | None, ...]) -> None:
         if len(shape) < 2 or shape[1] is not None and shape[1] != self.timesteps:
-            raise UserError(f"{self._wanted()} Received: shape {tuple(shape)}.")
+            raise UserError(f"{self._wanted()} Received: shape {tuple(shape)}{self._remedy()}")
 
 
 def refuse_gradient(outputs: tf.Tensor, inputs: tf.Tensor, instead: str) -> tf.Tensor:

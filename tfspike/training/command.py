@@ -231,7 +231,7 @@ def _finish(trainer: Trainer, config: Config, say: workdir.Say) -> None:
     best_epoch = trainer.progress.best
     if best_epoch is not None:
         usual = trainer.most_frequent()
-        if best_epoch["val_accuracy"] <= usual:
+        if best_epoch["val_accuracy"] <= usual and not trainer.by_heart:  # which more epochs make worse
             say(f"The network has learnt nothing yet that shows: to answer {100 * usual:.2f} % of the "
                 "validation records rightly, the most frequent class is enough. Give more --epochs, or the recipe's "
                 "settings.")

@@ -46,6 +46,7 @@ _DESCRIBED = 32  # first images of training and validation that pictures and ene
 _NAMELESS = re.compile(r"variable(_\d+)?")  # Keras' own name, with a number that counts what a process made
 _KERNELS = {"dense": "dense convolutions", "events": "event-driven"}
 _RATE_SAMPLES = 32  # images that the rate-targeted initialisation looks at
+_KNOWN = 3  # times that an image must have been seen before it may be known by heart
 _REACHED = 0.8  # share of the wanted rate below which a layer has not reached it
 
 
@@ -98,6 +99,7 @@ class Trainer:
         self.windows = Windows(config, self.model, self.optimizer, strategy,
                                self._evaluator if len(self.val_index) else None)
         self.progress = Progress(config, self.model, self.optimizer, steps_per_epoch, len(self.val_index) > 0)
+        self.by_heart = False  # whether it was said at the end that the training images are known by heart
         self._window: Window | None = None
         self._open_window()
         self.board = Board(config, self.model, *(self.info.normalise(self.data.images[part[:_DESCRIBED]])
@@ -309,9 +311,11 @@ class Trainer:
             result = self.evaluator.run()
             record |= {"epoch/val_loss": result.loss, "epoch/val_accuracy": result.accuracy}
             best = at.note_validation(result.accuracy)
-            if at.step >= at.last_step:
+            seen = at.step * self.config.batch_size / len(self.train_index)
+            if at.step >= at.last_step and seen >= _KNOWN:
                 has_dropout = any(isinstance(layer, WindowDropout) for layer in self.model.layers)
-                advice = known_by_heart(means["accuracy"], result.accuracy, self.info, has_dropout)
+                advice = known_by_heart(means["accuracy"], result.accuracy, len(self.val_index), self.info,
+                                        has_dropout)
             text = f"  validation loss {result.loss:.4f}  accuracy {100 * result.accuracy:.2f} %" + " (best)" * best
         self.say(f"epoch {epoch} done  training loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.2f} %"
                  + text)
@@ -323,6 +327,7 @@ class Trainer:
                          event="epoch", epoch=epoch)
         self.board.pictures(self.log, at.step)
         at.epoch_sums = Sums()
+        self.by_heart = advice is not None
         if advice is not None:
             self.say(advice)
         self._save(best)
