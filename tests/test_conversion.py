@@ -34,7 +34,7 @@ from tfspike import (
 )
 from tfspike.conversion import balance, command, options
 from tfspike.conversion import scales as of_layers
-from tfspike.datasets import DatasetInfo
+from tfspike.datasets import DatasetInfo, streams
 from tfspike.errors import UserError
 from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
@@ -240,10 +240,16 @@ def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name:
     assert again.scales == converted.scales
 
 
+def test_constant_pixels_are_balanced_as_they_are() -> None:
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 2, 1)).astype("f")
+    scales = conversion.convert(pooled((2, 2)), images, "spike_norm", timesteps=2, encoder="direct").scales
+    assert scales["relu"] == pytest.approx(images.max())
+
+
 def test_values_are_thinned_out_but_for_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_layers, "_VALUES", 300)
-    values = np.random.default_rng(0).permutation(np.arange(-500, 1001)).astype("f")  # of 8 of 24 images
-    kept = of_layers._positive(tf.constant(values), 24)
+    rest = np.random.default_rng(0).permutation(np.arange(-500, 1000))
+    kept = of_layers._positive(tf.constant([1, 1000, *rest], tf.float32), 24)  # of 8 of 24 images
     assert 50 < len(kept) <= 101 and kept.max() == 1000 and kept.min() > 0
     assert np.median(kept) == pytest.approx(500, rel=0.2)
 
@@ -474,6 +480,12 @@ def test_scales_are_found_on_images_of_all_classes_also_where_a_folder_has_them_
         found = command._calibration(config.Config(val_fraction=0.1), info,
                                      options.ConversionOptions(run="x", calibration=20))
         assert found.shape == (20, 8, 8, 1) and set(found[:, 0, 0, 0].tolist()) == wanted
+    numbered = datasets.Arrays(np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], images.shape), labels,
+                               "folder", tuple("abcd"), 200, 0)
+    monkeypatch.setattr(run_loading, "load_data", lambda *_: numbered)
+    found = command._calibration(config.Config(val_fraction=0.5), info, options.ConversionOptions(run="x"))
+    held_out = streams.split_indices(200, 0.5, config.Config().seed, "folder")[1]
+    assert set(found[:, 0, 0, 0].astype(int)) == set(range(200)) - set(held_out)
 
 
 @pytest.mark.parametrize("given, name", [

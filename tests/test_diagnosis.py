@@ -188,9 +188,11 @@ def test_what_is_watched_goes_on_from_its_state(lenet):
 
 def test_a_collapse_without_a_silent_layer_is_one_sentence_after_the_other(lenet):
     watch, said = Watch(lenet, Config(on_collapse="continue")), []
+    watch.saved("step_0")  # which nobody has seen alive
     for step in range(1, 25):
         said += watch.update(step, dead(lenet))
     (text,) = said
+    assert "--init_from" not in text
     assert "for 20 steps. It cannot recover by itself. Start again" in text and "  " not in text
 
 
@@ -322,9 +324,11 @@ def test_an_output_without_spikes_is_a_collapse_though_a_bias_learns(biased):
 
 
 def test_neurons_that_hardly_ever_fire_are_named(lenet):
-    watch, said = Watch(lenet, Config()), []
+    watch, learns, said = Watch(lenet, Config()), Watch(lenet, Config(surrogate="arctan")), []
     for step in range(0, 60, 10):
-        said += watch.update(step, healthy(lenet, zero_gradient__hidden_lif=0.995, silent__hidden_lif=0.8))
+        stats = healthy(lenet, zero_gradient__hidden_lif=0.995, silent__hidden_lif=0.8)
+        said += watch.update(step, stats)
+        assert not learns.update(step, stats)  # as they do without a spike
     (text,) = said
     assert text.startswith("hidden_lif: on any one image 99 % of neurons get no gradient for 50 steps")
 
