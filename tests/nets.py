@@ -23,7 +23,7 @@ from tfspike.engine import kernels
 from tfspike.engine import plan as plans
 from tfspike.models import blocks
 from tfspike.models.settings import LayerSettings
-from tfspike.neurons import encoders
+from tfspike.neurons import encoders, noise
 from tfspike.neurons.layers import LIF, PoolingIF, Readout, SpikingLayer
 from tfspike.neurons.over_time import OverTime, WindowDropout
 
@@ -244,6 +244,23 @@ def layer_spikes(model: SpikingModel, inputs: Any, step: int = 0) -> list[np.nda
 
     plans.run((*plan.before, plan.encoder, *plan.window), {plan.inputs[0]: tf.convert_to_tensor(inputs)}, handler)
     return trains
+
+
+def currents_on_calibration(model: SpikingModel, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The currents `[T, B, ...]` of every LIF layer, on the noise that "spike_norm" was calibrated with."""
+    encoder = model.plan.encoder.layer
+    train = encoder.encode(images, noise.derive(encoder.key(False, 0), 0), 0, encoder.timesteps)
+    seen: dict[str, np.ndarray] = {}
+
+    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(call.layer, LIF):
+            seen[call.layer.name] = args[0].numpy()
+        outputs = call.layer(*args, **kwargs)
+        assert float(tf.reduce_sum(tf.abs(outputs))) > 0, call.layer.name
+        return outputs
+
+    plans.run(model.plan.window, {model.plan.encoder.output: train}, handler)
+    return seen
 
 
 def engine_spikes(model: SpikingModel, inputs: Any, monkeypatch: Any, step: int = 0) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import LIF, OverTime, PoissonEncoder, Readout, SpikingModel, analysis, models
+from tfspike import LIF, OverTime, PoissonEncoder, Readout, SpikeInput, SpikingModel, analysis, models
 from tfspike.analysis import simulation
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
@@ -121,7 +121,18 @@ def test_membrane_updates_are_the_steps_that_change_a_membrane(result, slow):
         idle += current.size - updates
         assert by_name[name].operations.updates * IMAGES == pytest.approx(updates), name
     assert idle > 0, "some neuron must rest, or the count is trivial"
-    assert by_name["readout"].operations.updates == TIMESTEPS * 5
+    readout = np.count_nonzero(np.diff(slow[2], axis=0)) / IMAGES + 5
+    assert by_name["readout"].operations.updates == pytest.approx(readout)
+
+
+@pytest.mark.parametrize("leak, changes", [(1.0, 1), (0.5, 3)])
+def test_a_readout_rests_where_nothing_comes_and_nothing_leaks(leak, changes):
+    inputs = keras.Input((4, 2))
+    x = OverTime(keras.layers.Dense(3, use_bias=False))(LIF(1.0, 0.5)(SpikeInput(4)(inputs)))
+    train = np.zeros((1, 4, 2), "f")
+    train[0, 1] = 1.0  # a spike at the second of four steps
+    result = analysis.analyse(SpikingModel(inputs, Readout(leak)(x)), train, [0])
+    assert result.layers[-1].operations.updates == 3 * (1 + changes)
 
 
 def test_predictions_and_margins_are_those_of_the_readout_at_every_step(result, slow):
@@ -193,13 +204,15 @@ def test_the_sweep_reaches_from_the_first_step_to_the_whole_window(result):
     assert len(sweep) > 10
 
 
-def test_the_record_is_json_with_every_layer(result):
+def test_the_record_is_json_with_every_layer(result, slow):
     record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert [layer["name"] for layer in record["layers"]] == [layer.name for layer in result.layers]
     assert record["energy"]["snn_pj_per_image"] == pytest.approx(0.9 * record["acs_per_image"])
     assert record["energy"]["constants"]["mac_pj"] == 4.6
     assert record["accuracy"] == record["accuracy_by_step"][-1]
-    assert 0 < record["neurobench"]["activation_sparsity"] < 1
+    trains = [train.ravel() for name, train in slow[0].items() if name != "encoder"]
+    assert record["neurobench"]["activation_sparsity"] == pytest.approx(np.mean(np.concatenate(trains) == 0), abs=1e-9)
+    assert record["ann_activations_per_image"] == sum(layer.neurons for layer in result.layers[1:])
 
 
 def test_analysis_after_analysis_is_made_without_a_warning_of_retracing(labels, caplog):

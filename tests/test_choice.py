@@ -53,6 +53,14 @@ def test_few_spikes_of_many_synapses_are_added_and_many_of_few_are_multiplied(
     assert (model.engine.events is not None) == (kernel == "events")
 
 
+def test_seconds_are_those_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_measured", lambda work: (6.0, work()))
+    model = dense_net(6, 1.0)
+    seconds, rate = choice._events(runner.Runner(model.plan, "event"), np.ones((4, T, 6), "f"))
+    assert (seconds, rate) == (1.5, 1.0)
+    assert choice._dense(model.plan, 4) == 2 * 6.0 / 4  # two synapses
+
+
 def test_the_margin_goes_to_dense_convolutions(monkeypatch: pytest.MonkeyPatch, measured: Any) -> None:
     model, inputs = dense_net(6, 1.0), np.ones((B, T, 6), "f")
     monkeypatch.setattr(choice, "_events", lambda runner, images: (1.0, 0.5))

@@ -33,13 +33,12 @@ from tfspike import (
     training,
 )
 from tfspike.conversion import balance, command, options
-from tfspike.datasets import DatasetInfo
-from tfspike.engine import plan as plans
+from tfspike.conversion import scales as of_layers
+from tfspike.datasets import DatasetInfo, streams
 from tfspike.errors import UserError
 from tfspike.evaluation import report
 from tfspike.evaluation.options import EvalOptions
 from tfspike.models import ann
-from tfspike.neurons import noise
 from tfspike.runs import loading as run_loading
 
 NETS = ("plain", "residual")
@@ -181,6 +180,37 @@ def test_pooling_neurons_have_the_factor_one_whatever_the_order_of_spikes() -> N
         assert abs(count / (train.sum() / 4) - 1) <= allowed + 1 / count
 
 
+def pooled(pool: tuple[int, int]) -> keras.Model:
+    """A ReLU, and an average of all its pixels."""
+    return net_of(keras.layers.Conv2D(1, 1, use_bias=False, kernel_initializer="ones"), keras.layers.ReLU(name="relu"),
+                  keras.layers.AveragePooling2D(pool, name="pool"), keras.layers.Flatten(), keras.layers.Dense(2),
+                  shape=(*pool, 1))
+
+
+@pytest.mark.parametrize("pool", [(2, 2), (3, 3), (2, 3), (5, 5)])  # in float32, 5/6 exceeds 1 - 1/6
+def test_a_pooling_neuron_of_any_size_fires_with_as_many_spikes_as_it_has_pixels(pool: tuple[int, int]) -> None:
+    neurons, pixels = conversion.build(pooled(pool), {"relu": 1.0}, 2).get_layer("pool_if"), int(np.prod(pool))
+    alone = np.tile(np.eye(pixels, dtype="f"), (4, 1)).reshape(-1, 1, *pool, 1)
+    fired = neurons(OverTime(keras.layers.AveragePooling2D(pool))(alone)).numpy().ravel()
+    np.testing.assert_array_equal(np.flatnonzero(fired), pixels * np.arange(1, 5) - 1)
+
+
+@pytest.mark.parametrize("pool", [(2, 2), (3, 3)])
+def test_so_does_that_of_the_calibration_whose_spikes_count_a_scale(pool: tuple[int, int],
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pixels but one fire at the first step and that one at the second; in float32, three of .11341865 are more
+    than .75 of four."""
+    neurons, own = [], of_layers._fire
+    monkeypatch.setattr(of_layers, "_fire", lambda currents, neuron: neurons.append(neuron) or own(currents, neuron))
+    conversion.convert(pooled(pool), np.ones((1, *pool, 1), "f"), "spike_norm", timesteps=2)
+    sizes = np.append(np.float32(0.11341865), np.random.default_rng(0).uniform(0.1, 5, 300).astype("f"))
+    last = np.arange(np.prod(pool)) == np.prod(pool) - 1
+    spikes = np.stack([~last, last])[:, None] * sizes[:, None]
+    averages = OverTime(keras.layers.AveragePooling2D(pool))(spikes.reshape(2, -1, *pool, 1).astype("f"))
+    fired = own(averages[..., 0, 0, 0] / sizes, neurons[1]).numpy()
+    np.testing.assert_array_equal(fired, np.repeat([[0.0], [1.0]], len(sizes), axis=1))
+
+
 # ---- how scales are found ----------------------------------------------------------------------------------------
 
 
@@ -195,29 +225,12 @@ def test_data_scales_are_percentiles_of_positive_activations(name: str, percenti
     np.testing.assert_allclose(list(scales.values()), wanted, rtol=1e-3)
 
 
-def currents_on_calibration(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The currents `[T, B, ...]` of every LIF layer, on the noise that "spike_norm" was calibrated with."""
-    encoder = model.plan.encoder.layer
-    train = encoder.encode(images, noise.derive(encoder.key(False, 0), 0), 0, encoder.timesteps)
-    seen: dict[str, np.ndarray] = {}
-
-    def handler(call: plans.Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(call.layer, LIF):
-            seen[call.layer.name] = args[0].numpy()
-        outputs = call.layer(*args, **kwargs)
-        assert float(tf.reduce_sum(tf.abs(outputs))) > 0, call.layer.name
-        return outputs
-
-    plans.run(model.plan.window, {model.plan.encoder.output: train}, handler)
-    return seen
-
-
 @pytest.mark.parametrize(("name", "start"), [*((name, 0.0) for name in NETS), ("plain", 0.9)])
 def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name: str, start: float) -> None:
     twin, _ = make(name, positive=name == "residual")  # with both signs its last layers would need a long window
     images = images_of(name, least=0.2)
     converted = conversion.convert(twin, images, "spike_norm", timesteps=50, start=start)
-    currents = currents_on_calibration(converted.model, images)
+    currents = nets.currents_on_calibration(converted.model, images)
     assert len(currents) == len(converted.scales)
     for position, (layer, values) in enumerate(currents.items()):
         # the neuron with the largest current stands at its threshold, where rounding decides: behind the first layer a
@@ -225,6 +238,20 @@ def test_spike_norm_makes_the_largest_current_of_every_layer_the_threshold(name:
         assert values.max() == pytest.approx(1.0, abs=0.05 if position else 1e-5), layer
     again = conversion.convert(twin, images, "spike_norm", timesteps=50, start=start)
     assert again.scales == converted.scales
+
+
+def test_constant_pixels_are_balanced_as_they_are() -> None:
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 2, 1)).astype("f")
+    scales = conversion.convert(pooled((2, 2)), images, "spike_norm", timesteps=2, encoder="direct").scales
+    assert scales["relu"] == pytest.approx(images.max())
+
+
+def test_values_are_thinned_out_but_for_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_layers, "_VALUES", 300)
+    rest = np.random.default_rng(0).permutation(np.arange(-500, 1000))
+    kept = of_layers._positive(tf.constant([1, 1000, *rest], tf.float32), 24)  # of 8 of 24 images
+    assert 50 < len(kept) <= 101 and kept.max() == 1000 and kept.min() > 0
+    assert np.median(kept) == pytest.approx(500, rel=0.2)
 
 
 def test_a_percentile_of_currents_is_below_their_maximum() -> None:
@@ -308,8 +335,8 @@ def test_an_own_keras_network_is_converted_too() -> None:
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
 
-def net_of(*build: Callable[[Any], Any]) -> keras.Model:
-    image = x = keras.Input((4, 4, 1))
+def net_of(*build: Callable[[Any], Any], shape: tuple[int, ...] = (4, 4, 1)) -> keras.Model:
+    image = x = keras.Input(shape)
     for layer in build:
         x = layer(x)
     return keras.Model(image, x)
@@ -453,6 +480,12 @@ def test_scales_are_found_on_images_of_all_classes_also_where_a_folder_has_them_
         found = command._calibration(config.Config(val_fraction=0.1), info,
                                      options.ConversionOptions(run="x", calibration=20))
         assert found.shape == (20, 8, 8, 1) and set(found[:, 0, 0, 0].tolist()) == wanted
+    numbered = datasets.Arrays(np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], images.shape), labels,
+                               "folder", tuple("abcd"), 200, 0)
+    monkeypatch.setattr(run_loading, "load_data", lambda *_: numbered)
+    found = command._calibration(config.Config(val_fraction=0.5), info, options.ConversionOptions(run="x"))
+    held_out = streams.split_indices(200, 0.5, config.Config().seed, "folder")[1]
+    assert set(found[:, 0, 0, 0].astype(int)) == set(range(200)) - set(held_out)
 
 
 @pytest.mark.parametrize("given, name", [

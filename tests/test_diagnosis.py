@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfspike import datasets, models
+from tfspike import LIF, DirectEncoder, OverTime, Readout, SpikingModel, datasets, models
 from tfspike.config import Config
 from tfspike.models import diagnosis
 from tfspike.models.diagnosis import Collapsed, Diverged, Watch, layer_statistics
@@ -188,9 +188,11 @@ def test_what_is_watched_goes_on_from_its_state(lenet):
 
 def test_a_collapse_without_a_silent_layer_is_one_sentence_after_the_other(lenet):
     watch, said = Watch(lenet, Config(on_collapse="continue")), []
+    watch.saved("step_0")  # which nobody has seen alive
     for step in range(1, 25):
         said += watch.update(step, dead(lenet))
     (text,) = said
+    assert "--init_from" not in text
     assert "for 20 steps. It cannot recover by itself. Start again" in text and "  " not in text
 
 
@@ -307,9 +309,59 @@ def test_the_first_rates_of_a_run_are_those_of_its_first_part(lenet):
 
 
 def test_neurons_that_hardly_ever_fire_are_named(lenet):
+def test_a_layer_that_saturates_later_was_driven_there(lenet):
     watch, said = Watch(lenet, Config()), []
+    for step in range(0, 80, 10):
+        said += watch.update(step, healthy(lenet, saturated__conv2_1_lif=0.8 * (step > 0)))
+    (text,) = said
+    assert "Likely cause: updates that are too large. Start again with" in text
+
+
+def test_a_silent_layer_does_not_starve_besides(lenet):
+    watch, said = Watch(lenet, Config()), []
+    for step in range(0, 80, 10):
+        said += watch.update(step, healthy(lenet, silent__hidden_lif=0.97, zero_gradient__hidden_lif=0.999))
+    assert len(said) == 1 and "neurons silent" in said[0]
+
+
+@pytest.fixture
+def biased():
+    """One layer of neurons, and biases, which get a gradient whether it fires or not."""
+    image = keras.Input((4,))
+    x = LIF(name="lif")(OverTime(keras.layers.Dense(3), name="synapse")(DirectEncoder(T)(image)))
+    return SpikingModel(image, Readout()(OverTime(keras.layers.Dense(2), name="out")(x)))
+
+
+def silent(model, growth=1.0):
+    norms = {name: float(np.linalg.norm(v.numpy())) for name, v in
+             zip(diagnosis.weight_names(model.trainable_variables), model.trainable_variables)}
+    return {"rate/lif": 0.0, "silent/lif": 1.0, "zero_gradient/lif": 1.0, "loss": 1.0,
+            **{f"weight_norm/{name}": growth * norm for name, norm in norms.items()},
+            **{f"grad_norm/{name}": float(name == "out.bias") for name in norms}}
+
+
+@pytest.mark.parametrize("growth, cause", [(2.9, "too small for its threshold"), (
+    3.1, "the weights of synapse have grown 3.1 times since the start")])
+def test_weights_beside_a_bias_are_the_cause_where_they_have_grown(biased, growth, cause):
+    (text,) = Watch(biased, Config()).update(1, silent(biased, growth))
+    assert f"Likely cause: {'updates that are too large: ' * (growth > 3)}" in text and cause in text
+
+
+def test_an_output_without_spikes_is_a_collapse_though_a_bias_learns(biased):
+    watch, said = Watch(biased, Config(on_collapse="continue")), []
+    for step in range(1, 30):
+        said += watch.update(step, silent(biased))
+    assert "collapsed: no spike comes out of lif, so the output is zero for every image for 20 steps" in said[1]
+    learns = Watch(biased, Config(surrogate="arctan", on_collapse="continue"))  # neurons learn that do not fire
+    assert not [text for step in range(1, 30) for text in learns.update(step, silent(biased)) if "collapsed" in text]
+
+
+def test_neurons_that_hardly_ever_fire_are_named(lenet):
+    watch, learns, said = Watch(lenet, Config()), Watch(lenet, Config(surrogate="arctan")), []
     for step in range(0, 60, 10):
-        said += watch.update(step, healthy(lenet, zero_gradient__hidden_lif=0.995, silent__hidden_lif=0.8))
+        stats = healthy(lenet, zero_gradient__hidden_lif=0.995, silent__hidden_lif=0.8)
+        said += watch.update(step, stats)
+        assert not learns.update(step, stats)  # as they do without a spike
     (text,) = said
     assert text.startswith("hidden_lif: on any one image 99 % of neurons get no gradient for 50 steps")
 
@@ -331,6 +383,9 @@ def test_clipping_counts_as_the_smaller_step_it_is(lenet):
     assert Watch(lenet, Config(clip_norm=0.0)).update(1, stats)
     assert not Watch(lenet, Config(clip_norm=1.0)).update(1, stats)
     assert not Watch(lenet, Config(optimizer="adam")).update(1, stats)
+    assert not Watch(lenet, Config(clip_norm=0.0)).update(1, {**stats, "learning_rate": 1e-6})
+    begins_at_0 = healthy(lenet) | {"grad_norm/norm.beta": 1000.0, "weight_norm/norm.beta": 0.1}
+    assert not Watch(lenet, Config(clip_norm=0.0)).update(1, begins_at_0)
 
 
 def test_the_first_layer_with_weights_that_are_not_finite_is_found(lenet):

@@ -257,6 +257,33 @@ def test_averages_of_one_axis_are_counted_as_those_of_two():
     assert into.acs == result.layers[0].spikes > 0 and into.macs > 0
 
 
+def test_sums_of_spikes_are_accumulated_where_they_are_1_and_multiplied_where_they_are_2():
+    inputs = keras.Input((4,))
+    train = encoders.create("direct", 3)(inputs)
+    one, other = (layers.LIF(1.0, threshold)(train) for threshold in (0.5, 1.5))  # of 1, the other fires every second step
+    x = layers.LIF()(layers.OverTime(keras.layers.Dense(5), name="dense")(keras.layers.Add()([one, other])))
+    model = models.SpikingModel(inputs, layers.Readout()(x))
+    dense = next(group for group in energy.synapses(model.plan) if group.name == "dense")
+    assert dense.events == "mixed"
+    into = analysis.analyse(model, np.ones((2, 4), "f"), np.zeros(2, int)).layers[-2].operations
+    assert (into.macs, into.acs) == (4 * 5, 2 * 4 * 5 + 3 * 4 + 4)  # and the identities of both
+
+
+class _Blinking(encoders.DirectEncoder):
+    """Spikes at every other step."""
+
+    def encode(self, inputs, key, start, steps):
+        return tf.stack([inputs * tf.cast((start + t) % 2, inputs.dtype) for t in range(steps)])
+
+
+def test_an_encoder_of_ones_own_is_counted_by_what_it_gives():
+    inputs = keras.Input((4,))
+    current = layers.OverTime(keras.layers.Dense(5))(_Blinking(4)(inputs))
+    model = models.SpikingModel(inputs, layers.Readout()(layers.OverTime(keras.layers.Dense(2))(layers.LIF()(current))))
+    result = analysis.analyse(model, np.ones((2, 4), "f"), np.zeros(2, int))
+    assert (result.layers[0].spikes, result.layers[1].operations.acs, result.operations.macs) == (2 * 4, 2 * 4 * 5, 0)
+
+
 def test_what_stands_in_for_a_separable_convolution_is_said():
     inputs = keras.Input((4, 4, 2))
     x = layers.OverTime(keras.layers.SeparableConv2D(2, 3), name="separable")(encoders.create("poisson", 3)(inputs))

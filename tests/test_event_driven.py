@@ -214,6 +214,57 @@ def test_layers_as_they_may_be_stacked(gradient: str) -> None:
     assert_same(model, inputs, nets.upstream(B))
 
 
+def full() -> SpikingModel:
+    """Every neuron fires at every step, so that no list has room left, but for those of the last layer, which tell how
+    large their currents are: they fire at every other step. More channels than registers hold at once; averages of the
+    input, and every other pixel, in front of weights; a current that two layers of neurons read."""
+    inputs = keras.Input((T, 12, 12, 2))
+
+    def over(layer: Any, x: Any) -> Any:
+        return OverTime(layer)(x)
+
+    x = over(keras.layers.AveragePooling2D(2), SpikeInput(T)(inputs))
+    x = LIF(0.9, 0.25)(over(keras.layers.Conv2D(144, 2, use_bias=False), x))
+    current = over(keras.layers.Conv2D(48, 2, use_bias=False), x)
+    averages = over(keras.layers.AveragePooling2D(2), LIF(0.9, 0.25)(current))
+    picked = over(keras.layers.AveragePooling2D(1, 2), LIF(0.8, 0.25)(current))
+    x = keras.layers.Add()([over(keras.layers.Conv2D(272, 2, use_bias=False), y) for y in (averages, picked)])
+    x = over(keras.layers.Flatten(), LIF(0.9, 80.0)(x))
+    return SpikingModel(inputs, Readout(0.9)(over(keras.layers.Dense(nets.CLASSES), x)))
+
+
+def test_full_lists_of_wide_layers() -> None:
+    model = full()
+    for variable, value in zip(model.trainable_variables, nets.set_grid_weights(model, 8.0)[:4]):
+        variable.assign(np.abs(value))
+    model.configure_engine(kernel="events")
+    assert model.engine.refusal_of_events(True) is None
+    inputs = np.ones((2, T, 12, 12, 2), "f") * np.random.default_rng(0).choice([1, 2], (2, T, 1, 1, 1)).astype("f")
+    *counts, last = (count.numpy() for count in model.observe(inputs)[1].values())
+    assert all(count.min() == T for count in counts) and (last == T // 2).all()
+    assert_same(model, inputs, nets.upstream(2))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_current_of_a_still_image_on_top_of_one_that_changes(gradient: str) -> None:
+    image = keras.Input((4, 4, 2))
+
+    def conv(x: Any) -> Any:
+        return OverTime(keras.layers.Conv2D(5, 3, padding="same"))(x)
+
+    x = DirectEncoder(T)(image)
+    current = conv(LIF(0.9, gradient=gradient)(conv(x)))
+    x = keras.layers.Add()([current, conv(x)])
+    x = keras.layers.Add()([conv(LIF(0.8, gradient=gradient)(current)), conv(LIF(0.9, 0.5, gradient)(x))])
+    x = OverTime(keras.layers.Flatten())(LIF(0.9, gradient=gradient)(x))
+    model = SpikingModel(image, Readout(0.9)(OverTime(keras.layers.Dense(nets.CLASSES))(x)))
+    nets.set_grid_weights(model, 8.0)
+    model.configure_engine(kernel="events")
+    images = np.rint(np.random.default_rng(0).uniform(0, 1, (B, 4, 4, 2)) * 64).astype("f") / 64
+    assert all(0.05 < np.mean(count) / T < 0.95 for count in model.observe(images)[1].values())
+    assert_same(model, images, nets.upstream(B))
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_gradients_of_counts_and_penalties(gradient: str) -> None:
     model, _, inputs, dL_do = scene("residual", gradient)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import nets
 import oracle
 from tfspike import LIF, ThresholdNorm, analysis, config, conversion, models, training
 from tfspike.conversion import command, options
@@ -257,10 +258,18 @@ def test_layers_without_a_relu_between_keep_their_units() -> None:
     np.testing.assert_allclose(rates, activations, atol=0.5 * 4.0 / 32 + 1e-5)
 
 
+@pytest.mark.parametrize("use_bias, dtype", [(False, "bfloat16"), (True, "float32")])
+def test_a_bias_is_added_in_float32(use_bias: bool, dtype: str) -> None:
+    image, policy = keras.Input((4,)), {"dtype": "mixed_bfloat16"}
+    x = keras.layers.ReLU(name="relu", **policy)(keras.layers.Dense(3, use_bias=use_bias, **policy)(image))
+    ann = keras.Model(image, keras.layers.Dense(2, use_bias=False, **policy)(x))
+    assert conversion.build(ann, {"relu": 1.0}, 3, method="rueckauer").get_layer("relu_lif").compute_dtype == dtype
+
+
 def test_a_network_with_a_gate_is_analysed_and_balanced_by_its_spikes() -> None:
     ann, images = own(keras.layers.MaxPooling2D(2), inside=True), images_of(3, 6, 6, 1)
     found = conversion.convert(ann, images, "spike_norm", timesteps=30)
-    assert found.scales["second_relu"] > 0
+    assert nets.currents_on_calibration(found.model, images)["second_lif"].max() == pytest.approx(1.0, abs=0.05)
     measured = analysis.analyse(found.model, images, np.zeros(3, np.int64))
     with pytest.warns(UserWarning, match="layer by layer.*MaxPoolGate.*follows from all steps"):
         counts = found.model.observe(images, seed=0)[1]

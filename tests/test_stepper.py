@@ -70,6 +70,17 @@ def test_it_fires_as_the_engine_and_the_layers_do(leak: float) -> None:
         np.testing.assert_allclose(found.values[call.output], by_layers[call.output], rtol=1e-5, atol=1e-6)
 
 
+def test_neurons_begin_where_they_start() -> None:
+    inputs = keras.Input((T, N))
+    neurons = LIF(0.9, 0.7, "rate", reset="subtract", start=0.5, name="lif")
+    model = SpikingModel(inputs, Readout(0.9)(neurons(SpikeInput(T)(inputs))))
+    currents = np.rint(np.random.default_rng(0).normal(0.2, 0.5, (B, T, N)) * 64).astype("f") / 64
+    state = stepper.initial_state(model.plan, B)
+    np.testing.assert_allclose(state["lif"], np.full((B, N), 0.35), rtol=1e-6)
+    found = stepper.advance(model.plan, tf.constant(np.moveaxis(currents, 1, 0)), state)
+    np.testing.assert_array_equal(tf.reduce_sum(found.layers["lif"].spikes, 0), model.observe(currents)[1]["lif"])
+
+
 @pytest.mark.parametrize("lengths", [[1] * T, [3, 4], [5, 1, 1]])
 def test_stretches_joined_are_the_window(lengths: list[int]) -> None:
     model, train = scene()

@@ -410,6 +410,9 @@ def test_milestones_multiply_the_learning_rate_after_finished_epochs() -> None:
     rates = [schedule.learning_rate(settings, 10 * done, 10) for done in (0, 1, 2, 4, 5)]
     assert rates == pytest.approx([1, 1, .1, .1, .01])
     assert schedule.learning_rate(settings, 19, 10) == 1  # an epoch has ended only after its last step
+    settings = dataclasses.replace(settings, epochs=9, warmup_epochs=3)
+    rates = [schedule.learning_rate(settings, step, 10) for step in (0, 14, 19, 20, 29, 30, 50)]
+    assert rates == pytest.approx([1 / 30, 15 / 30, 20 / 30, .07, .1, .1, .01])
 
 
 def test_cosine_falls_to_zero_over_all_epochs_after_the_warm_up() -> None:

@@ -364,7 +364,7 @@ class _Tally:
         fired = tf.stack([tf.reduce_sum(tf.reshape(nonzero[x], (steps, inputs.shape[0], -1)), -1)
                           for x in self._counted_layers])
         updates = [_updates(state[name], layer.membranes, first) for name, layer in stretch.layers.items()]
-        updates.append(tf.cast(tf.size(stretch.readout), tf.float64))
+        updates.append(_updates(state[self.simulation.plan.readout.name], tf.unstack(stretch.readout), first))
         return events, unit, fired, tf.stack(updates), stretch.state, stretch.readout
 
     def _columns(self, potentials: tf.Tensor, spikes: np.ndarray) -> tuple[np.ndarray, ...]:

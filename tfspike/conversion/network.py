@@ -201,8 +201,7 @@ class Network:
                 weights.append((inner, [kernel * units.factor(call.source, call.output),
                                         *(value / units.of(call.output) for value in bias)]))
             if step.kind == "pool":
-                # a sum of n spikes, over n, exceeds 1 - 1/n strictly from the n-th spike on
-                out = PoolingIF(1.0 - 1.0 / math.prod(layer.pool_size), gradient, dtype=layer.dtype_policy,
+                out = PoolingIF(pooling_threshold(layer.pool_size), gradient, dtype=layer.dtype_policy,
                                 name=short if short != call.name else f"{short}_if")(out)
             return out
 
@@ -246,6 +245,18 @@ class _Units:
     def factor(self, source: Any, output: Any) -> float:
         """What brings values of one tensor into the unit of another."""
         return self.of(source) / self.of(output)
+
+
+def pooling_threshold(pool_size: tuple[int, ...], exact: bool = True) -> float:
+    """Of neurons that fire with the n-th spike of n pixels: what the sum of n spikes, over n, exceeds and n - 1 do not.
+
+    Args:
+      pool_size: of the average in front, n pixels in all.
+      exact: multiples of 1/n are added up without rounding where n is a power of 2: the threshold is 1 - 1/n then, .75
+        of 2x2. Elsewhere a rounded sum of n - 1 spikes might exceed that, and it lies halfway to the sum of n.
+    """
+    pixels = math.prod(pool_size)
+    return 1.0 - (1.0 if exact and pixels & (pixels - 1) == 0 else 0.5) / pixels
 
 
 def drops(layer: Any) -> bool:

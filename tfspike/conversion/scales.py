@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfspike.checks import number
 from tfspike.conversion.methods import Method
-from tfspike.conversion.network import INPUT, Network, Neurons, drops
+from tfspike.conversion.network import INPUT, Network, Neurons, drops, pooling_threshold
 from tfspike.engine import plan as plans
 from tfspike.errors import UserError
 from tfspike.neurons import encoders, gradients, noise
@@ -109,7 +109,8 @@ def from_currents(network: Network, images: np.ndarray, percentile: float, encod
             scales[name] = _percentile(positive, percentile, name)
             neuron, scale = Neuron.lif(1.0, 1.0, start=start), scales[name]
         else:
-            neuron = Neuron.pooling(1.0 - 1.0 / float(np.prod(step.call.layer.pool_size)))
+            # in the ANN's units a spike counts the scale, and its shares are rounded whatever the pool
+            neuron = Neuron.pooling(pooling_threshold(step.call.layer.pool_size, exact=False))
             scale = scales[str(network.origin[output])]
         trains[output] = [tf.cast(_fire(currents / scale, neuron), tf.int8)
                           for currents in _currents(network, neurons, trains, scales)]

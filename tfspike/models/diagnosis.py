@@ -395,10 +395,11 @@ class Watch:
     def _grown(self, layer: str, stats: Mapping[str, float]) -> str:
         """Says by how much the weights into `layer` (or, failing that, in front of it) have grown, if they have."""
         for name in self._feeding.get(layer, []):
-            before, now = self._start_norm.get(name, 0.0), stats.get(f"weight_norm/{name}", 0.0)
-            if before > 0.0 and now > GROWTH * before:
-                return f"updates that are too large: the weights of {name} have grown {factor(now / before)} " \
-                       "since the start"
+            for weight, before in self._start_norm.items():
+                now = stats.get(f"weight_norm/{weight}", 0.0)
+                if weight in (name, f"{name}.kernel") and now > GROWTH * before > 0.0:
+                    return f"updates that are too large: the weights of {name} have grown {factor(now / before)} " \
+                           "since the start"
         return ""
 
     # ---- bookkeeping -------------------------------------------------------------------------------------------

@@ -212,6 +212,7 @@ def synapse(row: Any, constants: Any, lists: Any, decay: Any, first: int, steps:
         at_start, end = out[col.STARTS], out[col.ENTRIES]
         starts[at_start] = end
     for s in range(steps):
+        given = 0 if listed[col.CONSTANT_LIST] else s  # what is the same at every step is listed once
         if row[col.SCATTERED] == 1:
             scatter(row, listed, s, starts, entries, values, weights, floats)
         for y in range(row[col.OH]):
@@ -230,10 +231,10 @@ def synapse(row: Any, constants: Any, lists: Any, decay: Any, first: int, steps:
                     vectors.add_scaled(floats, at, weights, row[col.WEIGHTS] + bias, columns, _ONE)
                 elif row[col.SOURCE] >= 0:
                     if row[col.WEIGHTED]:
-                        n = rows_under(row, listed, s, y, x, starts, entries, values, rows, factors)
+                        n = rows_under(row, listed, given, y, x, starts, entries, values, rows, factors)
                         add_rows(floats, at, columns, weights, row[col.WEIGHTS], rows, n, valued, factors)
                     else:
-                        add_spikes(row, scale, listed, s, y, x, starts, entries, values, floats, at)
+                        add_spikes(row, scale, listed, given, y, x, starts, entries, values, floats, at)
                 if target == col.READ:
                     for c in range(columns):
                         floats[at + c] *= constants[col.LEAKS]
