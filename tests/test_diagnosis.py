@@ -308,7 +308,6 @@ def test_the_first_rates_of_a_run_are_those_of_its_first_part(lenet):
     assert not rises(older, lenet, range(100, 200, 10))
 
 
-def test_neurons_that_hardly_ever_fire_are_named(lenet):
 def test_a_layer_that_saturates_later_was_driven_there(lenet):
     watch, said = Watch(lenet, Config()), []
     for step in range(0, 80, 10):
